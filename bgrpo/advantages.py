@@ -1,0 +1,82 @@
+"""From rewards to advantages. Groups may be ragged (fewer beams than asked for); every result is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bgrpo.errors import UserError
+
+STD_EPSILON = 1e-4
+"""Added to a standard deviation before dividing by it, as TRL does."""
+
+KINDS = ("mean", "std", "batch", "none", "leave_one_out", "probability_weighted")
+
+
+def advantages(
+    rewards: Sequence[Sequence[float]], logprobs: Sequence[Sequence[float]], kind: str, alpha: float = 1.0
+) -> list[list[float]]:
+    """Advantages of a batch of groups.
+
+    Args:
+        rewards: one list per group.
+        logprobs: summed log-probability of each completion, same shape; read by ``probability_weighted`` only.
+        kind: ``mean`` r - mean(r); ``std`` the same over the group's standard deviation (n - 1, plus
+            :data:`STD_EPSILON`; the deviation of a single completion is 0); ``batch`` the same over the standard
+            deviation of all rewards of the batch; ``none`` r; ``leave_one_out`` r_k minus the mean of the others
+            (0 for a single completion: there is nothing to compare with); ``probability_weighted``
+            K w_k (r_k - sum_j w_j r_j) with w = softmax(alpha logprob), the gradient of the expected reward over the
+            group (minimum-risk training, Shen et al. 2016).
+        alpha: sharpness of ``probability_weighted``.
+
+    Raises:
+        UserError: unknown kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"advantage.kind={kind!r}: expected one of {', '.join(KINDS)}")
+    if kind == "batch":
+        every = np.concatenate([np.asarray(group, np.float64) for group in rewards]) if rewards else np.zeros(0)
+        scale = _deviation(every) + STD_EPSILON
+        return [(_centred(group) / scale).tolist() for group in rewards]
+    return [
+        _group_advantages(np.asarray(group, np.float64), np.asarray(group_logprobs, np.float64), kind, alpha).tolist()
+        for group, group_logprobs in zip(rewards, logprobs, strict=True)
+    ]
+
+
+def is_informative(rewards: Sequence[float], kind: str = "mean") -> bool:
+    """Whether a group teaches anything: its rewards are not all equal.
+
+    Without a baseline (``kind`` is ``none``) equal rewards teach too, unless they are all 0.
+    """
+    if kind == "none":
+        return any(reward != 0 for reward in rewards)
+    return any(reward != rewards[0] for reward in rewards)
+
+
+def _group_advantages(rewards_K: np.ndarray, logprobs_K: np.ndarray, kind: str, alpha: float) -> np.ndarray:
+    if kind == "none":
+        return rewards_K
+    if np.ptp(rewards_K) == 0:  # exactly 0: Adam would turn rounding noise into full steps
+        return np.zeros_like(rewards_K)
+    if kind == "mean":
+        return _centred(rewards_K)
+    if kind == "std":
+        return _centred(rewards_K) / (_deviation(rewards_K) + STD_EPSILON)
+    size = len(rewards_K)
+    if kind == "leave_one_out":
+        return _centred(rewards_K) * size / max(size - 1, 1)
+    weights_K = np.exp(alpha * (logprobs_K - logprobs_K.max()))
+    weights_K /= weights_K.sum()
+    return size * weights_K * (rewards_K - (weights_K * rewards_K).sum())
+
+
+def _centred(rewards: Sequence[float] | np.ndarray) -> np.ndarray:
+    """r - mean(r), exactly 0 where all are equal, whose mean may be rounded."""
+    values = np.asarray(rewards, np.float64)
+    return values - values.mean() if np.ptp(values) > 0 else np.zeros_like(values)
+
+
+def _deviation(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,204 @@
+"""The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
+
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 a training run stopped with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bgrpo.errors import UserError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Reinforcement learning with beam groups (BGRPO), as a service on Ray.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench_app = typer.Typer(help="Measure the speed of one part.")
+app.add_typer(bench_app, name="bench")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, for example rollout.group_size=20."),
+]
+ConfigName = Annotated[str | None, typer.Option("--config", help="Name of a shipped configuration, or a YAML file.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DataFile = Annotated[Path, typer.Option("--data", metavar="FILE", help="Data file, one problem per line.")]
+Policy = Annotated[str, typer.Option("--policy", help="'shipped', a directory, or a Hugging Face model id.")]
+Ring = Annotated[str, typer.Option("--ring", help="Coefficients that an outer polynomial may have: ZZ or QQ.")]
+NewTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; default: the configuration's, or 64."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Torch threads; 0: one per core.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Reinforcement learning with beam groups (BGRPO), as a service on Ray."""
+    if show_version:
+        try:
+            print(version("bgrpo"))
+        except PackageNotFoundError:
+            raise UserError("bgrpo is not installed: pip install -e . in the repository") from None
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    resume: Resume = None,
+    submit: Annotated[
+        str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Train a policy by reinforcement learning; with --submit, on a cluster, following the job's log."""
+    from bgrpo.commands import submit_training, train_policy
+
+    if submit is not None:
+        return submit_training(submit, config, overrides or [], resume, as_json)
+    return train_policy(config, overrides or [], resume, as_json)
+
+
+@app.command()
+def pretrain(overrides: Overrides = None, config: ConfigName = None, resume: Resume = None) -> int:
+    """Train a policy by supervision, from generated or given problems."""
+    from bgrpo.commands import pretrain_policy
+
+    return pretrain_policy(config, overrides or [], resume)
+
+
+@app.command()
+def evaluate(
+    policy: Policy = "shipped",
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Data file to measure on.")] = None,
+    config: Annotated[
+        str, typer.Option("--config", help="Configuration whose test problems serve when --data is not given.")
+    ] = "quickstart",
+    problems: Annotated[int | None, typer.Option("--problems", min=1, help="At most so many problems.")] = None,
+    beam_width: Annotated[
+        list[int] | None, typer.Option("--beam-width", min=1, help="Width of beam@k; may be repeated.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Samples per problem for pass@k; 0: none.")] = 10,
+    max_new_tokens: NewTokens = None,
+    ring: Ring = "ZZ",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the samples.")] = 0,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Measure a policy: greedy, beam@k, pass@k and beam-rank score with 95 % intervals, and by category."""
+    from bgrpo.commands import Decoding, evaluate_policy
+
+    widths = beam_width or [1, 3, 5, 10]
+    decoding = Decoding(policy, ring, max_new_tokens, threads)
+    return evaluate_policy(decoding, data, config, problems, widths, samples, seed, as_json)
+
+
+@app.command()
+def decode(
+    data: DataFile,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines to write.")],
+    policy: Policy = "shipped",
+    beam_width: Annotated[int, typer.Option("--beam-width", min=1, help="Completions per problem.")] = 10,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems.")] = None,
+    max_new_tokens: NewTokens = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Problems decoded at once.")] = 64,
+    ring: Ring = "ZZ",
+    threads: Threads = 0,
+) -> int:
+    """Write the checked beams of every problem of a file, best first."""
+    from bgrpo.commands import Decoding, decode_file
+
+    return decode_file(Decoding(policy, ring, max_new_tokens, threads), data, out, beam_width, limit, batch)
+
+
+@app.command()
+def verify(data: DataFile, ring: Ring = "ZZ", as_json: AsJson = False) -> int:
+    """Check every line's own answer."""
+    from bgrpo.commands import verify_data
+
+    return verify_data(data, ring, as_json)
+
+
+@app.command("generate-data")
+def generate_data(
+    degrees: Annotated[
+        list[str], typer.Option("--degrees", metavar="OUTER,INNER", help="Degrees, for example 2,3; may be repeated.")
+    ],
+    coefficients: Annotated[int, typer.Option("--coefficients", min=1, help="Coefficients lie within ± this.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="How many problems.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Data file to write.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same file.")] = 0,
+    kind: Annotated[
+        str, typer.Option("--kind", help="What an answer holds: single, single_with_outer, multi or singlet.")
+    ] = "single",
+    variables: Annotated[int | None, typer.Option("--variables", min=1, help="Variables of multi and singlet.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the file does not depend on it.")] = 1,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option("--exclude", metavar="FILE", help="Leave out the problems of this file; may be repeated."),
+    ] = None,
+) -> int:
+    """Write random problems with their answers, exact, distinct, and the same for the same seed."""
+    from bgrpo.commands import GeneratorRequest, generate_problems
+
+    request = GeneratorRequest(degrees, coefficients, kind, variables, exclude or [])
+    return generate_problems(request, count, seed, out, workers)
+
+
+@app.command()
+def doctor(
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are to live.")] = Path("runs"),
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,
+    as_json: AsJson = False,
+) -> int:
+    """Is this machine fit to train? Exit status 1 when something must be mended first."""
+    from bgrpo.commands import examine_machine
+
+    return examine_machine(runs, ray, as_json)
+
+
+@bench_app.command("task")
+def bench_task(
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for each measurement.")] = 3.0,
+    as_json: AsJson = False,
+) -> int:
+    """Microseconds per check and generated problems per second, on one core."""
+    from bgrpo.commands import measure_task
+
+    return measure_task(seconds, as_json)
+
+
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it from 0.29 on
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit status. A user's error is one line, anything unexpected a traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = app(given or ["--help"], prog_name="bgrpo", standalone_mode=False)
+    except UserError as error:
+        message = str(error)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "bgrpo"
+        message = f"{error.format_message()} (see {command} --help)"
+    except (typer.Abort, KeyboardInterrupt):  # newer typer returns this status itself
+        return INTERRUPTED
+    else:
+        return status or 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,381 @@
+"""The one typed configuration tree: YAML file, then dotted overrides, then checks that show their arithmetic."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bgrpo.errors import UserError
+
+SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "ray_jobs" / "configs"
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are not coerced silently, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+C = TypeVar("C", bound=Section)
+
+
+class ProblemSource(Section):
+    """Where problems come from: a data file, or the task's generator."""
+
+    file: str | None = Field(None, description="data file; when set, nothing is generated")
+    options: dict[str, Any] = Field({}, description="the task's generator options, for example degrees, coefficients")
+    count: Positive = Field(1000, description="how many problems to generate, or at most to read from the file")
+    seed: NonNegative = Field(0, description="seed of the generator")
+
+
+class TaskSection(Section):
+    """The problems and their exact check."""
+
+    name: str = Field("polynomial", description="'polynomial' or 'module:Class'")
+    options: dict[str, Any] = Field({}, description="arguments of the task, for example ring: QQ")
+    train: ProblemSource = Field(ProblemSource(count=50000, seed=1), description="problems to learn from")
+    validation: ProblemSource = Field(ProblemSource(count=500, seed=2), description="problems for model selection")
+    test: ProblemSource = Field(ProblemSource(count=1000, seed=3), description="problems for the before/after table")
+    allow_bad_lines: bool = Field(False, description="train on a file some of whose own answers are wrong")
+
+
+class PolicySection(Section):
+    """The policy that training starts from; also the frozen reference of the KL term."""
+
+    path: str = Field("shipped", description="'shipped', a directory, or a Hugging Face model id")
+
+
+class RolloutSection(Section):
+    """How completions are decoded, and by how many actors."""
+
+    actors: Positive = Field(2, description="rollout actors")
+    group_size: Annotated[int, Field(ge=2)] = Field(10, description="K: completions (beams or samples) per prompt")
+    prompts_per_step: Positive = Field(32, description="prompts decoded for one training step")
+    prompts_per_request: Positive = Field(16, description="prompts in one request; fixed whatever the number of actors")
+    max_new_tokens: Positive = Field(32, description="longest completion, end token included")
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling; beams are always at 1")
+    dtype: Literal["fp32", "bf16"] = Field("fp32", description="of the rollout actors' weights")
+    threads: Positive = Field(1, description="torch threads of one actor")
+    cpus_per_actor: Annotated[float, Field(ge=0)] = Field(0.5, description="Ray CPUs that one actor reserves")
+    gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0.0, description="Ray GPUs that one actor reserves")
+    timeout_s: Annotated[float, Field(gt=0)] = Field(300.0, description="longest wait for one request")
+    skip_uninformative: bool = Field(True, description="leave groups whose rewards are all equal out of the update")
+    max_extra_draws: NonNegative = Field(0, description="times to draw further prompts to replace uninformative groups")
+
+
+class VerifierSection(Section):
+    """The processes that check completions."""
+
+    processes: Positive = Field(1, description="verifier actors, each with one killable child process")
+    timeout_s: Annotated[float, Field(gt=0)] = Field(5.0, description="limit of one check; past it the child is killed")
+
+
+class RewardSection(Section):
+    """From outcome and rank to a number."""
+
+    kind: Literal["simple", "rank", "reverse_rank", "function"] | None = Field(
+        None, description="default: rank for bgrpo, simple for grpo and reinforce"
+    )
+    function: str | None = Field(None, description="'module:function' called as f(prompt, completion) -> float")
+    tau: Annotated[float, Field(gt=0)] | None = Field(None, description="scale of the rank reward; default: group_size")
+    wrong_reward: float = Field(0.0, description="reward of a completion that is not correct")
+    balance_negatives: bool = Field(False, description="set wrong rewards so that each mixed group sums to zero")
+
+
+class AdvantageSection(Section):
+    """From rewards to advantages."""
+
+    kind: Literal["mean", "std", "batch", "none", "leave_one_out", "probability_weighted"] | None = Field(
+        None, description="default: mean for bgrpo, std for grpo, leave_one_out for reinforce"
+    )
+    alpha: Annotated[float, Field(gt=0)] = Field(1.0, description="sharpness of probability_weighted")
+
+
+class LearnerSection(Section):
+    """The update, and the processes that do it."""
+
+    workers: Positive = Field(1, description="learner processes; gradients are averaged, groups never split")
+    threads: NonNegative = Field(0, description="torch threads of one learner; 0 means cores / workers")
+    cpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.5, description="Ray CPUs that one learner reserves")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.0, description="Ray GPUs that one learner reserves")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="peak learning rate of AdamW")
+    warmup_steps: NonNegative = Field(10, description="training steps of linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after the warm-up")
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="where the schedule ends")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.99, description="of AdamW")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm is clipped to this")
+    epsilon: Annotated[float, Field(gt=0)] = Field(0.2, description="clip range of the probability ratio")
+    beta: Annotated[float, Field(ge=0)] = Field(0.01, description="weight of the k3 KL to the reference policy")
+    num_iterations: Positive = Field(1, description="mu: passes over each batch of rollouts")
+    minibatches: Positive = Field(1, description="optimizer steps per pass")
+    micro_groups: Positive = Field(8, description="groups per forward pass of one learner (bounds memory)")
+    max_kl: Annotated[float, Field(gt=0)] = Field(10.0, description="stop with a message when KL passes this")
+    max_failures: NonNegative = Field(3, description="learner crashes to survive by resuming from the last checkpoint")
+
+
+class EvaluationSection(Section):
+    """Held-out metrics."""
+
+    every: NonNegative = Field(0, description="training steps between validations; 0: none")
+    problems: Positive = Field(200, description="validation problems used each time")
+    beam_widths: list[Positive] = Field([1, 3, 5, 10], description="beam@k widths of the before/after table")
+    samples: NonNegative = Field(10, description="samples per problem for pass@k; 0: none")
+    final: bool = Field(True, description="make the before/after table on the test problems")
+
+
+class CheckpointSection(Section):
+    """When to save, and what to keep."""
+
+    every: Positive = Field(50, description="training steps between checkpoints")
+    keep: Positive = Field(2, description="newest checkpoints to keep; the best one is kept besides")
+    metric: str = Field("beam_rank_score", description="validation metric that decides which checkpoint is best")
+
+
+class TrackingSection(Section):
+    """MLflow."""
+
+    enabled: bool = Field(True, description="record the run in MLflow")
+    uri: str | None = Field(None, description="tracking server; default: an embedded sqlite store in run.dir")
+    experiment: str = Field("bgrpo", description="MLflow experiment")
+
+
+class RunSection(Section):
+    """Where the run lives. On a cluster this folder must be visible to the driver and to every learner."""
+
+    dir: str = Field("runs", description="folder of all runs")
+    name: str | None = Field(None, description="name of this run; default: config, algorithm and start time")
+
+
+class WatchdogSection(Section):
+    """What to do when nothing moves."""
+
+    stall_s: Annotated[float, Field(gt=0)] = Field(180.0, description="say who waits for whom after this silence")
+
+
+class TrainConfig(Section):
+    """One training run: ``bgrpo train --config NAME key=value …``; every key below may be given as an override."""
+
+    algorithm: Literal["bgrpo", "grpo", "reinforce"] = Field("bgrpo", description="beams, samples, or plain REINFORCE")
+    steps: Positive = Field(100, description="training steps: one batch of rollouts each")
+    seed: NonNegative = Field(0, description="of prompt order, sampling and initialisation")
+    policy: PolicySection = PolicySection()
+    task: TaskSection = TaskSection()
+    rollout: RolloutSection = RolloutSection()
+    verifier: VerifierSection = VerifierSection()
+    reward: RewardSection = RewardSection()
+    advantage: AdvantageSection = AdvantageSection()
+    learner: LearnerSection = LearnerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+    run: RunSection = RunSection()
+    watchdog: WatchdogSection = WatchdogSection()
+
+    @property
+    def decode_mode(self) -> Literal["beam", "sample"]:
+        """BGRPO's groups are beams, the others' are samples."""
+        return "beam" if self.algorithm == "bgrpo" else "sample"
+
+    @property
+    def reward_kind(self) -> str:
+        """The reward asked for, or the algorithm's default."""
+        if self.reward.kind is not None:
+            return self.reward.kind
+        if self.reward.function is not None:
+            return "function"
+        return "rank" if self.algorithm == "bgrpo" else "simple"
+
+    @property
+    def advantage_kind(self) -> str:
+        """The advantage asked for, or the algorithm's default."""
+        defaults = {"bgrpo": "mean", "grpo": "std", "reinforce": "leave_one_out"}
+        return self.advantage.kind or defaults[self.algorithm]
+
+    @property
+    def optimizer_steps_per_step(self) -> int:
+        """Optimizer steps made from one batch of rollouts."""
+        return self.learner.num_iterations * self.learner.minibatches
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        rollout, learner = self.rollout, self.learner
+        parts = learner.workers * learner.minibatches
+        if rollout.prompts_per_step % parts:
+            raise ValueError(
+                f"rollout.prompts_per_step={rollout.prompts_per_step} does not divide into whole groups: "
+                f"learner.workers={learner.workers} × learner.minibatches={learner.minibatches} = {parts}, and "
+                f"{rollout.prompts_per_step} = {rollout.prompts_per_step // parts} × {parts} + "
+                f"{rollout.prompts_per_step % parts}; the nearest that does is "
+                f"{max(1, round(rollout.prompts_per_step / parts)) * parts}"
+            )
+        if self.decode_mode == "sample" and self.reward_kind in ("rank", "reverse_rank"):
+            raise ValueError(
+                f"reward.kind={self.reward_kind} needs ranked beams, but algorithm={self.algorithm} draws samples, "
+                f"which have no rank: use reward.kind=simple, or algorithm=bgrpo"
+            )
+        if self.reward_kind == "function" and self.reward.function is None:
+            raise ValueError("reward.kind=function needs reward.function='module:function'")
+        if self.reward.function is not None and self.reward_kind != "function":
+            raise ValueError(f"reward.function is set but reward.kind={self.reward_kind}: use reward.kind=function")
+        if self.algorithm == "reinforce" and learner.num_iterations != 1:
+            raise ValueError(
+                f"algorithm=reinforce is on-policy: learner.num_iterations={learner.num_iterations} must be 1"
+            )
+        if rollout.max_extra_draws and not rollout.skip_uninformative:
+            raise ValueError("rollout.max_extra_draws needs rollout.skip_uninformative=true")
+        return self
+
+
+class PretrainConfig(Section):
+    """Supervised training of a policy from generated or given data: ``bgrpo pretrain --config NAME key=value …``."""
+
+    seed: NonNegative = Field(0, description="of initialisation and data order")
+    layers: Positive = Field(3, description="transformer blocks")
+    heads: Positive = Field(4, description="attention heads per block")
+    width: Positive = Field(128, description="width of the residual stream; a multiple of heads")
+    context: Positive = Field(256, description="longest prompt plus completion in tokens")
+    task: TaskSection = TaskSection()
+    steps: Positive = Field(2000, description="optimizer steps")
+    batch_size: Positive = Field(64, description="lines per optimizer step, over all workers")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate of AdamW")
+    warmup_steps: NonNegative = Field(100, description="optimizer steps of linear warm-up")
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="where the cosine ends and stays"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of AdamW")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient norm is clipped to this")
+    bf16: bool = Field(True, description="bf16 autocast; weights stay fp32")
+    workers: Positive = Field(1, description="Ray Train workers; gradients are averaged")
+    threads: NonNegative = Field(0, description="torch threads of one worker; 0 means cores / workers")
+    cpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.5, description="Ray CPUs that one worker reserves")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.0, description="Ray GPUs that one worker reserves")
+    max_failures: NonNegative = Field(3, description="worker crashes to survive by resuming from the last checkpoint")
+    max_new_tokens: Positive = Field(32, description="longest answer, end token included")
+    validate_every: Positive = Field(500, description="optimizer steps between validations and checkpoints")
+    validation_problems: Positive = Field(200, description="held-out problems per validation")
+    keep: Positive = Field(2, description="newest checkpoints to keep; the best one is kept besides")
+    tracking: TrackingSection = TrackingSection()
+    run: RunSection = RunSection()
+    out: str | None = Field(None, description="where to write the policy; default: the run folder")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of workers={self.workers}")
+        if self.max_new_tokens >= self.context:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} leaves no room in context={self.context}")
+        return self
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration tree, sections included."""
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def load_config(model: type[C], config: str | None, overrides: Sequence[str] = ()) -> C:
+    """Read a configuration.
+
+    Args:
+        model: the tree's class, :class:`TrainConfig` or :class:`PretrainConfig`.
+        config: name of a shipped configuration (``quickstart``), path of a YAML file, or None for the defaults.
+        overrides: ``key.path=value`` each; values are read as YAML.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown key (with the nearest known one), or a value that does not fit.
+    """
+    tree = _read_yaml(_find(config)) if config is not None else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"override {override!r}: expected key=value, for example rollout.group_size=10")
+        _assign(tree, key.strip().split("."), _parse_value(key, text), override)
+    return build_config(model, tree, source=config or "defaults")
+
+
+def build_config(model: type[C], tree: dict[str, Any], source: str) -> C:
+    """Validate a plain dictionary; ``source`` names it in errors."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(_explain(model, item) for item in error.errors())) from None
+
+
+def dump_config(config: Section, path: Path) -> None:
+    """Write the whole tree as YAML, so that loading it again gives an equal configuration."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+
+
+def _find(config: str) -> Path:
+    for path in (Path(config), SHIPPED_CONFIGS / f"{config}.yaml"):
+        if path.is_file():
+            return path
+    shipped = sorted(path.stem for path in SHIPPED_CONFIGS.glob("*.yaml"))
+    raise UserError(f"--config {config}: no such file, and no shipped configuration of that name; shipped: {shipped}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {type(tree).__name__}")
+    return tree
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}={text}: not a YAML value: {' '.join(str(error).split())}") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override {override!r}: {key} is a value, not a section")
+    tree[path[-1]] = value
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        nearest = _nearest(key, known_keys(model))
+        return f"unknown key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}={item['input']!r}: {message}" if key else message
+
+
+def _nearest(key: str, known: Iterable[str]) -> str | None:
+    known = list(known)
+    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not matches:  # right name, wrong section
+        last = key.rpartition(".")[2]
+        matches = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in known], n=1, cutoff=0.8)
+        matches = [name for name in known if matches and name.rpartition(".")[2] == matches[0]][:1]
+    return matches[0] if matches else None

@@ -1,0 +1,157 @@
+"""Decoding of whole requests: checks, batches, and groups in the order of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from bgrpo.decoding.beam import BeamChooser
+from bgrpo.decoding.sample import SampleChooser, uniform_streams
+from bgrpo.decoding.search import Traces, search
+from bgrpo.decoding.settings import DecodeSettings
+from bgrpo.decoding.slots import NO_TOKEN, Chooser
+from bgrpo.decoding.support import check_supported
+from bgrpo.errors import UserError
+from bgrpo.groups import Completion, Group
+
+
+class DecodeEngine:
+    """Completes prompts with a causal language model of transformers, which stays as it is.
+
+    The model's weights may change between calls. Decoding the same request again, with the same weights and threads,
+    gives the identical result; in another batch a prompt gets the same result up to floating-point ties.
+
+    Args:
+        model: decoder-only; its device and dtype are used.
+        max_rows: most completions decoded at once; bounds memory.
+        poll_every: steps between looks at whether all is finished. Default: 1 on the CPU; 8 on other devices, where
+            each look waits for the device.
+
+    Raises:
+        UserError: the model cannot be decoded exactly.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, max_rows: int = 1024, poll_every: int | None = None) -> None:
+        check_supported(model)
+        self._model = model
+        self._max_rows = max_rows
+        self._poll_every = poll_every or (1 if model.device.type == "cpu" else 8)
+
+    def decode(
+        self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, seeds: Sequence[int] | None = None
+    ) -> list[Group]:
+        """One group per prompt, in order.
+
+        Args:
+            prompts: token ids.
+            settings: beams or samples, how many, how long.
+            seeds: for samples, one non-negative integer per prompt: its samples depend on no other prompt's. Beams
+                need none and ignore them.
+
+        Returns:
+            Beams best first, all distinct, fewer than K only where fewer sequences exist; samples in draw order.
+
+        Raises:
+            UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds are missing.
+            FloatingPointError: the model's logits are not numbers.
+        """
+        self._check_prompts(prompts, settings)
+        seeds = _checked_seeds(seeds, len(prompts)) if settings.mode == "sample" else [0] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
+        size = max(1, self._max_rows // settings.completions)
+        groups: dict[int, Group] = {}
+        with _evaluation_mode(self._model):
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
+                traces = search(
+                    self._model,
+                    [prompts[index] for index in batch],
+                    self._chooser(settings, [seeds[index] for index in batch]),
+                    width=settings.completions,
+                    steps=settings.max_new_tokens,
+                    pad=settings.pad_token_id,
+                    poll_every=self._poll_every,
+                )
+                _check_numbers(traces, batch)
+                groups.update(zip(batch, _assemble(traces, settings), strict=True))
+        return [groups[index] for index in range(len(prompts))]
+
+    def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
+        if settings.mode == "beam":
+            return BeamChooser(settings.completions, settings.eos_token_id)
+        uniforms_GKT = uniform_streams(seeds, settings.completions, settings.max_new_tokens)
+        return SampleChooser(uniforms_GKT.to(self._model.device), settings.eos_token_id, settings.temperature)
+
+    def _check_prompts(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
+        vocabulary, context = self._model.config.vocab_size, self._model.config.max_position_embeddings
+        for name in ("eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(settings, name) < vocabulary:
+                raise UserError(
+                    f"{name}={getattr(settings, name)}: the model's vocabulary has ids 0 to {vocabulary - 1}"
+                )
+        for index, prompt in enumerate(prompts):
+            total = len(prompt) + settings.max_new_tokens
+            if not len(prompt):
+                raise UserError(f"prompt {index} is empty: expected at least one token")
+            if total > context:
+                raise UserError(
+                    f"prompt {index} is too long: {len(prompt)} tokens + max_new_tokens={settings.max_new_tokens} = "
+                    f"{total}, and the model's context has {context}"
+                )
+            if min(prompt) < 0 or max(prompt) >= vocabulary:
+                raise UserError(
+                    f"prompt {index} has token ids from {min(prompt)} to {max(prompt)}: the model's vocabulary has "
+                    f"ids 0 to {vocabulary - 1}"
+                )
+
+
+def _checked_seeds(seeds: Sequence[int] | None, prompts: int) -> Sequence[int]:
+    if seeds is None or len(seeds) != prompts:
+        raise UserError(f"sampling {prompts} prompts needs {prompts} seeds, found {len(seeds or [])}")
+    if min(seeds, default=0) < 0:
+        raise UserError(f"seed {min(seeds)}: expected 0 or more")
+    return seeds
+
+
+@contextmanager
+def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off, and afterwards put every module back into its own mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_numbers(traces: Traces, batch: Sequence[int]) -> None:
+    bad = torch.isnan(traces.scores_GK).any(1).nonzero().squeeze(1).tolist()
+    if bad:
+        raise FloatingPointError(
+            f"the model's logits are not numbers after prompt {min(batch[row] for row in bad)}: its weights hold NaN "
+            f"or infinity, or are so large that the computation overflows"
+        )
+
+
+def _assemble(traces: Traces, settings: DecodeSettings) -> list[Group]:
+    lengths = (traces.tokens_GKT != NO_TOKEN).sum(-1).tolist()
+    exists = (traces.scores_GK > -torch.inf).tolist()
+    tokens, logps = traces.tokens_GKT.tolist(), traces.logps_GKT.tolist()
+    first_slots = traces.first_slots_GK.tolist()
+    groups = []
+    for g, group_lengths in enumerate(lengths):
+        completions = [
+            Completion(tokens[g][k][:length], logps[g][k][:length], tokens[g][k][length - 1] == settings.eos_token_id)
+            for k, length in enumerate(group_lengths)
+            if exists[g][k]
+        ]
+        if settings.mode == "beam":
+            completions.sort(key=lambda completion: (-completion.logprob, completion.tokens))
+        else:
+            completions = [completions[k] for k in sorted(range(len(completions)), key=first_slots[g].__getitem__)]
+        groups.append(Group(completions))
+    return groups

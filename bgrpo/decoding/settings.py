@@ -1,0 +1,43 @@
+"""What to decode: beams or samples, how many, how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bgrpo.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """How every prompt of a request is completed.
+
+    Attributes:
+        mode: ``beam`` searches for the most probable completions, ``sample`` draws independent ones.
+        completions: K, beams or samples per prompt; may exceed the vocabulary size.
+        max_new_tokens: longest completion, end token included.
+        eos_token_id: the one token that ends a completion.
+        pad_token_id: fills unused places of the input tensors, always masked, so any id of the vocabulary serves. It
+            is not forbidden as output: completions follow the model's own distribution, in which it is a token.
+        temperature: divides the logits when samples are drawn; beams, and log-probabilities returned, are at 1.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    mode: Literal["beam", "sample"]
+    completions: int
+    max_new_tokens: int
+    eos_token_id: int
+    pad_token_id: int
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("beam", "sample"):
+            raise UserError(f"decode mode {self.mode!r}: expected 'beam' or 'sample'")
+        if self.completions < 1:
+            raise UserError(f"completions={self.completions}: expected at least 1 beam or sample per prompt")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature}: expected a number above 0")

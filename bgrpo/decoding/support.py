@@ -1,0 +1,52 @@
+"""Which models the tree-shaped decoding serves exactly; all others are refused by name."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from bgrpo.errors import UserError
+
+SUPPORTED_MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+"""Decoder-only models whose attention reads positions from ``position_ids`` and nothing from key indices."""
+
+SUPPORTED_ATTENTION = ("eager", "sdpa")
+"""Attention implementations that take a 4-D additive mask."""
+
+SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angle depends on the token's own position only, not on the longest sequence at hand."""
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Refuse a model whose logits would differ between the tree and a plain forward pass.
+
+    Raises:
+        UserError: names the model and the property that is not supported.
+    """
+    config = model.config
+    name = f"{type(model).__name__} (model_type {config.model_type!r})"
+    reason = _reason_to_refuse(config)
+    if reason is None and model.get_output_embeddings() is None:
+        reason = "it has no language-modelling head; load it with AutoModelForCausalLM"
+    if reason is not None:
+        raise UserError(f"{name} cannot be decoded: {reason}")
+
+
+def _reason_to_refuse(config: PretrainedConfig) -> str | None:
+    if config.is_encoder_decoder:
+        return "it is an encoder-decoder; decoder-only models are supported"
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        return f"supported model types are {', '.join(SUPPORTED_MODEL_TYPES)}"
+    if getattr(config, "add_cross_attention", False):
+        return "it has cross-attention; decoder-only models are supported"
+    layer_types = getattr(config, "layer_types", None) or []
+    if set(layer_types) - {"full_attention"} or (not layer_types and getattr(config, "sliding_window", None)):
+        return "it has sliding-window layers; set sliding_window=None if its contexts are shorter than the window"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") not in SUPPORTED_ROPE_TYPES:
+        return f"rope_type {rope['rope_type']!r} depends on the longest sequence of the batch"
+    if config._attn_implementation not in SUPPORTED_ATTENTION:
+        return (
+            f"attn_implementation {config._attn_implementation!r} takes no tree-shaped mask; load it with "
+            f"attn_implementation='sdpa'"
+        )
+    return None

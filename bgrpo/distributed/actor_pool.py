@@ -1,0 +1,263 @@
+"""Carries out the commands of :class:`.pool_state.PoolState` with Ray actors. Lives inside an asyncio event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import asdict, dataclass
+from typing import Any, NoReturn
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
+
+from bgrpo.distributed.pool_records import Answer, Command, Dispatch, Kill, Load, PoolLimits, Refuse, Spawn
+from bgrpo.distributed.pool_state import PoolState
+from bgrpo.errors import UserError
+
+WATCH_GROUP = "watch"
+_NOISE = re.compile(r"\x1b\[[0-9;]*m|^[ ^]*\^[ ^]*\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an actor's process runs."""
+
+    pid: int
+    host: str
+    node: str
+
+
+class PooledActor:
+    """What a pool asks of its actors. Subclasses do the work in :meth:`serve`.
+
+    A :class:`UserError` from :meth:`prepare` means that no actor can start, one from :meth:`serve` that the request is
+    wrong wherever it is done; any other exception costs the actor its life.
+    """
+
+    def prepare(self) -> Place:
+        """Do whatever must come before the first request, and say where the process runs."""
+        return Place(os.getpid(), socket.gethostname(), ray.get_runtime_context().get_node_id())
+
+    def load(self, weights: Hashable, buffer: Any) -> None:
+        """Hold these weights from now on; only called in pools whose requests name weights."""
+        raise NotImplementedError
+
+    def serve(self, request: Any) -> Any:
+        """Answer one request."""
+        raise NotImplementedError
+
+    @ray.method(concurrency_group=WATCH_GROUP)
+    def linger(self) -> NoReturn:
+        """Never return: the call fails the moment the process ends, which is how the pool learns of it."""
+        while True:
+            threading.Event().wait()
+
+
+class PoolError(RuntimeError):
+    """The pool cannot answer a request; the message holds the root cause with its traceback and host."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    payload: Any
+    future: asyncio.Future[Any]
+
+
+class ActorPool:
+    """A pool of ``size`` actors that answers requests, whichever of them die.
+
+    Args:
+        name: of one actor, in reports: ``"rollout actor"``.
+        size: number of actors.
+        limits: see :class:`PoolLimits`.
+        spawn: creates one actor of a :class:`PooledActor` class that was made remote with :func:`remote_class`.
+        fetch: object store reference of weights, for :meth:`PooledActor.load`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        limits: PoolLimits,
+        spawn: Callable[[], ActorHandle],
+        fetch: Callable[[Any], ray.ObjectRef] | None = None,
+    ) -> None:
+        self.name = name
+        self.state = PoolState(size, limits)
+        self._spawn = spawn
+        self._fetch = fetch
+        self._handles: dict[int, ActorHandle] = {}
+        self._places: dict[int, Place] = {}
+        self._open: dict[int, _Open] = {}
+        self._submitted = 0
+        self._user_errors: set[int] = set()
+        self.started_wrong = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Spawn the actors; does not wait for them."""
+        self._obey(self.state.start(time.monotonic()))
+
+    def tick(self) -> None:
+        """To be called a few times per second: notices time limits, replaces the dead."""
+        self._obey(self.state.tick(time.monotonic()))
+
+    def prefer(self, weights: Hashable) -> None:
+        """Actors without work load these weights in advance."""
+        self._obey(self.state.prefer(weights, time.monotonic()))
+
+    async def request(self, payload: Any, weights: Hashable, limit_s: float) -> Any:
+        """Have one request answered.
+
+        Args:
+            payload: argument of :meth:`PooledActor.serve`.
+            weights: what the actor must hold; None when it needs none.
+            limit_s: an actor that works longer on it is killed, and the request done again elsewhere.
+
+        Raises:
+            UserError: the request, or the pool's configuration, is wrong.
+            PoolError: too many actors died.
+        """
+        number = self._submitted
+        self._submitted += 1
+        open_ = self._open[number] = _Open(payload, asyncio.get_running_loop().create_future())
+        self._obey(self.state.submit(number, weights, limit_s, time.monotonic()))
+        try:
+            return await open_.future
+        except asyncio.CancelledError:
+            self._open.pop(number, None)
+            self._obey(self.state.withdraw(number, time.monotonic()))
+            raise
+
+    def status(self) -> dict[str, Any]:
+        """State of every actor, the queue, and the first failure (``at``: seconds ago)."""
+        now, state, failure = time.monotonic(), self.state, self.state.first_failure
+        actors = [
+            {
+                "actor": actor.number,
+                "state": str(actor.state),
+                "for_s": now - actor.since,
+                **(asdict(self._places[actor.number]) if actor.number in self._places else {}),
+            }
+            for actor in state.actors.values()
+        ]
+        return {
+            "actors": actors,
+            "queue": len(state.queue),
+            "oldest_wait_s": state.oldest_wait(now),
+            "restarts": state.restarts,
+            "first_failure": None if failure is None else {**asdict(failure), "at": now - failure.at},
+            "failure": state.failure,
+        }
+
+    def report(self) -> list[str]:
+        """Who waits for whom, for how long."""
+        lines = [f"{self.name}s: {line}" for line in self.state.describe(time.monotonic())]
+        if self.state.first_failure is not None:
+            failure = self.state.first_failure
+            lines.append(f"{self.name}s: first failure: actor {failure.actor}, {failure.doing}: {failure.cause}")
+        return lines
+
+    def shutdown(self) -> None:
+        """Kill the actors; open requests fail."""
+        for task in self._tasks:
+            task.cancel()
+        self._obey(self.state.abandon(f"the {self.name}s were shut down", time.monotonic()))
+        for number in list(self._handles):
+            self._kill(number)
+
+    def _obey(self, commands: list[Command], reply: Any = None) -> None:
+        for command in commands:
+            match command:
+                case Spawn(actor):
+                    self._in_background(self._live(actor))
+                case Load(actor, weights):
+                    self._in_background(self._load(actor, self._handles[actor], weights))
+                case Dispatch(actor, request):
+                    self._in_background(self._serve(actor, self._handles[actor], request, self._open[request].payload))
+                case Kill(actor, _):
+                    self._kill(actor)
+                case Answer(request):
+                    future = self._open.pop(request).future
+                    if not future.done():  # done: cancelled just now
+                        future.set_result(reply)
+                case Refuse(request, cause):
+                    wrong = self.started_wrong or request in self._user_errors
+                    future = self._open.pop(request).future
+                    if not future.done():
+                        future.set_exception(UserError(cause) if wrong else PoolError(cause))
+
+    async def _live(self, actor: int) -> None:
+        handle = self._handles[actor] = self._spawn()
+        try:
+            self._places[actor] = await handle.prepare.remote()
+            self._obey(self.state.spawned(actor, time.monotonic()))
+            await handle.linger.remote()
+        except UserError as error:
+            self.started_wrong = True
+            self._lose(actor, error, fatal=True)
+        except RayError as error:
+            self._lose(actor, error)
+
+    async def _load(self, actor: int, handle: ActorHandle, weights: Hashable) -> None:
+        assert self._fetch is not None, "only pools with weights load"
+        try:
+            await handle.load.remote(weights, self._fetch(weights))
+        except ObjectLostError as error:
+            self._obey(self.state.weights_lost(actor, weights, explain(error), time.monotonic()))
+        except RayError as error:
+            self._lose(actor, error)
+        else:
+            self._obey(self.state.loaded(actor, weights, time.monotonic()))
+
+    async def _serve(self, actor: int, handle: ActorHandle, request: int, payload: Any) -> None:
+        try:
+            reply = await handle.serve.remote(payload)
+        except UserError as error:
+            self._user_errors.add(request)
+            self._obey(self.state.refused(actor, request, explain(error), time.monotonic()))
+        except RayError as error:
+            self._lose(actor, error)
+        else:
+            self._obey(self.state.replied(actor, request, time.monotonic()), reply)
+
+    def _lose(self, actor: int, error: Exception, fatal: bool = False) -> None:
+        place = self._places.get(actor)
+        where = f" (pid {place.pid} on {place.host})" if place is not None and not fatal else ""
+        self._kill(actor)
+        self._obey(self.state.died(actor, explain(error) + where, time.monotonic(), fatal))
+
+    def _kill(self, actor: int) -> None:
+        handle = self._handles.pop(actor, None)
+        self._places.pop(actor, None)
+        if handle is not None:
+            ray.kill(handle, no_restart=True)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:  # nobody else would hear of it
+            cause = f"the pool of {self.name}s is broken: {type(error).__name__}: {error}"
+            self._obey(self.state.abandon(cause, time.monotonic()))
+
+
+def remote_class(actor_class: type[PooledActor]) -> Any:
+    """The Ray actor class of a pooled actor: never restarted by Ray, because the pool does that."""
+    return ray.remote(max_restarts=0, concurrency_groups={WATCH_GROUP: 1})(actor_class)  # type: ignore[call-overload]
+
+
+def explain(error: Exception) -> str:
+    """What Ray says about a failure, without colours: a user error's one line, or the remote traceback."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+        return str(error.cause)
+    return _NOISE.sub("", str(error)).strip()

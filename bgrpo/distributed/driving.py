@@ -1,0 +1,121 @@
+"""What a driver does while Ray Train workers work: start them, wait without blocking signals, surface what failed."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from rich.console import Console
+
+from bgrpo.distributed.failures import final_failure, read_failures
+from bgrpo.distributed.session import Demand
+from bgrpo.errors import UserError
+
+STOP_FILE = "stop"
+STOPPED_STATUS = 143  # as a shell reports a process ended by SIGTERM
+
+
+def fit_workers(loop: Callable[[dict[str, Any]], None], job: object, demand: Demand, name: str, failures: int) -> None:
+    """Run ``loop({"job": job})`` in Ray Train workers until it returns in all of them.
+
+    Args:
+        loop: the workers' function; called again from the start, in new processes, after one was lost.
+        job: its argument.
+        demand: how many workers, and what each reserves; with GPUs they talk through NCCL, else through gloo.
+        name: of the run.
+        failures: losses to survive.
+    """
+    resources = {"CPU": demand.cpus}
+    if demand.gpus:
+        resources["GPU"] = demand.gpus
+    with tempfile.TemporaryDirectory(prefix="bgrpo-train-") as storage:  # our checkpoints live in the run's folder
+        TorchTrainer(
+            loop,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="nccl" if demand.gpus else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=demand.count, use_gpu=bool(demand.gpus), resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=name, storage_path=storage, failure_config=ray.train.FailureConfig(max_failures=failures)
+            ),
+        ).fit()
+
+
+class Background:
+    """One call in a thread, so that the main thread can show progress and take signals.
+
+    Attributes:
+        error: what the call raised, once it has ended.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.error: BaseException | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float) -> bool:
+        """True once the call has ended; waits at most this long for it."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            self.error = error
+
+
+def raise_failure(run_dir: Path, since: float, error: BaseException | None) -> None:
+    """Raise what made the workers fail, if they did: the first cause, not the last consequence.
+
+    Args:
+        run_dir: folder of the run.
+        since: seconds since 1970 when this attempt at the run began.
+        error: what Ray Train raised.
+
+    Raises:
+        UserError: a failure that the user can mend.
+        RuntimeError: any other, with the traceback and host of the first one.
+    """
+    final = final_failure(run_dir, since)
+    if final is not None:
+        raise UserError(final.message)
+    if error is not None:
+        failures = read_failures(run_dir, since)
+        cause = f"first failure, {failures[0].where}:\n{failures[0].trace}" if failures else str(error)
+        raise RuntimeError(f"training failed; the last complete checkpoint is kept.\n{cause}") from error
+
+
+@contextmanager
+def stop_on_signal(run_dir: Path, console: Console) -> Iterator[None]:
+    """SIGTERM (``ray job stop``) and the first Ctrl-C ask the workers to save a checkpoint and end.
+
+    Installed after ``ray.init``, which sets handlers of its own. A second Ctrl-C interrupts at once.
+    """
+    flag = run_dir / STOP_FILE
+    flag.unlink(missing_ok=True)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        flag.touch()
+        console.print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping", highlight=False)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

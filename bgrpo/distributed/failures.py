@@ -1,0 +1,62 @@
+"""What went wrong in a learner, written where the driver finds it: the first cause, not only "a worker died"."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bgrpo.errors import UserError
+
+FILE = "failures.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One exception in one learner.
+
+    Attributes:
+        when: seconds since 1970.
+        final: doing it again would fail again (a :class:`UserError`), so learners are not restarted.
+        where: learner, process and host.
+        message: of a ``final`` failure: the line for the user; else type and message.
+        trace: the traceback.
+    """
+
+    when: float
+    final: bool
+    where: str
+    message: str
+    trace: str
+
+
+def record_failure(run_dir: Path, error: Exception, rank: int) -> None:
+    """Append to the run's list of failures; several learners may do so at once."""
+    final = isinstance(error, UserError)
+    failure = Failure(
+        when=time.time(),
+        final=final,
+        where=f"learner {rank} (process {os.getpid()} on {socket.gethostname()})",
+        message=str(error) if final else f"{type(error).__name__}: {error}",
+        trace="".join(traceback.format_exception(error)),
+    )
+    with (run_dir / FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(failure)) + "\n")
+
+
+def read_failures(run_dir: Path, since: float = 0.0) -> list[Failure]:
+    """The run's failures from ``since`` (seconds since 1970) on, earliest first."""
+    path = run_dir / FILE
+    if not path.exists():
+        return []
+    failures = [Failure(**json.loads(line)) for line in path.read_text("utf-8").splitlines() if line]
+    return sorted((failure for failure in failures if failure.when >= since), key=lambda failure: failure.when)
+
+
+def final_failure(run_dir: Path, since: float) -> Failure | None:
+    """The failure that ends the run, if there is one."""
+    return next((failure for failure in read_failures(run_dir, since) if failure.final), None)

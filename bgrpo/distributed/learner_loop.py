@@ -1,0 +1,115 @@
+"""What each Ray Train worker runs: one learner of a training run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+
+from bgrpo.checkpoints import CheckpointStore
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.driving import STOP_FILE
+from bgrpo.distributed.failures import final_failure, record_failure
+from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource
+from bgrpo.learner_state import policy_folder
+from bgrpo.problem_files import read_problems
+from bgrpo.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerJob:
+    """What a learner needs to know.
+
+    Attributes:
+        config: the run's configuration.
+        folder: the run's folder, visible to every learner.
+        service: handle of the rollout service.
+        started: seconds since 1970 when this attempt at the run began; earlier failures are of other attempts.
+    """
+
+    config: TrainConfig
+    folder: RunFolder
+    service: Any
+    started: float
+
+
+def learner_loop(settings: dict[str, LearnerJob]) -> None:
+    """Train from the newest complete checkpoint on; Ray Train calls this again after a learner was lost.
+
+    A failure that would come again (a user's error, a divergence) is recorded and not tried again.
+    """
+    job = settings["job"]
+    rank = ray.train.get_context().get_world_rank()
+    if final_failure(job.folder.path, job.started) is not None:
+        return
+    try:
+        _learn(job, rank)
+    except Exception as error:
+        record_failure(job.folder.path, error, rank)
+        raise
+
+
+def _learn(job: LearnerJob, rank: int) -> None:
+    import torch
+
+    from bgrpo.policies.io import load_policy
+    from bgrpo.trainer import BGRPOTrainer
+
+    config, folder = job.config, job.folder
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.learner.threads or max(1, cores // config.learner.workers))
+    torch.manual_seed(config.seed)
+    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
+    resume = store.latest()
+    start = load_policy(config.policy.path)
+    policy = start if resume is None else load_policy(str(policy_folder(resume)))
+    reference = start.model if config.learner.beta > 0 and resume is not None else None
+    problems = len(read_problems(folder.data / "train.jsonl"))
+    if rank == 0:
+        folder.truncate_after(0 if resume is None else store.step_of(resume))
+    trainer = BGRPOTrainer(
+        config,
+        policy.model,
+        policy.tokenizer,
+        ServiceRolloutSource(job.service, config),
+        problems,
+        output_dir=folder.path / "trl",
+        reference=reference,
+        store=store,
+        resume=resume,
+        on_step=_StepWriter(folder) if rank == 0 else None,
+        validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
+        should_stop=(folder.path / STOP_FILE).exists,
+    )
+    trainer.run()
+
+
+class _StepWriter:
+    """Appends each step's metrics to the run's ``metrics.jsonl``, which the driver follows."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        self._folder.append_metrics(int(metrics["step"]), metrics)
+
+
+class _Validator:
+    """Held-out metrics of the present weights, decoded by the rollout actors."""
+
+    def __init__(self, job: LearnerJob, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._job = job
+        self._tokenizer = tokenizer
+        problems = read_problems(job.folder.data / "validation.jsonl")
+        self._problems = problems[: job.config.evaluation.problems]
+
+    def __call__(self, version: int) -> dict[str, float]:
+        from bgrpo.evaluation import RANK_WIDTH, evaluate
+
+        decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
+        return evaluate(decode, self._problems, [RANK_WIDTH], samples=0, seed=self._job.config.seed).metrics()

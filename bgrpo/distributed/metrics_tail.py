@@ -1,0 +1,48 @@
+"""Following a run's ``metrics.jsonl`` while a learner writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class MetricsTail:
+    """New steps of a metrics file, each once.
+
+    A learner that resumes from a checkpoint cuts the file back and writes some steps again; those are passed over.
+
+    Args:
+        path: of the file; need not exist yet.
+        last_step: steps up to this one are known.
+    """
+
+    def __init__(self, path: Path, last_step: int = 0) -> None:
+        self._path = path
+        self._offset = 0
+        self._inode = 0
+        self.last_step = last_step
+
+    def new_steps(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Steps written since the last call, with their metrics; a line still being written waits for the next call."""
+        try:
+            with self._path.open("rb") as file:
+                self._rewind_if_rewritten(file.fileno())
+                file.seek(self._offset)
+                written = file.read()
+        except FileNotFoundError:
+            return
+        whole = written[: written.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            record = json.loads(line)
+            step = record.pop("step")
+            if step > self.last_step:
+                self.last_step = step
+                yield step, {name: value for name, value in record.items() if value is not None and name != "time"}
+
+    def _rewind_if_rewritten(self, handle: int) -> None:
+        info = os.fstat(handle)
+        if info.st_ino != self._inode or info.st_size < self._offset:
+            self._inode, self._offset = info.st_ino, 0

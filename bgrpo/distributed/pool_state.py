@@ -1,0 +1,280 @@
+"""The pool of actors as a pure state machine: events and the time come in, commands go out, nothing else happens.
+
+An actor is ``starting`` → (``loading`` →) ``idle`` ⇄ ``busy``, and from anywhere ``dead``. A dead actor never comes
+back: its slot gets another actor under a new number, which starts from nothing. Numbers of actors and requests are
+never used twice, so a late event about a dead actor or an answered request is recognised and ignored.
+
+    starting ──spawned──► idle ──Load──► loading ──loaded──► idle ──Dispatch──► busy ──replied──► idle
+        └───────────┴───────────┴── died, or past its time limit ──┴──────────────────┘
+                                         └──► dead ──(back-off)──► Spawn of another actor
+
+Every request ends in exactly one ``Answer`` or ``Refuse``, or is withdrawn by the caller. :mod:`.actor_pool` carries
+the commands out with Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from bgrpo.distributed.pool_records import (
+    Actor,
+    ActorState,
+    Answer,
+    Command,
+    Dispatch,
+    Failure,
+    Kill,
+    Load,
+    PoolLimits,
+    Refuse,
+    Request,
+    Slot,
+    Spawn,
+)
+
+
+@dataclass
+class PoolState:
+    """All that is known about the pool. Methods named after events return the commands that follow from them.
+
+    Attributes:
+        size: number of slots.
+        first_failure: of the pool's whole life.
+        failure: why the pool gave up; None while it works. A pool that gave up refuses every request.
+        restarts: actors spawned beyond the first of each slot.
+    """
+
+    size: int
+    limits: PoolLimits = field(default_factory=PoolLimits)
+    actors: dict[int, Actor] = field(default_factory=dict)
+    slots: list[Slot] = field(default_factory=list)
+    requests: dict[int, Request] = field(default_factory=dict)
+    queue: list[int] = field(default_factory=list)
+    preferred: Hashable = None
+    first_failure: Failure | None = None
+    failure: str | None = None
+    restarts: int = 0
+    _root: Failure | None = None
+    _spawned: int = 0
+    _commands: list[Command] = field(default_factory=list)
+
+    def start(self, now: float) -> list[Command]:
+        """Fill every slot."""
+        self.slots = [Slot(spawn_at=now) for _ in range(self.size)]
+        return self.tick(now)
+
+    def submit(self, number: int, weights: Hashable, limit_s: float, now: float) -> list[Command]:
+        """A new request; ``number`` was never used before."""
+        if self.failure is not None:
+            return [Refuse(number, self.failure)]
+        self.requests[number] = Request(number, weights, limit_s, now)
+        self.queue.append(number)
+        return self._proceed(now)
+
+    def withdraw(self, number: int, now: float) -> list[Command]:
+        """Nobody waits for this request any more. An actor that works on it finishes, and its reply is ignored."""
+        self.requests.pop(number, None)
+        if number in self.queue:
+            self.queue.remove(number)
+        return self._proceed(now)
+
+    def prefer(self, weights: Hashable, now: float) -> list[Command]:
+        """Actors without other work load these weights in advance."""
+        self.preferred = weights
+        return self._proceed(now)
+
+    def spawned(self, number: int, now: float) -> list[Command]:
+        """The actor is up, and holds no weights."""
+        actor = self._in_state(number, ActorState.STARTING)
+        if actor is None:
+            return []
+        self._enter(actor, ActorState.IDLE, math.inf, now)
+        return self._proceed(now)
+
+    def loaded(self, number: int, weights: Hashable, now: float) -> list[Command]:
+        """The actor holds the weights it was told to load."""
+        actor = self._in_state(number, ActorState.LOADING)
+        if actor is None or actor.loading != weights:
+            return []
+        actor.holds = weights
+        self._enter(actor, ActorState.IDLE, math.inf, now)
+        return self._proceed(now)
+
+    def weights_lost(self, number: int, weights: Hashable, cause: str, now: float) -> list[Command]:
+        """The weights cannot be fetched by anybody: their owner is gone. Waiting requests for them are refused."""
+        actor = self._in_state(number, ActorState.LOADING)
+        if actor is None or actor.loading != weights:
+            return []
+        if self.preferred == weights:
+            self.preferred = None
+        for request in [number for number in self.queue if self.requests[number].weights == weights]:
+            self._refuse(request, f"the weights it needs are lost: {cause}")
+        self._enter(actor, ActorState.IDLE, math.inf, now)
+        return self._proceed(now)
+
+    def replied(self, number: int, request: int, now: float) -> list[Command]:
+        """The actor finished the request."""
+        actor = self._in_state(number, ActorState.BUSY)
+        if actor is None or actor.request != request:
+            return []
+        if request in self.requests:
+            del self.requests[request]
+            self._commands.append(Answer(request))
+        self._root = None
+        for slot in self.slots:
+            slot.streak = 0
+        self.slots[actor.slot].own_streak = 0
+        self._enter(actor, ActorState.IDLE, math.inf, now)
+        return self._proceed(now)
+
+    def refused(self, number: int, request: int, cause: str, now: float) -> list[Command]:
+        """The actor says that the request itself is wrong: doing it again elsewhere would end the same way."""
+        actor = self._in_state(number, ActorState.BUSY)
+        if actor is None or actor.request != request:
+            return []
+        if request in self.requests:
+            self._refuse(request, cause)
+        self._enter(actor, ActorState.IDLE, math.inf, now)
+        return self._proceed(now)
+
+    def died(self, number: int, cause: str, now: float, fatal: bool = False) -> list[Command]:
+        """The actor is gone; ``fatal`` when any other would fail in the same way, so that the pool gives up at once."""
+        if number in self.actors:
+            self._bury(number, cause, now, fatal)
+        return self._proceed(now)
+
+    def abandon(self, cause: str, now: float) -> list[Command]:
+        """Give up: every request is refused, now and later, and no actor is replaced."""
+        self._give_up(cause)
+        return self._proceed(now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Time passes: actors past a limit are killed, empty slots are filled."""
+        for actor in list(self.actors.values()):
+            if now - actor.since > actor.limit_s:
+                reason = f"{self._doing(actor)} for more than {actor.limit_s:g} s"
+                self._commands.append(Kill(actor.number, reason))
+                self._bury(actor.number, f"killed because it was {reason}", now)
+        if self.failure is None:
+            for index, slot in enumerate(self.slots):
+                if slot.actor is None and now >= slot.spawn_at:
+                    self._spawn(index, slot, now)
+        return self._proceed(now)
+
+    def oldest_wait(self, now: float) -> float:
+        """Age in seconds of the oldest open request; 0 when there is none."""
+        return max((now - request.submitted for request in self.requests.values()), default=0.0)
+
+    def describe(self, now: float) -> list[str]:
+        """One line per open request and per actor: who waits for whom, for how long."""
+        lines = []
+        workers = {actor.request: actor for actor in self.actors.values() if actor.request is not None}
+        for request in self.requests.values():
+            where = f"at actor {workers[request.number].number}" if request.number in workers else "in the queue"
+            lines.append(f"request {request.number} has waited {now - request.submitted:.1f} s, is {where}")
+        for actor in self.actors.values():
+            lines.append(f"actor {actor.number} has been {self._doing(actor)} for {now - actor.since:.1f} s")
+        for index, slot in enumerate(self.slots):
+            if slot.actor is None and self.failure is None:
+                lines.append(f"slot {index} is empty, next actor in {max(0.0, slot.spawn_at - now):.1f} s")
+        return lines
+
+    def _proceed(self, now: float) -> list[Command]:
+        """Give idle actors something to do, and hand out all commands gathered since the event."""
+        idle = [actor for actor in self.actors.values() if actor.state == ActorState.IDLE]
+        on_their_way = Counter(actor.loading for actor in self.actors.values() if actor.state == ActorState.LOADING)
+        for number in list(self.queue):
+            if not idle:
+                break
+            request = self.requests[number]
+            holder = next((actor for actor in idle if actor.holds == request.weights), None)
+            if holder is not None:
+                idle.remove(holder)
+                self.queue.remove(number)
+                self._enter(holder, ActorState.BUSY, request.limit_s, now)
+                holder.request = number
+                self._commands.append(Dispatch(holder.number, number))
+            elif on_their_way[request.weights] > 0:
+                on_their_way[request.weights] -= 1
+            else:
+                self._load(idle.pop(0), request.weights, now)
+        for actor in idle:
+            if self.preferred is not None and actor.holds != self.preferred:
+                self._load(actor, self.preferred, now)
+        commands, self._commands = self._commands, []
+        return commands
+
+    def _bury(self, number: int, cause: str, now: float, fatal: bool = False) -> None:
+        actor = self.actors.pop(number)
+        failure = Failure(number, now, self._doing(actor), cause)
+        self.first_failure = self.first_failure or failure
+        self._root = self._root or failure
+        slot = self.slots[actor.slot]
+        slot.actor = None
+        slot.streak += 1
+        slot.own_streak += 1
+        slot.spawn_at = now + self._backoff(slot.own_streak)
+        if fatal:
+            self._give_up(f"an actor cannot start: {cause}")
+        elif slot.streak > self.limits.respawns:
+            root = self._root
+            self._give_up(
+                f"{slot.streak} actors failed in a row without one answer in between; "
+                f"the first was actor {root.actor}, {root.doing}: {root.cause}"
+            )
+        if actor.request in self.requests:
+            self._redo(self.requests[actor.request], cause)
+
+    def _load(self, actor: Actor, weights: Hashable, now: float) -> None:
+        self._enter(actor, ActorState.LOADING, self.limits.load_s, now)
+        actor.loading, actor.holds = weights, None
+        self._commands.append(Load(actor.number, weights))
+
+    def _spawn(self, index: int, slot: Slot, now: float) -> None:
+        actor = Actor(self._spawned, index, now, self.limits.start_s)
+        self.restarts += self._spawned >= self.size
+        self._spawned += 1
+        self.actors[actor.number] = actor
+        slot.actor = actor.number
+        self._commands.append(Spawn(actor.number))
+
+    def _redo(self, request: Request, cause: str) -> None:
+        request.deaths += 1
+        if request.deaths >= self.limits.deaths_per_request:
+            self._refuse(request.number, f"{request.deaths} actors in a row died over it; the last: {cause}")
+        else:
+            self.queue.insert(0, request.number)
+
+    def _refuse(self, number: int, cause: str) -> None:
+        del self.requests[number]
+        if number in self.queue:
+            self.queue.remove(number)
+        self._commands.append(Refuse(number, cause))
+
+    def _give_up(self, failure: str) -> None:
+        if self.failure is None:
+            self.failure = failure
+            for number in list(self.requests):
+                self._refuse(number, failure)
+
+    def _backoff(self, streak: int) -> float:
+        if streak < 2:
+            return 0.0
+        return min(self.limits.max_backoff_s, self.limits.backoff_s * 2 ** min(streak - 2, 30))
+
+    def _in_state(self, number: int, state: ActorState) -> Actor | None:
+        actor = self.actors.get(number)
+        return actor if actor is not None and actor.state == state else None
+
+    def _enter(self, actor: Actor, state: ActorState, limit_s: float, now: float) -> None:
+        actor.state, actor.since, actor.limit_s, actor.loading, actor.request = state, now, limit_s, None, None
+
+    def _doing(self, actor: Actor) -> str:
+        if actor.state == ActorState.LOADING:
+            return f"loading weights {actor.loading}"
+        if actor.state == ActorState.BUSY:
+            return f"busy with request {actor.request}"
+        return str(actor.state)

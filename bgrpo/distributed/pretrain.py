@@ -1,0 +1,197 @@
+"""Supervised training as a Ray Train job: check, start Ray, train, export the best policy."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.train
+from rich.console import Console
+
+from bgrpo.checkpoints import CheckpointStore
+from bgrpo.config import PretrainConfig
+from bgrpo.distributed.driving import (
+    STOP_FILE,
+    STOPPED_STATUS,
+    Background,
+    fit_workers,
+    raise_failure,
+    stop_on_signal,
+)
+from bgrpo.distributed.failures import final_failure, record_failure
+from bgrpo.distributed.metrics_tail import MetricsTail
+from bgrpo.distributed.session import pretraining_demand, ray_session
+from bgrpo.errors import UserError
+from bgrpo.policies.io import check_target
+from bgrpo.pretrain import export_best, make_data, train
+from bgrpo.progress import PRETRAINING_COLUMNS, TrainingProgress
+from bgrpo.run_folder import RunFolder, flatten, load_new_config, load_resumed_config
+from bgrpo.tracking import Tracker, open_command, tracking_uri
+
+POLL_S = 0.25
+NOT_OF_THE_RESULT = ("run.", "tracking.")  # left out of the command that makes a policy again
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """What a supervised run left behind.
+
+    Attributes:
+        folder: the run's folder.
+        policy: directory of the best policy; None when the run was asked to stop before its last step.
+        tracking_uri: where MLflow recorded it; None when it did not.
+    """
+
+    folder: RunFolder
+    policy: Path | None
+    tracking_uri: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainJob:
+    """What a worker needs to know.
+
+    Attributes:
+        config: the run's configuration.
+        folder: the run's folder, visible to every worker.
+        started: seconds since 1970 when this attempt at the run began; earlier failures are of other attempts.
+    """
+
+    config: PretrainConfig
+    folder: RunFolder
+    started: float
+
+
+def run_from_command_line(config_name: str | None, overrides: list[str], resume: str | None) -> int:
+    """What ``bgrpo pretrain`` and ``python -m ray_jobs.pretrain`` do; returns the exit status."""
+    console = Console()
+    if resume is None:
+        config = load_new_config(PretrainConfig, config_name, overrides)
+    elif config_name is None:
+        config = load_resumed_config(PretrainConfig, resume, overrides)
+    else:
+        raise UserError("--config and --resume do not go together: a resumed run has its own config.yaml")
+    named = ["--config", config_name] if config_name is not None else []
+    remembered = [override for override in overrides if not override.startswith(NOT_OF_THE_RESULT)]
+    command = shlex.join(["bgrpo", "pretrain", *named, *remembered])
+    result = run_pretrain(config, config_name, resume is not None, command, console)
+    if result.policy is None:
+        console.print(f"stopped; go on with: bgrpo pretrain --resume {result.folder.path}", soft_wrap=True)
+        return STOPPED_STATUS
+    console.print(f"policy: {result.policy}", highlight=False, soft_wrap=True)
+    if result.tracking_uri is not None:
+        console.print(f"MLflow: {open_command(result.tracking_uri)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def run_pretrain(
+    config: PretrainConfig,
+    config_name: str | None = None,
+    resume: bool = False,
+    command: str = "bgrpo pretrain --config pretrain.yaml, with the configuration below in that file",
+    console: Console | None = None,
+) -> PretrainResult:
+    """Train as ``config`` says, on the cluster we run on or on a local Ray.
+
+    Args:
+        config: of the run; on resume, ``run.dir`` and ``run.name`` say which.
+        config_name: part of a new run's default name.
+        resume: go on with an existing run from its newest complete checkpoint.
+        command: makes the policy again; for the model card of a new run.
+        console: for the progress display.
+
+    Raises:
+        UserError: bad input, before any process starts; or a divergence, a full disk.
+        RuntimeError: the run failed; the message holds the first cause.
+    """
+    console = console or Console()
+    if config.out is not None:
+        check_target(Path(config.out))
+    if resume:
+        folder = RunFolder.open(config.run.dir, str(config.run.name))
+        folder.resume(config)
+    else:
+        with console.status("making the training data"):
+            data = make_data(config)
+        folder = RunFolder.create(config, config_name)
+        data.save(folder.path)
+        folder.update(command=command)
+    console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
+    status = "failed"
+    try:
+        with ray_session(pretraining_demand(config)), stop_on_signal(folder.path, console):
+            result = _go(config, folder, console)
+        status = "stopped" if result.policy is None else "finished"
+        return result
+    finally:
+        folder.update(status=status)
+
+
+def _go(config: PretrainConfig, folder: RunFolder, console: Console) -> PretrainResult:
+    params = flatten(config.model_dump(mode="json"))
+    known = folder.info().get("mlflow_run_id")
+    tags = {"algorithm": "supervised", "seed": str(config.seed), "run_folder": folder.name}
+    tracker = Tracker.start(config.tracking, config.run.dir, folder.name, params, tags, run_id=known)
+    folder.update(mlflow_run_id=tracker.run_id or known)
+    outcome = "FAILED"
+    try:
+        stopped = _train(config, folder, tracker, console)
+        policy = None if stopped else export_best(config, folder.path, folder.info()["command"])
+        tracker.artifact(folder.config_path)
+        if policy is not None:
+            tracker.artifact(policy, "policy")
+        outcome = "KILLED" if stopped else "FINISHED"
+    finally:
+        tracker.finish(outcome)  # type: ignore[arg-type]
+    return PretrainResult(folder, policy, tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None)
+
+
+def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console: Console) -> bool:
+    """Run the workers to the last step, showing and recording what they write; True when asked to stop before."""
+    started = time.time()
+    newest = CheckpointStore(folder.checkpoints, config.keep).latest()
+    start = 0 if newest is None else CheckpointStore.step_of(newest)
+    job = PretrainJob(config, folder, started)
+    (demand,) = pretraining_demand(config)
+    workers = Background(lambda: fit_workers(pretrain_loop, job, demand, folder.name, config.max_failures))
+    tail = MetricsTail(folder.metrics_path, start)
+    with TrainingProgress(config.steps, folder.name, start, PRETRAINING_COLUMNS, console) as progress:
+        finished = False
+        while not finished:
+            finished = workers.wait(POLL_S)
+            for step, metrics in tail.new_steps():
+                progress.update(step, metrics)
+                tracker.log(step, metrics)
+    raise_failure(folder.path, started, workers.error)
+    return (folder.path / STOP_FILE).exists() and tail.last_step < config.steps
+
+
+def pretrain_loop(settings: dict[str, PretrainJob]) -> None:
+    """What each Ray Train worker runs: train from the newest complete checkpoint on; called again after a loss.
+
+    A failure that would come again (a user's error, a divergence) is recorded and not tried again.
+    """
+    job = settings["job"]
+    rank = ray.train.get_context().get_world_rank()
+    if final_failure(job.folder.path, job.started) is not None:
+        return
+    try:
+        if rank == 0:
+            newest = CheckpointStore(job.folder.checkpoints, job.config.keep).latest()
+            job.folder.truncate_after(0 if newest is None else CheckpointStore.step_of(newest))
+        train(job.config, job.folder.path, _MetricsWriter(job.folder), (job.folder.path / STOP_FILE).exists)
+    except Exception as error:
+        record_failure(job.folder.path, error, rank)
+        raise
+
+
+class _MetricsWriter:
+    """Appends each record to the run's ``metrics.jsonl``, which the driver follows."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def __call__(self, metrics: dict[str, float]) -> None:
+        self._folder.append_metrics(int(metrics["step"]), metrics)

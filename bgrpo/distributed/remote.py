@@ -1,0 +1,106 @@
+"""The learner's and the evaluator's view of the rollout service."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from bgrpo.config import TrainConfig
+from bgrpo.errors import UserError
+from bgrpo.evaluation import DecodeMode, JudgedCompletion
+from bgrpo.groups import ScoredGroup
+from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.tokenizer import decode_completion, encode_texts
+from bgrpo.rollouts import decode_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ANSWER_S = 30.0  # beyond the service's own limit, for the answer to travel
+
+
+def answer(reference: Any, timeout_s: float) -> Any:
+    """``ray.get`` that raises the user's errors as they were raised over there.
+
+    Raises:
+        UserError: of the remote side.
+        GetTimeoutError: no answer in time.
+    """
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+
+
+def step_limit_s(config: TrainConfig) -> float:
+    """Longest wait for a batch of rollouts: a request may be lost, time out and be done again before it is given up."""
+    return 3 * config.rollout.timeout_s + 120
+
+
+class ServiceRolloutSource:
+    """A :class:`bgrpo.rollouts.RolloutSource` that asks the rollout service.
+
+    Args:
+        service: handle of the :class:`bgrpo.distributed.rollout_service.RolloutService` actor.
+        config: of the run; bounds the waits, see :func:`step_limit_s`.
+    """
+
+    def __init__(self, service: Any, config: TrainConfig) -> None:
+        self._service = service
+        self._limit_s = step_limit_s(config)
+
+    def publish(self, version: int, model: PreTrainedModel) -> None:
+        """Put the weights into the object store once and tell the service their version."""
+        buffer = ray.put(flatten_parameters(model))
+        answer(self._service.publish.remote(version, [buffer]), self._limit_s)
+
+    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
+        """Scored groups of ``indices``, in their order, decoded by exactly ``version``."""
+        rollouts = self._service.collect.remote(step, version, draw, indices, self._limit_s)
+        return answer(rollouts, self._limit_s + ANSWER_S)
+
+
+class ServiceDecoder:
+    """A :class:`bgrpo.evaluation.Decode` on the rollout actors.
+
+    Args:
+        service: handle of the rollout service.
+        config: of the run.
+        version: published version of the weights to decode with.
+        tokenizer: of the policy.
+    """
+
+    def __init__(self, service: Any, config: TrainConfig, version: int, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._service = service
+        self._settings = decode_settings(config, tokenizer)
+        self._tokenizer = tokenizer
+        self._version = version
+        self._limit_s = step_limit_s(config)
+
+    def __call__(
+        self, prompts: Sequence[str], mode: DecodeMode, completions: int, seeds: Sequence[int] | None
+    ) -> list[list[JudgedCompletion]]:
+        settings = dataclasses.replace(self._settings, mode=mode, completions=completions, temperature=1.0)
+        pairs = list(zip(prompts, encode_texts(self._tokenizer, prompts), strict=True))
+        seeds = list(seeds or [0] * len(pairs))
+        work = self._service.run.remote(pairs, settings, self._version, seeds, self._limit_s)
+        groups: list[ScoredGroup] = answer(work, self._limit_s + ANSWER_S)
+        return [
+            [
+                JudgedCompletion(
+                    completion.tokens,
+                    decode_completion(self._tokenizer, completion.tokens),
+                    completion.logprob,
+                    completion.finished,
+                    outcome,
+                )
+                for completion, outcome in zip(group.completions, group.outcomes, strict=True)
+            ]
+            for group in groups
+        ]

@@ -1,0 +1,125 @@
+"""The actor that decodes: it answers a request only while it holds the weights that the request names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ray.actor import ActorHandle
+
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.actor_pool import Place, PooledActor, remote_class
+from bgrpo.distributed.weights import Weights
+from bgrpo.groups import Group
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bgrpo.decoding import DecodeSettings
+
+# Without these the C library gives every large tensor back to the system at once and pays page faults for the next one.
+ALLOCATOR_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """Prompts to decode. With the weights and the number of threads, its content alone determines the reply.
+
+    Attributes:
+        weights: what to decode with.
+        texts: the prompts as text, for the checks.
+        prompts: the prompts as token ids.
+        seeds: one per prompt, for sampling.
+        settings: how to decode.
+    """
+
+    weights: Weights
+    texts: list[str]
+    prompts: list[list[int]]
+    seeds: list[int]
+    settings: DecodeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutReply:
+    """What became of a :class:`RolloutRequest`.
+
+    Attributes:
+        weights: what it was decoded with.
+        groups: one per prompt.
+        items: (prompt, completion) texts of every finished completion, in order: what there is to check.
+        seconds: time taken by decoding.
+    """
+
+    weights: Weights
+    groups: list[Group]
+    items: list[tuple[str, str]]
+    seconds: float
+
+
+class RolloutActor(PooledActor):
+    """Holds a policy, loads weights, decodes. See :class:`PooledActor` for what its exceptions mean.
+
+    Args:
+        policy: path as in :func:`bgrpo.policies.io.load_policy`; gives architecture and tokenizer.
+        dtype: of the weights.
+        threads: torch threads.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, policy: str, dtype: Literal["fp32", "bf16"], threads: int, device: str) -> None:
+        self._policy = policy
+        self._dtype = dtype
+        self._threads = threads
+        self._device = device
+        self._weights: Hashable = None
+
+    def prepare(self) -> Place:
+        """Load the policy; UserError when it cannot be loaded, or not decoded with."""
+        import torch
+
+        from bgrpo.decoding import DecodeEngine
+        from bgrpo.policies.io import load_policy
+
+        torch.set_num_threads(self._threads)
+        self._loaded = load_policy(self._policy, self._dtype, self._device)
+        self._engine = DecodeEngine(self._loaded.model)
+        return super().prepare()
+
+    def load(self, weights: Hashable, buffer: np.ndarray) -> None:
+        """Replace the weights; see :mod:`bgrpo.policies.flat` for the buffer."""
+        from bgrpo.policies.flat import load_flat_parameters
+
+        self._weights = None  # nothing may be served if the copy fails half-way
+        load_flat_parameters(self._loaded.model, buffer)
+        self._weights = weights
+
+    def serve(self, request: RolloutRequest) -> RolloutReply:
+        """Decode the prompts.
+
+        Raises:
+            RuntimeError: the actor holds other weights.
+        """
+        from bgrpo.rollouts import completions_to_check
+
+        held = self._weights
+        if held != request.weights:
+            raise RuntimeError(f"asked for weights {request.weights}, but this rollout actor holds {held}")
+        start = time.perf_counter()
+        groups = self._engine.decode(request.prompts, request.settings, request.seeds)
+        seconds = time.perf_counter() - start
+        items = completions_to_check(request.texts, groups, self._loaded.tokenizer)
+        return RolloutReply(request.weights, groups, items, seconds)
+
+
+def spawn_rollout_actor(config: TrainConfig) -> ActorHandle:
+    """Create one rollout actor as the configuration asks."""
+    rollout = config.rollout
+    environment: dict[str, Any] = {**ALLOCATOR_ENVIRONMENT, "OMP_NUM_THREADS": str(rollout.threads)}
+    actor_class = remote_class(RolloutActor).options(
+        num_cpus=rollout.cpus_per_actor, num_gpus=rollout.gpus_per_actor, runtime_env={"env_vars": environment}
+    )
+    device = "cuda" if rollout.gpus_per_actor > 0 else "cpu"
+    return actor_class.remote(config.policy.path, rollout.dtype, rollout.threads, device)

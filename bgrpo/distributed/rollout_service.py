@@ -1,0 +1,270 @@
+"""One Ray actor per run that turns problems into scored groups: it owns the rollout actors and the verifiers.
+
+A step's problems are cut into requests in a fixed way, whatever the number of actors. Each request goes to a rollout
+actor that holds the right weights; as soon as its completions are back they go to the verifiers, while other requests
+still decode. Several learners may ask for the same step: it is computed once. Rollout actors and verifiers belong to
+this actor and end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.actor import ActorHandle
+
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.actor_pool import ActorPool, PoolError
+from bgrpo.distributed.pool_records import ActorState, PoolLimits
+from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest, spawn_rollout_actor
+from bgrpo.distributed.verifier_pool import VerifierPool, all_of
+from bgrpo.distributed.weights import Weights, WeightStore
+from bgrpo.errors import UserError
+from bgrpo.groups import ScoredGroup
+from bgrpo.rollouts import score_groups
+from bgrpo.seeds import rollout_seed
+
+if TYPE_CHECKING:
+    from bgrpo.decoding import DecodeSettings
+
+Prompt = tuple[str, list[int]]
+"""A prompt as text, for the checks, and as token ids, for the policy."""
+
+TICK_S = 0.1
+STEPS_KEPT = 2
+RATE_WINDOW_S = 60.0
+logger = logging.getLogger(__name__)
+
+
+class RolloutService:
+    """See the module. Create it with :func:`start_service`; the methods are called as Ray actor methods.
+
+    Args:
+        config: of the run.
+        settings: how training groups are decoded.
+        prompts: of the training problems; indices point into them.
+    """
+
+    def __init__(self, config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt]) -> None:
+        self._config = config
+        self._settings = settings
+        self._prompts = prompts
+        self._outcomes: Counter[str] = Counter()
+        self._recent: deque[tuple[float, int]] = deque()  # (time, completions) of the last minute
+        self._collections: dict[tuple[int, int, Weights], tuple[list[int], asyncio.Task[list[ScoredGroup]]]] = {}
+        self._reported = 0.0
+
+    async def start(self) -> None:
+        """Spawn the actors; does not wait for them, see :meth:`ready`."""
+        self._weights = WeightStore()
+        limits = PoolLimits(load_s=self._config.rollout.timeout_s)
+        self._rollouts = ActorPool(
+            "rollout actor",
+            self._config.rollout.actors,
+            limits,
+            spawn=lambda: spawn_rollout_actor(self._config),
+            fetch=self._weights.reference,
+        )
+        self._verifiers = VerifierPool(self._config)
+        self._pools = [self._rollouts, self._verifiers.pool]
+        for pool in self._pools:
+            pool.start()
+        self._clock = asyncio.get_running_loop().create_task(self._tick_forever())
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until at least one rollout actor and one verifier are up.
+
+        Raises:
+            UserError, PoolError: they cannot start; with the root cause.
+            TimeoutError: it takes longer.
+        """
+        deadline = time.monotonic() + timeout_s
+        while any(self._is_starting(pool) for pool in self._pools):
+            if time.monotonic() > deadline:
+                raise TimeoutError(self._late("no rollout actor or no verifier is up", timeout_s))
+            await asyncio.sleep(TICK_S / 2)
+
+    async def publish(self, version: int, wrapped: list[ray.ObjectRef]) -> None:
+        """Make weights available as ``version`` and let idle actors load them.
+
+        Args:
+            version: of the policy. A version that was published before, or an older one, starts a new life of the run:
+                everything published as this version or later is forgotten.
+            wrapped: one reference to the buffer of :func:`bgrpo.policies.flat.flatten_parameters`. The service makes
+                its own copy, which survives the learner.
+        """
+        self._rollouts.prefer(await self._weights.publish(version, await wrapped[0]))
+
+    async def collect(
+        self, step: int, version: int, draw: int, indices: list[int], timeout_s: float
+    ) -> list[ScoredGroup]:
+        """Scored groups of the training problems ``indices``, in that order, all decoded by ``version``.
+
+        Computed once however many learners ask. If ``version`` is still to be published, waits for it.
+
+        Args:
+            step: training step.
+            version: of the weights.
+            draw: 0 for a step's first prompts, 1 … for further ones.
+            indices: of the problems; the same for every caller of (step, draw).
+            timeout_s: longest wait.
+
+        Raises:
+            UserError: prompts or configuration are wrong.
+            PoolError: too many actors died; with the root cause.
+            TimeoutError: the message says who waits for whom.
+            RuntimeError: stale version, or another learner asked for other problems.
+        """
+        deadline = time.monotonic() + timeout_s
+        weights = await self._weights.wait(version, timeout_s)
+        task = self._collection(step, draw, weights, indices)
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise TimeoutError(self._late(f"step {step}, draw {draw} is not complete", timeout_s)) from None
+
+    async def run(
+        self, prompts: list[Prompt], settings: DecodeSettings, version: int, seeds: list[int], timeout_s: float
+    ) -> list[ScoredGroup]:
+        """Scored groups of any prompts, for evaluations; ``index`` counts the prompts. Errors as :meth:`collect`.
+
+        Args:
+            prompts: to decode.
+            settings: how.
+            version: of the weights.
+            seeds: one per prompt, for sampling.
+            timeout_s: longest wait.
+        """
+        deadline = time.monotonic() + timeout_s
+        weights = await self._weights.wait(version, timeout_s)
+        work = self._score(list(range(len(prompts))), prompts, seeds, settings, weights)
+        try:
+            return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise TimeoutError(self._late(f"decoding {len(prompts)} prompts is not complete", timeout_s)) from None
+
+    async def status(self) -> dict[str, Any]:
+        """State of both pools, versions, rates and counts; ``failure`` is what ends the run, None while it works."""
+        self._forget_old(time.monotonic())
+        span = time.monotonic() - self._recent[0][0] if self._recent else 0.0
+        rollout = self._rollouts.status()
+        for actor in rollout["actors"]:
+            held = self._rollouts.state.actors[actor["actor"]].holds
+            actor["version"] = held.version if isinstance(held, Weights) else None
+        return {
+            "rollout": rollout,
+            "verifier": self._verifiers.pool.status(),
+            "versions": self._weights.versions,
+            "outcomes": dict(self._outcomes),
+            "rollouts_per_s": sum(count for _, count in self._recent) / span if span > 0 else 0.0,
+            "failure": next((pool.state.failure for pool in self._pools if pool.state.failure is not None), None),
+        }
+
+    async def stall_report(self) -> str:
+        """Who waits for whom, and for how long."""
+        return self._report()
+
+    async def shutdown(self) -> None:
+        """End rollout actors and verifiers; open calls fail."""
+        self._clock.cancel()
+        for pool in self._pools:
+            pool.shutdown()
+
+    def _collection(
+        self, step: int, draw: int, weights: Weights, indices: list[int]
+    ) -> asyncio.Task[list[ScoredGroup]]:
+        """The one task that computes (step, draw); older steps' tasks are dropped."""
+        key = (step, draw, weights)
+        if key not in self._collections:
+            seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
+            work = self._score(indices, [self._prompts[i] for i in indices], seeds, self._settings, weights)
+            self._collections[key] = indices, asyncio.get_running_loop().create_task(work)
+            newest = list(dict.fromkeys((old, of.publication) for old, _, of in reversed(self._collections)))
+            for old in [old for old in self._collections if (old[0], old[2].publication) not in newest[:STEPS_KEPT]]:
+                self._collections.pop(old)[1].cancel()
+        asked, task = self._collections[key]
+        if asked != indices:
+            raise RuntimeError(f"step {step}, draw {draw}: one learner asked for {asked}, another for {indices}")
+        return task
+
+    async def _score(
+        self,
+        indices: Sequence[int],
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        settings: DecodeSettings,
+        weights: Weights,
+    ) -> list[ScoredGroup]:
+        size = self._config.rollout.prompts_per_request
+        with self._weights.in_use(weights):
+            works = []
+            for start in range(0, len(prompts), size):
+                cut = slice(start, start + size)
+                texts, ids = [text for text, _ in prompts[cut]], [ids for _, ids in prompts[cut]]
+                request = RolloutRequest(weights, texts, ids, list(seeds[cut]), settings)
+                works.append(self._decode_and_check(indices[cut], request))
+            return [group for groups in await all_of(works) for group in groups]
+
+    async def _decode_and_check(self, indices: Sequence[int], request: RolloutRequest) -> list[ScoredGroup]:
+        limit_s = self._config.rollout.timeout_s
+        reply: RolloutReply = await self._rollouts.request(request, request.weights, limit_s)
+        if reply.weights != request.weights:
+            raise RuntimeError(f"asked for weights {request.weights}, got rollouts of {reply.weights}")
+        results = await self._verifiers.check(reply.items)
+        groups = score_groups(indices, request.prompts, reply.groups, results, request.weights.version)
+        self._outcomes.update(outcome for group in groups for outcome in group.outcomes)
+        self._recent.append((time.monotonic(), sum(len(group.completions) for group in groups)))
+        return groups
+
+    def _is_starting(self, pool: ActorPool) -> bool:
+        failure = pool.state.failure
+        if failure is not None:
+            raise UserError(failure) if pool.started_wrong else PoolError(failure)
+        return all(actor.state == ActorState.STARTING for actor in pool.state.actors.values())
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            for pool in self._pools:
+                pool.tick()
+            self._watch(time.monotonic())
+
+    def _watch(self, now: float) -> None:
+        """Say who waits for whom, once per ``watchdog.stall_s`` without an answer."""
+        stall_s = self._config.watchdog.stall_s
+        waits = [pool.state.oldest_wait(now) for pool in self._pools]
+        if max(waits) > stall_s and now - self._reported > stall_s:
+            self._reported = now
+            logger.warning("nothing came back for %.0f s\n%s", max(waits), self._report())
+
+    def _forget_old(self, now: float) -> None:
+        while self._recent and now - self._recent[0][0] > RATE_WINDOW_S:
+            self._recent.popleft()
+
+    def _late(self, what: str, timeout_s: float) -> str:
+        return f"{what} after {timeout_s:g} s\n{self._report()}"
+
+    def _report(self) -> str:
+        return "\n".join(line for pool in self._pools for line in pool.report())
+
+
+def start_service(
+    config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], name: str | None = None
+) -> ActorHandle:
+    """Create the service of a run; it ends with the process that created it.
+
+    Args:
+        config: of the run.
+        settings: how training groups are decoded, see :func:`bgrpo.rollouts.decode_settings`.
+        prompts: of the training problems.
+        name: to find the actor with ``ray.get_actor``.
+    """
+    actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(RolloutService)
+    service: Any = actor_class.options(name=name).remote(config, settings, ray.put(prompts))
+    ray.get(service.start.remote())
+    return service

@@ -1,0 +1,283 @@
+"""One training run from start to finish: check, start Ray, evaluate, train, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+from rich.console import Console
+
+from bgrpo.checkpoints import CheckpointStore
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.driving import (
+    STOP_FILE,
+    STOPPED_STATUS,
+    Background,
+    fit_workers,
+    raise_failure,
+    stop_on_signal,
+)
+from bgrpo.distributed.learner_loop import LearnerJob, learner_loop
+from bgrpo.distributed.metrics_tail import MetricsTail
+from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, answer
+from bgrpo.distributed.rollout_service import start_service
+from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.errors import UserError
+from bgrpo.evaluation import Evaluation, EvaluationComparison, evaluate
+from bgrpo.learner_state import policy_folder
+from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
+from bgrpo.preparation import Preparation, check_input, load_problems, save_problems
+from bgrpo.progress import TrainingProgress
+from bgrpo.report import comparison_table, plot_report
+from bgrpo.rollouts import decode_settings
+from bgrpo.run_folder import RunFolder, flatten, load_new_config, load_resumed_config, write_atomically
+from bgrpo.tracking import Tracker, open_command, tracking_uri
+
+POLL_S = 0.25
+START_S = 180.0
+WATCHDOG_ANSWER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        folder: the run's folder.
+        stopped: True when it was asked to stop before its last step; its newest checkpoint is complete.
+        comparison: before and after on the test problems; None when not asked for, or stopped.
+        tracking_uri: where MLflow recorded it; None when it did not.
+    """
+
+    folder: RunFolder
+    stopped: bool
+    comparison: EvaluationComparison | None
+    tracking_uri: str | None
+
+
+def run_from_command_line(config_name: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+    """What ``bgrpo train`` and ``python -m ray_jobs.train`` do; returns the exit status."""
+    console = Console(stderr=as_json)
+    if resume is None:
+        config = load_new_config(TrainConfig, config_name, overrides)
+    elif config_name is None:
+        config = load_resumed_config(TrainConfig, resume, overrides)
+    else:
+        raise UserError("--config and --resume do not go together: a resumed run has its own config.yaml")
+    result = run_training(config, config_name, resume is not None, console)
+    if as_json:
+        print(json.dumps(summary(result)))
+    else:
+        announce(result, config, console)
+    return STOPPED_STATUS if result.stopped else 0
+
+
+def run_training(
+    config: TrainConfig, config_name: str | None = None, resume: bool = False, console: Console | None = None
+) -> RunResult:
+    """Train as ``config`` says, on the cluster we run on or on a local Ray.
+
+    Args:
+        config: of the run; on resume, ``run.dir`` and ``run.name`` say which.
+        config_name: part of a new run's default name.
+        resume: go on with an existing run from its newest complete checkpoint.
+        console: for the progress display.
+
+    Raises:
+        UserError: bad input, before any process starts; or a divergence, a full disk.
+        RuntimeError: the run failed; the message holds the first cause.
+    """
+    console = console or Console()
+    old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
+    prepared = check_input(config, load_problems(old) if old is not None else None)
+    with ray_session(training_demand(config)):
+        folder = _open_folder(config, config_name, old, prepared)
+        console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
+        status = "failed"
+        try:
+            with stop_on_signal(folder.path, console):
+                result = _Run(config, folder, prepared, console).go()
+            status = "stopped" if result.stopped else "finished"
+            return result
+        finally:
+            folder.update(status=status)
+
+
+def _open_folder(
+    config: TrainConfig, config_name: str | None, old: RunFolder | None, prepared: Preparation
+) -> RunFolder:
+    """The folder of a run that goes on, or a new one with its problems."""
+    if old is not None:
+        old.resume(config)
+        return old
+    folder = RunFolder.create(config, config_name)
+    save_problems(prepared.splits, folder)
+    return folder
+
+
+class _Run:
+    """The parts of one attempt at a run, in the order in which :meth:`go` uses them."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console) -> None:
+        self._config = config
+        self._folder = folder
+        self._prepared = prepared
+        self._console = console
+        self._started = time.time()
+        self._tokenizer = prepared.policy.tokenizer
+
+    def go(self) -> RunResult:
+        config, folder = self._config, self._folder
+        tracker = self._start_tracking()
+        status = "FAILED"
+        self._service = start_service(config, decode_settings(config, self._tokenizer), self._prepared.prompts)
+        try:
+            answer(self._service.ready.remote(START_S), START_S + 30)
+            before = self._evaluate_before()
+            stopped = self._train(tracker)
+            comparison = None
+            if not stopped:
+                self._export_policy()
+                if before is not None:
+                    comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
+                    comparison.save(folder.evaluation_path)
+                plot_report(folder.metrics(), comparison, f"{folder.name} · {config.algorithm}", folder.report_path)
+                self._record_products(tracker, comparison)
+            status = "KILLED" if stopped else "FINISHED"
+        finally:
+            tracker.finish(status)  # type: ignore[arg-type]
+            ray.get(self._service.shutdown.remote(), timeout=30)
+        uri = tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None
+        return RunResult(folder, stopped, comparison, uri)
+
+    def _start_tracking(self) -> Tracker:
+        config, folder = self._config, self._folder
+        params = flatten(config.model_dump(mode="json"))
+        tags = {"algorithm": config.algorithm, "seed": str(config.seed), "run_folder": folder.name}
+        known = folder.info().get("mlflow_run_id")
+        tracker = Tracker.start(config.tracking, config.run.dir, folder.name, params, tags, run_id=known)
+        folder.update(mlflow_run_id=tracker.run_id or known)
+        return tracker
+
+    def _evaluate(self, policy: LoadedPolicy, version: int, label: str) -> Evaluation:
+        """Measure weights on the test problems, with the rollout actors."""
+        config = self._config
+        ServiceRolloutSource(self._service, config).publish(version, policy.model)
+        decode = ServiceDecoder(self._service, config, version, policy.tokenizer)
+        section = config.evaluation
+        with self._console.status(f"evaluating {label} training") as status:
+
+            def show(done: int, total: int) -> None:
+                status.update(f"evaluating {label} training: {done / total:.0%}")
+
+            return evaluate(
+                decode, self._prepared.splits.test, section.beam_widths, section.samples, config.seed, on_progress=show
+            )
+
+    def _evaluate_before(self) -> Evaluation | None:
+        """The starting policy on the test problems; measured once, then kept in the run's folder."""
+        if not self._config.evaluation.final:
+            return None
+        kept = self._folder.path / "evaluation-before.json"
+        if kept.exists():
+            return Evaluation.from_dict(json.loads(kept.read_text("utf-8")))
+        before = self._evaluate(self._prepared.policy, 0, "before")
+        write_atomically(kept, json.dumps(before.to_dict()))
+        return before
+
+    def _evaluate_after(self) -> Evaluation:
+        return self._evaluate(load_policy(str(self._folder.policy)), self._config.steps, "after")
+
+    def _train(self, tracker: Tracker) -> bool:
+        """Run the learners to the last step, showing and recording what they write; True when asked to stop before."""
+        newest = CheckpointStore(self._folder.checkpoints, self._config.checkpoint.keep).latest()
+        start = 0 if newest is None else CheckpointStore.step_of(newest)
+        if start >= self._config.steps:
+            return False
+        learners = Background(self._fit)
+        tail = MetricsTail(self._folder.metrics_path, start)
+        with TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress:
+            finished, moved = False, time.monotonic()
+            while not finished:
+                finished = learners.wait(POLL_S)
+                for step, metrics in tail.new_steps():
+                    progress.update(step, metrics)
+                    tracker.log(step, metrics)
+                    moved = time.monotonic()
+                if time.monotonic() - moved > self._config.watchdog.stall_s:
+                    moved = time.monotonic()
+                    progress.note(self._stall_report(tail.last_step))
+        raise_failure(self._folder.path, self._started, learners.error)
+        return (self._folder.path / STOP_FILE).exists() and tail.last_step < self._config.steps
+
+    def _stall_report(self, step: int) -> str:
+        """Who waits for whom, when no step has come for a while."""
+        silence = f"no step since step {step} for {self._config.watchdog.stall_s:g} s"
+        try:
+            return f"{silence}\n{answer(self._service.stall_report.remote(), WATCHDOG_ANSWER_S)}"
+        except (GetTimeoutError, RayActorError) as error:
+            return f"{silence}; the rollout service does not answer either: {type(error).__name__}"
+
+    def _fit(self) -> None:
+        config = self._config
+        job = LearnerJob(config, self._folder, self._service, self._started)
+        demand = next(demand for demand in training_demand(config) if demand.name == "learner.workers")
+        fit_workers(learner_loop, job, demand, self._folder.name, config.learner.max_failures)
+
+    def _export_policy(self) -> None:
+        """The newest checkpoint's policy becomes the run's."""
+        newest = CheckpointStore(self._folder.checkpoints, self._config.checkpoint.keep).latest()
+        if newest is None:
+            raise RuntimeError(f"{self._folder.checkpoints}: training ended without a complete checkpoint")
+        policy = load_policy(str(policy_folder(newest)))
+        save_policy(policy.model, policy.tokenizer, self._folder.policy)
+
+    def _record_products(self, tracker: Tracker, comparison: EvaluationComparison | None) -> None:
+        if comparison is not None:
+            table = {row.metric: (row.before.mean, row.after.mean) for row in comparison.rows()}
+            tracker.log(0, {f"test/{metric}": before for metric, (before, _) in table.items()})
+            tracker.log(self._config.steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
+            tracker.artifact(self._folder.evaluation_path)
+        for path in (self._folder.config_path, self._folder.report_path):
+            tracker.artifact(path)
+        tracker.artifact(self._folder.policy, "policy")
+
+
+def summary(result: RunResult) -> dict[str, Any]:
+    """A run's result for machines."""
+    folder, comparison = result.folder, result.comparison
+    return {
+        "run": folder.name,
+        "status": "stopped" if result.stopped else "finished",
+        "folder": str(folder.path),
+        "policy": None if result.stopped else str(folder.policy),
+        "report": None if result.stopped else str(folder.report_path),
+        "tracking_uri": result.tracking_uri,
+        "metrics": None
+        if comparison is None
+        else {
+            row.metric: {"before": row.before, "after": row.after, "difference": row.difference}
+            for row in comparison.rows()
+        },
+    }
+
+
+def announce(result: RunResult, config: TrainConfig, console: Console) -> None:
+    """The end of a run, for people."""
+    folder = result.folder
+    if result.stopped:
+        console.print(f"stopped; go on with: bgrpo train --resume {folder.path}", highlight=False, soft_wrap=True)
+        return
+    if result.comparison is not None:
+        console.print(comparison_table(result.comparison, f"{folder.name}: before and after"))
+    lines = [("policy", str(folder.policy)), ("plot", str(folder.report_path)), ("run", str(folder.path))]
+    if result.tracking_uri is not None:
+        lines.append(("MLflow", open_command(result.tracking_uri)))
+    for label, value in lines:
+        console.print(f"{label:>7}: {value}", highlight=False, soft_wrap=True)
+    sys.stdout.flush()

@@ -1,0 +1,70 @@
+"""The actors that check: each owns one killable child process, see :mod:`bgrpo.verification`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.actor_pool import ActorPool, Place, PooledActor, remote_class
+from bgrpo.distributed.pool_records import PoolLimits
+from bgrpo.verification import START_LIMIT_S, CheckProcess, CheckResult, check_arguments
+
+ITEMS_PER_REQUEST = 16
+RESTART_ALLOWANCE_S = 10.0  # per item whose check takes its child down
+
+
+class VerifierActor(PooledActor):
+    """Runs checks in its child process.
+
+    Args:
+        arguments: of :class:`CheckProcess`.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+
+    def prepare(self) -> Place:
+        """Start the child; UserError when its target cannot be imported."""
+        self._process = CheckProcess(**self._arguments)
+        return super().prepare()
+
+    def serve(self, request: list[tuple[str, str]]) -> list[CheckResult]:
+        """Check (prompt, completion) pairs."""
+        return self._process.run(request)
+
+
+class VerifierPool:
+    """``verifier.processes`` verifier actors. They reserve no CPU: most of the time they wait."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        arguments = check_arguments(config)
+        self._timeout_s = config.verifier.timeout_s
+
+        def spawn() -> ActorHandle:
+            return remote_class(VerifierActor).options(num_cpus=0).remote(arguments)
+
+        self.pool = ActorPool("verifier", config.verifier.processes, PoolLimits(), spawn)
+
+    async def check(self, items: Sequence[tuple[str, str]]) -> list[CheckResult]:
+        """Check (prompt, completion) pairs on all verifiers at once; results in order."""
+        batches = [list(items[i : i + ITEMS_PER_REQUEST]) for i in range(0, len(items), ITEMS_PER_REQUEST)]
+        return [result for results in await all_of([self._check(batch) for batch in batches]) for result in results]
+
+    async def _check(self, batch: list[tuple[str, str]]) -> list[CheckResult]:
+        # Every check may crash its child once, then run into its time limit, and the child starts again each time.
+        limit_s = START_LIMIT_S + len(batch) * (2 * self._timeout_s + RESTART_ALLOWANCE_S)
+        return await self.pool.request(batch, weights=None, limit_s=limit_s)
+
+
+async def all_of(works: list[Any]) -> list[Any]:
+    """Results of all coroutines, in order; as soon as one fails, the others are cancelled and its error is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

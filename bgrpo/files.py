@@ -1,0 +1,58 @@
+"""Files that are complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from bgrpo.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[TextIO]:
+    """A text file that takes its name only when the block ends well.
+
+    It is written beside ``path``, synced to the disk and renamed; when the block raises, nothing stays and an older
+    ``path`` is as it was.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file completely or not at all."""
+    with atomic_file(path) as file:
+        file.write(text)
+
+
+def check_target(path: Path, option: str) -> None:
+    """Make the folder of a file that is to be written, and refuse one that cannot be, before the work that fills it.
+
+    Args:
+        path: the file to be written.
+        option: what the user gave it as, for the message.
+
+    Raises:
+        UserError: its folder cannot be made or written, or the path is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {path}: the folder {path.parent} cannot be written ({error.strerror})") from error

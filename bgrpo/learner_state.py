@@ -1,0 +1,84 @@
+"""The learner's part of a checkpoint: policy, optimizer, schedule, and what fixes the order of prompts."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bgrpo.config import TrainConfig
+from bgrpo.errors import UserError
+from bgrpo.policies.io import write_policy
+
+_OPTIMIZER_FILE = "optimizer.pt"
+_RUN_FILE = "run.json"
+
+
+def policy_folder(checkpoint: Path) -> Path:
+    """The checkpoint's policy, in Hugging Face format."""
+    return checkpoint / "policy"
+
+
+def write_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    config: TrainConfig,
+    problems: int,
+) -> None:
+    """Fill a checkpoint folder. No random state is kept: every draw is a pure function of seed, step and index.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    policy_folder(folder).mkdir()
+    write_policy(model, tokenizer, policy_folder(folder))
+    buffer = io.BytesIO()  # torch.save to a file reports a full disk as a bare RuntimeError
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, buffer)
+    (folder / _OPTIMIZER_FILE).write_bytes(buffer.getbuffer())
+    (folder / _RUN_FILE).write_text(json.dumps(_order_of_prompts(config, problems), indent=1), "utf-8")
+
+
+def check_resumable(checkpoint: Path, config: TrainConfig, problems: int) -> None:
+    """A resumed run must see the prompts that come next.
+
+    Raises:
+        UserError: the checkpoint was made with another seed, number of problems, or cut of the prompt stream, or not
+            by a training run.
+    """
+    if not (checkpoint / _RUN_FILE).is_file():
+        raise UserError(f"{checkpoint}: {_RUN_FILE} is missing, so this is not a training run's checkpoint to resume")
+    saved = json.loads((checkpoint / _RUN_FILE).read_text("utf-8"))
+    for key, now in _order_of_prompts(config, problems).items():
+        if saved.get(key) != now:
+            raise UserError(
+                f"{checkpoint}: saved with {key}={saved.get(key)}, but the run has {key}={now}, so its prompts would "
+                f"not continue: resume with {key}={saved.get(key)}, or start a new run with policy.path={checkpoint}"
+                f"/policy"
+            )
+
+
+def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Restore optimizer and schedule in place."""
+    state = torch.load(checkpoint / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+
+
+def _order_of_prompts(config: TrainConfig, problems: int) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "problems": problems,
+        "rollout.prompts_per_step": config.rollout.prompts_per_step,
+        "rollout.max_extra_draws": config.rollout.max_extra_draws,
+        "learner.num_iterations": config.learner.num_iterations,
+        "learner.minibatches": config.learner.minibatches,
+    }

@@ -1,0 +1,93 @@
+"""The model card of a policy: what it is, how it was made, how to make it again, what it scores."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+import transformers
+import yaml
+from transformers import PreTrainedModel
+
+from bgrpo.config import PretrainConfig
+
+_WHERE = {"run", "out", "tracking"}  # sections that say where things go, not what is computed
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+license: apache-2.0
+tags: [bgrpo, {task}]
+---
+# Policy trained by supervision on the task `{task}`
+
+A causal language model of {parameters:,} parameters ({layers} layers, {heads} heads, width {width}, context {context},
+vocabulary {vocabulary}), trained from scratch on {lines:,} problems with their answers. It reads `problem ⁇` and writes
+an answer, then `⁇`. Load it with `bgrpo.policies.io.load_policy` or with transformers' `AutoModelForCausalLM`.
+
+## Scores
+On {problems} held-out problems of the same kind, none of which is in the training data:
+
+| metric | value |
+|---|---|
+| greedy accuracy | {accuracy:.1%} |
+| loss per answer token (nats) | {loss:.4f} |
+
+The best of the checkpoints by greedy accuracy, made at step {step} of {steps} ({seen:,} lines seen).
+
+## To make it again
+```
+{command}
+```
+Data seeds: training {train_seed}, validation {validation_seed}, test {test_seed}; seed of weights and order: {seed}.
+Made with torch {torch}, transformers {transformers}, Python {python}. The configuration:
+```yaml
+{config}```
+"""
+
+
+def model_card(
+    config: PretrainConfig,
+    model: PreTrainedModel,
+    command: str,
+    step: int,
+    metrics: dict[str, float],
+    lines: int,
+    problems: int,
+) -> str:
+    """Markdown with a YAML head.
+
+    Args:
+        config: of the run.
+        model: the policy.
+        command: makes the policy again.
+        step: optimizer step of the chosen checkpoint.
+        metrics: its ``greedy_accuracy`` (0 to 1) and ``validation_loss`` (nats per answer token).
+        lines: training problems.
+        problems: validation problems.
+    """
+    return _CARD.format(
+        task=config.task.name,
+        parameters=model.num_parameters(),
+        layers=config.layers,
+        heads=config.heads,
+        width=config.width,
+        context=config.context,
+        vocabulary=model.config.vocab_size,
+        lines=lines,
+        problems=problems,
+        accuracy=metrics["greedy_accuracy"],
+        loss=metrics["validation_loss"],
+        step=step,
+        steps=config.steps,
+        seen=step * config.batch_size,
+        command=command,
+        train_seed=config.task.train.seed,
+        validation_seed=config.task.validation.seed,
+        test_seed=config.task.test.seed,
+        seed=config.seed,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        python=platform.python_version(),
+        config=yaml.safe_dump(config.model_dump(mode="json", exclude=_WHERE), sort_keys=False, allow_unicode=True),
+    )

@@ -1,0 +1,1 @@
+"""Policies: the polynomial tokenizer and model, loading, saving, and exchange with minGPT."""

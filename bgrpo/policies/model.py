@@ -1,0 +1,42 @@
+"""A new policy: a GPT-2-shaped causal language model from its dimensions."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from bgrpo.errors import UserError
+
+
+def build_policy(
+    tokenizer: PreTrainedTokenizerBase, layers: int, heads: int, width: int, context: int, seed: int
+) -> GPT2LMHeadModel:
+    """A policy with random weights, the same for the same arguments; the global random state is left alone.
+
+    Args:
+        tokenizer: gives the vocabulary size and the ids of the end and pad tokens.
+        layers: transformer blocks.
+        heads: attention heads per block; ``width`` must be a multiple.
+        width: of the residual stream; the MLP is four times as wide.
+        context: longest prompt plus completion, in tokens.
+        seed: of the initial weights.
+    """
+    if width % heads:
+        raise UserError(f"width={width} is not a multiple of heads={heads}")
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=context,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return GPT2LMHeadModel(config)

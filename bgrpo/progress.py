@@ -1,0 +1,155 @@
+"""What a run shows while it goes on: a live display, or a line every few seconds where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Column(NamedTuple):
+    """One number of the display.
+
+    Attributes:
+        label: what stands over it.
+        key: metric that it shows; nothing is shown until the metric has come.
+        form: format specification.
+    """
+
+    label: str
+    key: str
+    form: str
+
+
+TRAINING_COLUMNS = (
+    Column("reward", "reward_mean", ".3f"),
+    Column("solved groups", "solved_groups", ".0%"),
+    Column("top-1", "top1_accuracy", ".0%"),
+    Column("KL", "kl", ".4f"),
+    Column("rollouts/s", "rollouts_per_s", ".0f"),
+    Column("staleness", "staleness", ".0f"),
+)
+PRETRAINING_COLUMNS = (
+    Column("loss", "loss", ".4f"),
+    Column("held-out loss", "validation_loss", ".4f"),
+    Column("greedy", "greedy_accuracy", ".1%"),
+    Column("learning rate", "learning_rate", ".2g"),
+    Column("lines/s", "lines_per_s", ".0f"),
+)
+
+
+class TrainingProgress:
+    """Context manager that shows steps, metrics and the time left.
+
+    Args:
+        total_steps: steps of the whole run.
+        title: name of the run.
+        start_step: steps that were done before, for a resumed run.
+        columns: the numbers to show.
+        console: where to write.
+        clock: seconds, for the interval between plain lines and the time left in them.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        title: str,
+        start_step: int = 0,
+        columns: tuple[Column, ...] = TRAINING_COLUMNS,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or Console()
+        self._total = total_steps
+        self._title = title
+        self._columns = columns
+        self._clock = clock
+        self._first_step = start_step
+        self._started_at = self._printed_at = clock()
+        self._latest: dict[str, float] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps ·"),
+            TimeElapsedColumn(),
+            TextColumn("elapsed ·"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._console,
+            expand=True,
+        )
+        self._task = self._bar.add_task(title, total=total_steps, completed=start_step)
+        self._live = Live(self._render(), console=self._console, refresh_per_second=4) if self._is_live else None
+
+    @property
+    def _is_live(self) -> bool:
+        return self._console.is_terminal
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Step ``step`` of ``total_steps`` is done; metrics that do not come with every step keep their last value."""
+        self._latest |= metrics
+        if self._live is not None:
+            self._bar.update(self._task, completed=step)
+            self._live.update(self._render())
+        elif step >= self._total or self._clock() - self._printed_at >= PLAIN_INTERVAL_S:
+            self._printed_at = self._clock()
+            self._console.print(self._line(step), soft_wrap=True, highlight=False, markup=False)
+
+    def note(self, text: str) -> None:
+        """Print a line above the display."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def _shown(self) -> list[tuple[str, str]]:
+        return [
+            (column.label, format(self._latest[column.key], column.form))
+            for column in self._columns
+            if column.key in self._latest
+        ]
+
+    def _render(self) -> Group:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        shown = self._shown()
+        for label, _ in shown:
+            table.add_column(label, justify="right", no_wrap=True)
+        if shown:
+            table.add_row(*(f"[bold]{text}[/]" for _, text in shown))
+        return Group(self._bar, table)
+
+    def _line(self, step: int) -> str:
+        parts = [f"{self._title}: step {step}/{self._total}", *(f"{label} {text}" for label, text in self._shown())]
+        done = step - self._first_step
+        if done > 0 and step < self._total:
+            left_s = (self._clock() - self._started_at) / done * (self._total - step)
+            parts.append(f"{format_duration(left_s)} left")
+        return " · ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """``42 s``, ``3:07 min`` or ``1:02:09 h``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, remainder = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{remainder:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{remainder:02d} h"

@@ -1,0 +1,49 @@
+"""Disjoint training, validation and test problems of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgrpo.config import ProblemSource, TaskSection
+from bgrpo.errors import UserError
+from bgrpo.tasks.base import Problem, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Problems no two of which share a prompt across the three lists."""
+
+    train: list[Problem]
+    validation: list[Problem]
+    test: list[Problem]
+
+
+def load_splits(task: Task, section: TaskSection) -> Splits:
+    """Read or generate all three splits.
+
+    Test problems come first, validation leaves those out, training leaves out both: so the test split of a
+    configuration does not depend on the others, and nothing is trained on that is measured on.
+
+    Raises:
+        UserError: a bad file, or a split with no problem left.
+    """
+    test = _load_split(task, section, "test", exclude=())
+    validation = _load_split(task, section, "validation", exclude={problem.prompt for problem in test})
+    held_out = {problem.prompt for problem in [*validation, *test]}
+    return Splits(_load_split(task, section, "train", exclude=held_out), validation, test)
+
+
+def _load_split(task: Task, section: TaskSection, name: str, exclude: Collection[str]) -> list[Problem]:
+    source: ProblemSource = getattr(section, name)
+    if source.file is None:
+        return task.generate(source.options, source.count, source.seed, exclude=sorted(exclude))
+    loaded = task.load(Path(source.file), for_training=name == "train", allow_bad=section.allow_bad_lines)
+    problems = [problem for problem in loaded.problems if problem.prompt not in exclude][: source.count]
+    if not problems:
+        raise UserError(
+            f"task.{name}.file={source.file}: no problem left for {name}: all {len(loaded.problems)} usable ones "
+            f"are also held out (validation and test); give another file"
+        )
+    return problems

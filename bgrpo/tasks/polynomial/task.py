@@ -1,0 +1,115 @@
+"""Polynomial decomposition as a task: problems from files or the generator, and the exact check."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from bgrpo.errors import UserError
+from bgrpo.tasks.base import LoadedProblems, Outcome, Problem
+from bgrpo.tasks.polynomial.composition import Target
+from bgrpo.tasks.polynomial.files import Line, read_lines
+from bgrpo.tasks.polynomial.generator import category, generate
+from bgrpo.tasks.polynomial.notation import SEPARATOR, NotationError, parse
+from bgrpo.tasks.polynomial.options import GeneratorOptions
+from bgrpo.tasks.polynomial.verifier import Ring, check, read_target, split_answer
+
+_BAD = (Outcome.WRONG, Outcome.UNPARSEABLE)  # of a line's own answer
+
+
+class PolynomialTask:
+    """Implements :class:`bgrpo.tasks.base.Task`.
+
+    Args:
+        ring: where g's coefficients may lie when an answer is an inner alone: ``ZZ`` (integers) or ``QQ``.
+    """
+
+    name = "polynomial"
+
+    def __init__(self, ring: Ring = "ZZ") -> None:
+        if ring not in get_args(Ring):
+            raise UserError(f"task.options.ring={ring!r}: expected ZZ (integers) or QQ (rationals)")
+        self.ring: Ring = ring
+
+    def check(self, prompt: str, completion: str) -> Outcome:
+        """Outcome of an answer, see :func:`bgrpo.tasks.polynomial.verifier.check`."""
+        return check(prompt, completion, self.ring)
+
+    def load(self, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
+        """Read a data file and check every line's own answer.
+
+        Lines whose own answer is trivial are dropped. Lines whose own answer is wrong or cannot be read are refused
+        for training, unless ``allow_bad``; otherwise they stay, since their polynomial may yet be solved. So do lines
+        that end with the separator, whose answer is not known; they count in no outcome and are refused for training.
+
+        Raises:
+            UserError: see above, and :func:`bgrpo.tasks.polynomial.files.read_lines`; a polynomial that cannot be
+                read (with its line); or nothing is left.
+        """
+        outcomes: Counter[str] = Counter()
+        problems: list[Problem] = []
+        for line in read_lines(path):
+            target = _target(path, line)
+            if not line.answer:
+                if for_training:
+                    raise UserError(f"{path}:{line.number}: no answer after the separator")
+            else:
+                outcome = check(line.expanded, line.answer, self.ring)
+                outcomes[outcome] += 1
+                if outcome == Outcome.TRIVIAL:
+                    continue
+            problems.append(Problem(f"{line.expanded} {SEPARATOR}", line.answer, _category(target, line.answer)))
+        if for_training and not allow_bad:
+            _refuse_bad(path, outcomes)
+        if not problems:
+            raise UserError(f"{path}: no problem left: the own answers of all {outcomes.total()} lines are trivial")
+        return LoadedProblems(problems, {str(outcome): n for outcome, n in outcomes.items()})
+
+    def generate(self, options: Mapping[str, Any], count: int, seed: int, exclude: Sequence[str] = ()) -> list[Problem]:
+        """Distinct problems, see :func:`bgrpo.tasks.polynomial.generator.generate`; all are correct in both rings.
+
+        Args:
+            options: of :class:`bgrpo.tasks.polynomial.options.GeneratorOptions`.
+            count: how many.
+            seed: of the draw.
+            exclude: prompts whose polynomials must not occur, in any writing.
+
+        Raises:
+            UserError: options that do not fit, or fewer than ``count`` problems exist.
+        """
+        generated = generate(GeneratorOptions.from_dict(options), count, seed, exclude)
+        return [Problem(item.prompt, item.answer, item.category) for item in generated]
+
+
+def _target(path: Path, line: Line) -> Target:
+    try:
+        return read_target(line.expanded)
+    except NotationError as error:
+        raise UserError(
+            f"{path}:{line.number}: the polynomial {line.expanded[:40]!r}… cannot be read: {error}"
+        ) from None
+
+
+def _category(target: Target, answer: str) -> str:
+    """Label by degrees, see :func:`bgrpo.tasks.polynomial.generator.category`."""
+    inner_degree = 0
+    if len(target.names) <= 1:
+        try:
+            parts = split_answer(answer)
+            inner_degree = parse(parts[-1], target.names).degree if len(parts) <= 2 else 0
+        except NotationError:
+            inner_degree = 0
+    return category(len(target.names), target.degree, inner_degree)
+
+
+def _refuse_bad(path: Path, outcomes: Counter[str]) -> None:
+    if any(outcomes[bad] for bad in _BAD):
+        counts = ", ".join(
+            f"{outcomes[outcome]} {outcome}" for outcome in (*_BAD, Outcome.TRIVIAL) if outcomes[outcome]
+        )
+        raise UserError(
+            f"{path}: {counts} of {outcomes.total()} lines' own answers; mend the file, or pass "
+            f"task.allow_bad_lines=true (or --allow-bad) to train on it"
+        )

@@ -1,0 +1,245 @@
+"""Recording a run in MLflow: explicit run ids, buffered metrics, and a training run that outlives a dead server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from bgrpo.config import TrackingSection
+from bgrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REDACTED = "***"
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+SERVER_SCHEMES = ("http", "https", "databricks")
+
+FLUSH_ENTRIES = 100
+FLUSH_S = 2.0
+RETRY_S = 60.0  # after a failure; the metrics wait meanwhile
+MAX_WAITING_METRICS = 100_000
+METRICS_PER_BATCH = 1000  # MLflow's own limits from here on
+PARAMS_PER_BATCH = 100
+MAX_NAME = 250
+MAX_PARAM_VALUE = 500
+
+_CREDENTIALS = re.compile(r"(?<=//)[^/\s]+(?=@)")
+_SECRET_PARAMETERS = re.compile(r"(?i)((?:password|passwd|token|secret)=)[^&\s]+")
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """One MLflow run. Nothing here ends a training run: when the store fails, one warning says so and training goes on.
+
+    The run is named by its id in every call, never by MLflow's process-wide "active run" or environment variables, so
+    that runs nested in other runs (Ray Tune) do not write into each other. Metrics are buffered and sent every
+    :data:`FLUSH_S` seconds or :data:`FLUSH_ENTRIES` entries; after a failure they wait and are sent when the store
+    answers again. ``run_id`` is None when nothing is recorded.
+    """
+
+    def __init__(self, client: MlflowClient | None, run_id: str | None, clock: Callable[[], float]) -> None:
+        self._client = client
+        self.run_id = run_id
+        self._clock = clock
+        self._waiting: list[tuple[str, float, int, int]] = []  # name, value, milliseconds since 1970, step
+        self._flush_at = clock() + FLUSH_S
+        self._warned = False
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingSection,
+        run_dir: Path | str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Tracker:
+        """Start a run, or go on with one.
+
+        Args:
+            config: where to record, and whether at all.
+            run_dir: folder of all runs; holds the embedded store and its artifacts.
+            name: name of the run.
+            params: dotted keys and values, recorded for a new run; passwords in URIs are left out.
+            tags: recorded for a new run.
+            run_id: of the MLflow run to go on with; None starts a new one.
+            clock: seconds, for the intervals between flushes.
+
+        Raises:
+            UserError: ``config.uri`` is of a kind that MLflow does not know, or needs a database driver that is absent.
+        """
+        if not config.enabled:
+            return cls(None, None, clock)
+        uri = tracking_uri(config, run_dir)
+        tracker = cls(None, None, clock)
+        _prepare_mlflow()
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+        try:
+            client = MlflowClient(tracking_uri=uri)
+            experiment_id = _experiment(client, config.experiment, uri, Path(run_dir))
+            if run_id is None:
+                run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags or {})).info.run_id
+                _log_params(client, run_id, params)
+            else:
+                client.update_run(run_id, status="RUNNING")
+        except (ImportError, NoSuchModuleError) as error:
+            raise UserError(
+                f"tracking.uri={redact_credentials(uri)}: its database driver is not installed ({error}); install it, "
+                f"or give the address of an MLflow server"
+            ) from error
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            tracker._warn(error, uri, "this run is not recorded there")
+            return tracker
+        tracker._client, tracker.run_id = client, run_id
+        return tracker
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of one training step; names are made valid for MLflow."""
+        if self._client is None:
+            return
+        now_ms = int(time.time() * 1000)
+        self._waiting += [(valid_name(name), float(value), now_ms, step) for name, value in metrics.items()]
+        if len(self._waiting) > MAX_WAITING_METRICS:
+            del self._waiting[: len(self._waiting) - MAX_WAITING_METRICS]
+        due = self._clock() >= self._flush_at
+        if due or (len(self._waiting) >= FLUSH_ENTRIES and not self._warned):
+            self._flush()
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Record a file, or a directory with everything in it, under ``folder``."""
+        send = "log_artifacts" if path.is_dir() else "log_artifact"
+        self._attempt(lambda client, run_id: getattr(client, send)(run_id, str(path), folder))
+
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Send what waits and close the run with MLflow's word for how it ended."""
+        self._flush()
+        self._attempt(lambda client, run_id: client.set_terminated(run_id, status=status))
+
+    def _flush(self) -> None:
+        from mlflow.entities import Metric
+
+        while self._waiting:
+            batch = self._waiting[:METRICS_PER_BATCH]
+            metrics = [Metric(name, value, at_ms, step) for name, value, at_ms, step in batch]
+            if not self._attempt(lambda client, run_id, metrics=metrics: client.log_batch(run_id, metrics=metrics)):
+                self._flush_at = self._clock() + RETRY_S
+                return
+            del self._waiting[: len(batch)]
+        self._warned = False
+        self._flush_at = self._clock() + FLUSH_S
+
+    def _attempt(self, call: Callable[..., Any]) -> bool:
+        if self._client is None:
+            return True
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            call(self._client, self.run_id)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            self._warn(error, self._client.tracking_uri, "it is tried again every minute")
+            return False
+        return True
+
+    def _warn(self, error: Exception, uri: str, consequence: str) -> None:
+        """Once per outage."""
+        if self._warned:
+            return
+        self._warned = True
+        reason = redact_credentials(" ".join(str(error).split()))[:300]
+        logger.warning(
+            "MLflow at %s failed: %s; training goes on, %s; every metric is kept in the run's metrics.jsonl",
+            redact_credentials(uri),
+            reason,
+            consequence,
+        )
+
+
+def tracking_uri(config: TrackingSection, run_dir: Path | str) -> str:
+    """The store to record in: ``config.uri``, or ``mlflow.db`` (sqlite) in the folder of all runs.
+
+    Raises:
+        UserError: a kind of URI that MLflow has no store for.
+    """
+    if config.uri is None:
+        return f"sqlite:///{(Path(run_dir) / 'mlflow.db').resolve()}"
+    scheme = urlsplit(config.uri).scheme.partition("+")[0]
+    if scheme not in SCHEMES and config.uri != "databricks":
+        raise UserError(
+            f"tracking.uri={redact_credentials(config.uri)}: expected a URI that starts with one of "
+            f"{', '.join(SCHEMES)}, for example http://127.0.0.1:5000"
+        )
+    return config.uri
+
+
+def open_command(uri: str) -> str:
+    """What to type, or where to look, to see the runs of a store."""
+    if urlsplit(uri).scheme in SERVER_SCHEMES:
+        return redact_credentials(uri)
+    return f"mlflow ui --backend-store-uri {redact_credentials(uri)} --host 127.0.0.1"
+
+
+def redact_credentials(text: str) -> str:
+    """``text`` with the user and password of each URI, and the value of ``password=`` and the like, as ``***``."""
+    return _SECRET_PARAMETERS.sub(rf"\g<1>{REDACTED}", _CREDENTIALS.sub(REDACTED, text))
+
+
+def valid_name(name: str) -> str:
+    """A metric's or parameter's name as MLflow accepts it: ``beam@10`` becomes ``beam_at_10``."""
+    name = re.sub(r"[^/\w.\- :]", "_", name.replace("@", "_at_"))
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:MAX_NAME].rstrip("/") or "_"
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(valid_name(key), _shorten(redact_credentials(str(value)))) for key, value in params.items()]
+    for start in range(0, len(entries), PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=entries[start : start + PARAMS_PER_BATCH])
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_PARAM_VALUE else f"{text[: MAX_PARAM_VALUE - 1]}…"
+
+
+def _experiment(client: MlflowClient, name: str, uri: str, run_dir: Path) -> str:
+    """Id of the experiment; made when absent. Of runs that start together, one makes it and the others take it."""
+    from mlflow.exceptions import MlflowException
+
+    is_server = urlsplit(uri).scheme in SERVER_SCHEMES or uri == "databricks"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(
+                name, artifact_location=None if is_server else (run_dir / "mlartifacts").resolve().as_uri()
+            )
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+def _prepare_mlflow() -> None:
+    """Before MLflow is imported: no telemetry, seconds rather than minutes of retries, no log of schema migrations."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+        logging.getLogger(name).setLevel(logging.ERROR)

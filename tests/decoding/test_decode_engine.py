@@ -1,0 +1,266 @@
+"""Requests: order, batches, repeatability, what is refused, and what the model is left like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from decoding.tiny_models import bias_token, ragged_prompts, tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from bgrpo.decoding import DecodeEngine, DecodeSettings
+from bgrpo.errors import UserError
+from bgrpo.groups import Group
+
+EOS = 2
+SMALL: dict[str, Any] = {
+    "vocab_size": 11,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+
+
+def beams(completions: int = 4, max_new_tokens: int = 8, **options: Any) -> DecodeSettings:
+    return DecodeSettings(
+        **{
+            "mode": "beam",
+            "completions": completions,
+            "max_new_tokens": max_new_tokens,
+            "eos_token_id": EOS,
+            "pad_token_id": 0,
+            **options,
+        }
+    )
+
+
+def assert_close(found: Group, expected: Group) -> None:
+    scores = [{tuple(c.tokens): c.logprob for c in group.completions} for group in (found, expected)]
+    assert scores[0].keys() == scores[1].keys()
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_beams_do_not_depend_on_the_batch(kind: str) -> None:
+    model = tiny_model(kind, vocabulary=13, seed=2)
+    prompts = ragged_prompts(9, 13, seed=1, longest=20)
+    together = DecodeEngine(model).decode(prompts, beams(6, 20))
+    in_threes = DecodeEngine(model, max_rows=18).decode(prompts, beams(6, 20))
+    one_by_one = DecodeEngine(model, max_rows=1).decode(prompts[::-1], beams(6, 20))[::-1]
+    for others in (in_threes, one_by_one):
+        for found, expected in zip(others, together, strict=True):
+            assert_close(found, expected)
+
+
+def test_max_rows_bounds_a_batch() -> None:
+    model = tiny_model(vocabulary=13)
+    rows = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape))
+    DecodeEngine(model, max_rows=10).decode(ragged_prompts(5, 13, seed=1, longest=1), beams(4, 6))
+    assert max(prompts * slots for prompts, slots in rows) == 8  # two prompts at once
+    assert sum(slots == 1 for _, slots in rows) == 3
+
+
+def test_the_same_request_gives_identical_bits() -> None:
+    model = tiny_model(vocabulary=13, seed=2)
+    prompts = ragged_prompts(6, 13, seed=1, longest=20)
+    for settings in (beams(6, 20), beams(6, 20, mode="sample", temperature=1.5)):
+        first, second = (DecodeEngine(model).decode(prompts, settings, seeds=range(6)) for _ in range(2))
+        assert first == second
+
+
+def test_search_stops_when_all_have_ended_and_drops_dead_nodes() -> None:
+    model = bias_token(tiny_model(vocabulary=9, seed=6, context=200), EOS, 8.0)
+    masks = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, inputs: masks.append(inputs["attention_mask"].shape), with_kwargs=True
+    )
+    groups = DecodeEngine(model).decode([[1] * 5, [3] * 4], beams(4, 100))
+    longest = max(len(completion.tokens) for group in groups for completion in group.completions)
+    assert all(completion.finished for group in groups for completion in group.completions)
+    assert len(masks) == longest < 100
+    assert masks[-1][2] < 4, "beams that have ended are not fed"
+
+    masks.clear()
+    bias_token(model, EOS, -1e4)
+    DecodeEngine(model).decode([[1] * 5, [3] * 4], beams(4, 100))
+    assert len(masks) == 100
+    ancestors_only = 4 + 100
+    everything = 4 + 1 + 4 * 99
+    assert ancestors_only <= masks[-1][-1] < 0.5 * everything
+
+
+def test_pad_is_a_token_like_any_other() -> None:
+    model = tiny_model(vocabulary=7, seed=3)
+    prompts = ragged_prompts(4, 7, seed=2)
+    groups = DecodeEngine(model).decode(prompts, beams(pad_token_id=5))
+    assert groups == DecodeEngine(model).decode(prompts, beams(pad_token_id=EOS))
+    likely = DecodeEngine(bias_token(model, 5, 4.0)).decode(prompts, beams(pad_token_id=5))
+    assert any(5 in completion.tokens for group in likely for completion in group.completions)
+
+
+def test_every_module_gets_its_mode_back_and_dropout_is_off() -> None:
+    model = tiny_model(vocabulary=9, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    model.train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    engine = DecodeEngine(model)
+    trained = engine.decode([[1, 3]], beams())
+    assert [module.training for module in model.modules()] == modes
+    assert engine.decode([[1, 3]], beams()) == trained
+    bias_token(model, 4, -1e4)  # never generated, so that only the second prompt meets it
+    with torch.no_grad():
+        model.transformer.wte.weight[4] = torch.nan
+    with pytest.raises(FloatingPointError, match="not numbers after prompt 1"):
+        engine.decode([[1, 3], [1, 3, 4]], beams())
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.requires_grad and not parameter.is_inference() for parameter in model.parameters())
+
+
+def test_new_weights_are_used_at_once() -> None:
+    model, other = tiny_model(vocabulary=9, seed=1), tiny_model(vocabulary=9, seed=2)
+    engine = DecodeEngine(model)
+    before = engine.decode([[1, 3]], beams())
+    model.load_state_dict(other.state_dict())
+    assert engine.decode([[1, 3]], beams()) == DecodeEngine(other).decode([[1, 3]], beams()) != before
+
+
+def test_no_prompts_give_no_groups() -> None:
+    engine = DecodeEngine(tiny_model())
+    assert engine.decode([], beams()) == []
+    assert engine.decode([], beams(mode="sample"), seeds=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[1], []], "prompt 1 is empty"),
+        ([[1], [1] * 57], r"prompt 1 is too long: 57 tokens \+ max_new_tokens=8 = 65, and the model's context has 64"),
+        ([[1, 7]], "prompt 0 has token ids from 1 to 7: the model's vocabulary has ids 0 to 6"),
+        ([[1, 2], [-1]], "prompt 1 has token ids from -1 to -1"),
+    ],
+)
+def test_bad_prompts_are_named(prompts: list[list[int]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DecodeEngine(tiny_model(context=64)).decode(prompts, beams())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prompt_may_fill_the_context(kind: str) -> None:
+    group = DecodeEngine(bias_token(tiny_model(kind, context=64), EOS, -1e4)).decode([[1] * 56], beams())[0]
+    assert [len(completion.tokens) for completion in group.completions] == [8] * 4
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [(None, "needs 2 seeds, found 0"), ([1], "needs 2 seeds, found 1"), ([1, -3], "seed -3: expected 0 or more")],
+)
+def test_samples_need_a_seed_per_prompt(seeds: list[int] | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DecodeEngine(tiny_model()).decode([[1], [2]], beams(mode="sample"), seeds)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "greedy"}, "decode mode 'greedy': expected 'beam' or 'sample'"),
+        ({"completions": 0}, "completions=0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"eos_token_id": 7}, "eos_token_id=7: the model's vocabulary has ids 0 to 6"),
+        ({"pad_token_id": -1}, "pad_token_id=-1"),
+    ],
+)
+def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DecodeEngine(tiny_model()).decode([[1]], beams(**options))
+
+
+def _flash_attention() -> PreTrainedModel:
+    model = tiny_model()
+    model.config._attn_implementation = "flash_attention_2"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: T5ForConditionalGeneration(
+                T5Config(vocab_size=11, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+            ),
+            "T5ForConditionalGeneration .*encoder-decoder",
+        ),
+        (
+            lambda: AutoModelForCausalLM.from_config(BloomConfig(vocab_size=11, hidden_size=16, n_layer=1, n_head=2)),
+            "BloomForCausalLM .*supported model types are gpt2",
+        ),
+        (
+            lambda: AutoModelForCausalLM.from_config(OPTConfig(**{**SMALL, "ffn_dim": 16, "word_embed_proj_dim": 16})),
+            "OPTForCausalLM",
+        ),
+        (
+            lambda: AutoModelForCausalLM.from_config(MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=16)),
+            "MistralForCausalLM .*sliding-window",
+        ),
+        (
+            lambda: AutoModelForCausalLM.from_config(
+                Qwen2Config(
+                    **SMALL, num_key_value_heads=1, use_sliding_window=True, sliding_window=16, max_window_layers=0
+                )
+            ),
+            "Qwen2ForCausalLM .*sliding-window",
+        ),
+        (
+            lambda: AutoModelForCausalLM.from_config(
+                LlamaConfig(**SMALL, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+            ),
+            "LlamaForCausalLM .*rope_type 'dynamic'",
+        ),
+        (
+            lambda: GPT2LMHeadModel(
+                GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True)
+            ),
+            "cross-attention",
+        ),
+        (lambda: GPT2Model(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)), "GPT2Model .*no language"),
+        (_flash_attention, "GPT2LMHeadModel .*'flash_attention_2' takes no tree-shaped mask"),
+    ],
+)
+def test_models_that_cannot_be_decoded_exactly_are_refused_by_name(build: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DecodeEngine(build())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_gpu_finds_the_same_beams_and_samples(kind: str) -> None:
+    model = tiny_model(kind, vocabulary=13, seed=2)
+    prompts = ragged_prompts(9, 13, seed=1, longest=20)
+    requests = [beams(6, 20), beams(6, 20, mode="sample")]
+    expected = [DecodeEngine(model).decode(prompts, settings, seeds=range(9)) for settings in requests]
+    found = [DecodeEngine(model.cuda()).decode(prompts, settings, seeds=range(9)) for settings in requests]
+    for groups, others in zip(found, expected, strict=True):
+        for group, other in zip(groups, others, strict=True):
+            assert_close(group, other)

@@ -1,0 +1,217 @@
+"""The pool with real processes: killed, stopped, raising. The state machine's own tests need no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from pooled_actors import Echo, Unlucky, Unpreparable
+
+from bgrpo.distributed.actor_pool import ActorPool, PoolError, remote_class
+from bgrpo.distributed.pool_records import ActorState, PoolLimits
+from bgrpo.errors import UserError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+LIMITS = PoolLimits(respawns=2, backoff_s=0.05)
+
+
+@asynccontextmanager
+async def running(
+    size: int, actor: type = Echo, fetch: Callable[[Any], ray.ObjectRef] | None = None
+) -> AsyncIterator[ActorPool]:
+    """A started pool whose clock ticks."""
+    remote = remote_class(actor).options(num_cpus=0)
+    pool = ActorPool("echo", size, LIMITS, remote.remote, fetch)
+
+    async def clock() -> None:
+        while True:
+            pool.tick()
+            await asyncio.sleep(0.02)
+
+    pool.start()
+    ticking = asyncio.create_task(clock())
+    try:
+        yield pool
+    finally:
+        ticking.cancel()
+        pool.shutdown()
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 30.0) -> float:
+    """Wait for it; returns the seconds it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < limit_s
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start
+
+
+def idle_pids(pool: ActorPool) -> list[int]:
+    return [actor["pid"] for actor in pool.status()["actors"] if actor["state"] == ActorState.IDLE]
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 120))
+
+
+def test_every_request_gets_its_own_answer() -> None:
+    async def test() -> None:
+        async with running(3) as pool:
+            await until(lambda: len(idle_pids(pool)) == 3)
+            replies = await asyncio.gather(*(pool.request(i, None, 30) for i in range(50)))
+            assert [reply[0] for reply in replies] == list(range(50))
+            assert len({reply[1] for reply in replies}) == 3, "all actors took part"
+
+    run(test)
+
+
+def test_idle_actor_killed_is_noticed_and_replaced() -> None:
+    async def test() -> None:
+        async with running(1) as pool:
+            await until(lambda: len(idle_pids(pool)) == 1)
+            victim = idle_pids(pool)[0]
+            os.kill(victim, signal.SIGKILL)
+            seconds = await until(lambda: idle_pids(pool) not in ([], [victim]))
+            assert seconds < 20, "replaced though nobody asked for anything"
+            assert pool.state.first_failure is not None
+            assert f"pid {victim} on " in pool.state.first_failure.cause
+
+    run(test)
+
+
+def test_killed_in_the_middle_of_a_request() -> None:
+    async def test() -> None:
+        async with running(1) as pool:
+            await until(lambda: len(idle_pids(pool)) == 1)
+            victim = idle_pids(pool)[0]
+            os.kill(victim, signal.SIGSTOP)
+            reply = asyncio.create_task(pool.request("x", None, 30))
+            await asyncio.sleep(0.1)
+            os.kill(victim, signal.SIGKILL)
+            text, pid, _ = await reply
+            assert text == "x" and pid != victim
+
+    run(test)
+
+
+def test_hung_actor_is_replaced_after_the_limit() -> None:
+    async def test() -> None:
+        async with running(1) as pool:
+            await until(lambda: len(idle_pids(pool)) == 1)
+            victim = idle_pids(pool)[0]
+            os.kill(victim, signal.SIGSTOP)
+            start = time.monotonic()
+            text, pid, _ = await pool.request("x", None, 1.0)
+            assert text == "x" and pid != victim
+            assert 1.0 < time.monotonic() - start < 1.0 + 20
+            assert pool.state.first_failure is not None
+            assert "killed because it was busy with request 0 for more than 1 s" in pool.state.first_failure.cause
+
+    run(test)
+
+
+def test_user_error_reaches_the_caller_and_costs_no_actor() -> None:
+    async def test() -> None:
+        async with running(1) as pool:
+            with pytest.raises(UserError, match=r"^prompt 3 is empty$"):
+                await pool.request(["refuse"], None, 30)
+            assert (await pool.request("x", None, 30))[0] == "x"
+            assert pool.state.restarts == 0
+
+    run(test)
+
+
+def test_request_that_fails_everywhere_is_refused_with_its_traceback() -> None:
+    async def test() -> None:
+        async with running(2) as pool:
+            with pytest.raises(PoolError, match="3 actors in a row died over it") as caught:
+                await pool.request(["raise"], None, 30)
+            assert "ValueError: in the actor" in str(caught.value)
+            assert "pooled_actors.py" in str(caught.value)
+            assert "\x1b" not in str(caught.value)
+            assert (await pool.request("x", None, 30))[0] == "x", "the pool goes on"
+
+    run(test)
+
+
+def test_actors_that_cannot_start() -> None:
+    async def test() -> None:
+        async with running(2, Unpreparable) as pool:
+            with pytest.raises(UserError, match=r"^an actor cannot start: policy nowhere: no such directory$"):
+                await pool.request("x", None, 30)
+        async with running(1, Unlucky) as pool:
+            with pytest.raises(PoolError, match="3 actors failed in a row") as caught:
+                await pool.request("x", None, 30)
+            assert "OSError: the device is busy" in str(caught.value)
+
+    run(test)
+
+
+def test_cancelled_request_leaves_the_actor_to_others() -> None:
+    async def test() -> None:
+        async with running(1) as pool:
+            await until(lambda: len(idle_pids(pool)) == 1)
+            slow = asyncio.create_task(pool.request(["sleep", 0.5], None, 30))
+            waiting = asyncio.create_task(pool.request("never sent", None, 30))
+            await asyncio.sleep(0.1)
+            slow.cancel()
+            waiting.cancel()
+            assert (await pool.request("x", None, 30))[0] == "x"
+            assert pool.state.restarts == 0 and not pool.state.requests
+
+    run(test)
+
+
+def test_weights_are_loaded_before_the_request_that_needs_them() -> None:
+    async def test() -> None:
+        buffers = {version: ray.put(np.full(1000, version, np.uint8)) for version in (1, 2)}
+        async with running(2, fetch=buffers.__getitem__) as pool:
+            replies = await asyncio.gather(*(pool.request(i, 1 + i % 2, 30) for i in range(10)))
+            assert [reply[2] for reply in replies] == [(1 + i % 2, 1000 * (1 + i % 2)) for i in range(10)]
+
+    run(test)
+
+
+def test_lost_weights_refuse_the_request() -> None:
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def put(self) -> list[ray.ObjectRef]:
+            return [ray.put(np.zeros(1_000_000, np.uint8))]
+
+    async def test() -> None:
+        owner = Owner.remote()
+        reference = (await owner.put.remote())[0]
+        good = ray.put(np.ones(10, np.uint8))
+        async with running(1, fetch={"lost": reference, "good": good}.__getitem__) as pool:
+            ray.kill(owner)
+            with pytest.raises(PoolError, match="the weights it needs are lost"):
+                for _ in range(200):  # until the end of the owner has got around
+                    await pool.request("x", "lost", 30)
+                    await pool.request("x", "good", 30)
+                    await asyncio.sleep(0.05)
+            assert (await pool.request("x", "good", 30))[2] == ("good", 10)
+            assert pool.state.restarts == 0
+
+    run(test)
+
+
+def test_shutdown_ends_processes_and_open_requests() -> None:
+    async def test() -> None:
+        async with running(1) as pool:
+            await until(lambda: len(idle_pids(pool)) == 1)
+            pid = idle_pids(pool)[0]
+            reply = asyncio.create_task(pool.request(["sleep", 60], None, 90))
+            await asyncio.sleep(0.1)
+        with pytest.raises(PoolError, match="the echos were shut down"):
+            await reply
+        await until(lambda: not os.path.exists(f"/proc/{pid}"))  # noqa: PTH110
+
+    run(test)

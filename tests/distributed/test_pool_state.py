@@ -1,0 +1,368 @@
+"""The pool's state machine against a model that plays the actors, the clock and every accident."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bgrpo.distributed.pool_records import (
+    Answer,
+    Command,
+    Dispatch,
+    Kill,
+    Load,
+    PoolLimits,
+    Refuse,
+    Spawn,
+)
+from bgrpo.distributed.pool_state import PoolState
+
+LIMITS = PoolLimits(start_s=50, load_s=20, respawns=5, deaths_per_request=3, backoff_s=0.5, max_backoff_s=4)
+REQUEST_S = 10.0
+
+
+def started(size: int = 2) -> PoolState:
+    """A pool whose actors are up and idle."""
+    pool = PoolState(size, LIMITS)
+    assert pool.start(0.0) == [Spawn(number) for number in range(size)]
+    for number in range(size):
+        assert pool.spawned(number, 0.0) == []
+    return pool
+
+
+def test_load_comes_before_dispatch_and_is_kept() -> None:
+    pool = started(1)
+    assert pool.submit(7, "v0", REQUEST_S, 1.0) == [Load(0, "v0")]
+    assert pool.loaded(0, "v0", 2.0) == [Dispatch(0, 7)]
+    assert pool.replied(0, 7, 3.0) == [Answer(7)]
+    assert pool.submit(8, "v0", REQUEST_S, 4.0) == [Dispatch(0, 8)]
+    assert pool.submit(9, "v1", REQUEST_S, 4.0) == []
+    assert pool.replied(0, 8, 5.0) == [Answer(8), Load(0, "v1")]
+
+
+def test_one_request_does_not_make_every_actor_load() -> None:
+    pool = started(3)
+    assert pool.submit(0, "v0", REQUEST_S, 0.0) == [Load(0, "v0")]
+    assert pool.submit(1, "v0", REQUEST_S, 0.0) == [Load(1, "v0")]
+    assert pool.prefer("v1", 0.0) == [Load(2, "v1")]
+
+
+def test_an_actor_needs_no_weights_when_the_request_needs_none() -> None:
+    assert started(1).submit(0, None, REQUEST_S, 0.0) == [Dispatch(0, 0)]
+
+
+def test_death_in_the_middle_of_a_request_redoes_it_first() -> None:
+    pool = started(1)
+    pool.submit(0, None, REQUEST_S, 0.0)
+    pool.submit(1, None, REQUEST_S, 0.0)
+    assert pool.died(0, "SIGKILL", 1.0) == []
+    assert pool.tick(1.0) == [Spawn(1)]
+    assert pool.replied(0, 0, 1.5) == [], "a dead actor's late reply"
+    assert pool.spawned(0, 1.5) == [], "a dead actor does not come back"
+    assert pool.spawned(1, 2.0) == [Dispatch(1, 0)]
+    assert pool.replied(1, 1, 2.0) == [], "not what it works on"
+    assert pool.replied(1, 0, 3.0) == [Answer(0), Dispatch(1, 1)]
+    assert pool.replied(1, 0, 3.0) == [], "answered already"
+    assert pool.restarts == 1
+    assert pool.first_failure is not None and pool.first_failure.cause == "SIGKILL"
+
+
+def test_hang_is_killed_after_the_limit() -> None:
+    pool = started(1)
+    pool.submit(0, None, REQUEST_S, 0.0)
+    assert pool.tick(REQUEST_S) == []
+    assert pool.tick(REQUEST_S + 0.1) == [Kill(0, "busy with request 0 for more than 10 s"), Spawn(1)]
+    assert pool.spawned(1, 11.0) == [Dispatch(1, 0)]
+
+
+def test_a_withdrawn_request_still_has_its_limit() -> None:
+    pool = started(1)
+    pool.submit(0, None, REQUEST_S, 0.0)
+    assert pool.withdraw(0, 1.0) == []
+    assert pool.oldest_wait(1.0) == 0.0
+    assert [type(command) for command in pool.tick(REQUEST_S + 0.1)] == [Kill, Spawn]
+
+
+def test_a_request_that_ends_three_actors_is_refused_by_name() -> None:
+    pool = started(1)
+    commands = pool.submit(5, None, REQUEST_S, 0.0)
+    for death in range(3):
+        assert commands[-1] == Dispatch(death, 5)
+        commands = pool.died(death, f"death {death}", now := 10.0 * death)
+        if death < 2:
+            assert pool.tick(now + 5.0) == [Spawn(death + 1)]
+            commands = pool.spawned(death + 1, now + 6.0)
+    assert commands == [Refuse(5, "3 actors in a row died over it; the last: death 2")]
+    assert pool.failure is None
+    assert pool.tick(100.0) == [Spawn(3)]
+    assert pool.spawned(3, 101.0) == []
+    assert pool.submit(6, None, REQUEST_S, 102.0) == [Dispatch(3, 6)]
+
+
+def test_gives_up_with_the_first_cause() -> None:
+    pool = PoolState(1, LIMITS)
+    pool.start(0.0)
+    pool.submit(0, None, REQUEST_S, 0.0)
+    waits, now = [], 0.0
+    for number in range(5):
+        assert pool.died(number, f"cause {number}", now) == []
+        assert pool.slots[0].actor is None
+        waits.append(pool.slots[0].spawn_at - now)
+        assert waits[-1] == 0.0 or pool.tick(now + 0.9 * waits[-1]) == []
+        now = pool.slots[0].spawn_at
+        assert pool.tick(now) == [Spawn(number + 1)]
+    assert waits == [0.0, 0.5, 1.0, 2.0, 4.0]
+    commands = pool.died(5, "cause 5", now)
+    assert pool.failure is not None and "6 actors failed in a row" in pool.failure
+    assert "the first was actor 0, starting: cause 0" in pool.failure
+    assert commands == [Refuse(0, pool.failure)]
+    assert pool.submit(1, None, REQUEST_S, now) == [Refuse(1, pool.failure)]
+    assert pool.tick(now + 1000) == []
+
+
+def test_losing_a_whole_node_is_no_streak() -> None:
+    pool = started(8)
+    for number in range(8):
+        pool.died(number, "node lost", 1.0)
+    assert pool.failure is None
+    assert pool.tick(1.0) == [Spawn(number) for number in range(8, 16)]
+
+
+def test_an_answer_ends_the_streak_of_every_slot() -> None:
+    pool = started(2)
+    now = 0.0
+    for request in range(40):
+        now += 100.0
+        broken = pool.slots[0].actor
+        if broken is not None:
+            pool.died(broken, "always", now)
+        pool.tick(now + 50)
+        pool.submit(request, None, REQUEST_S, now + 50)
+        assert pool.replied(1, request, now + 51) == [Answer(request)]
+    assert pool.failure is None
+
+
+def test_fatal_failure_gives_up_at_once() -> None:
+    pool = PoolState(2, LIMITS)
+    pool.start(0.0)
+    pool.submit(0, None, REQUEST_S, 0.0)
+    assert pool.died(1, "no such policy", 1.0, fatal=True) == [Refuse(0, "an actor cannot start: no such policy")]
+    assert pool.tick(2.0) == []
+
+
+def test_lost_weights_refuse_their_requests_only() -> None:
+    pool = started(1)
+    pool.prefer("old", 0.0)
+    pool.submit(0, "old", REQUEST_S, 0.0)
+    pool.submit(1, "new", REQUEST_S, 0.0)
+    commands = pool.weights_lost(0, "old", "owner died", 1.0)
+    assert commands == [Refuse(0, "the weights it needs are lost: owner died"), Load(0, "new")]
+
+
+def test_lost_weights_are_not_loaded_in_advance_again() -> None:
+    pool = started(1)
+    assert pool.prefer("v0", 0.0) == [Load(0, "v0")]
+    assert pool.weights_lost(0, "v0", "owner died", 1.0) == []
+    assert pool.prefer("v1", 2.0) == [Load(0, "v1")]
+
+
+def test_description_names_everybody() -> None:
+    pool = started(2)
+    pool.submit(0, None, REQUEST_S, 0.0)
+    pool.died(1, "gone", 1.0)
+    pool.tick(1.0)
+    pool.submit(1, None, REQUEST_S, 2.0)
+    assert pool.describe(5.0) == [
+        "request 0 has waited 5.0 s, is at actor 0",
+        "request 1 has waited 3.0 s, is in the queue",
+        "actor 0 has been busy with request 0 for 5.0 s",
+        "actor 2 has been starting for 4.0 s",
+    ]
+
+
+class PoolModel(RuleBasedStateMachine):
+    """Plays random actors: some start, load and reply, some die or hang, some say things that are no longer true."""
+
+    @initialize(size=st.integers(1, 4))
+    def begin(self, size: int) -> None:
+        self.now = 0.0
+        self.pool = PoolState(size, LIMITS)
+        self.alive: dict[int, tuple[str, Any]] = {}  # what each live actor was last told, as the actor sees it
+        self.holds: dict[int, Hashable] = {}
+        self.ever: list[int] = []
+        self.open: dict[int, Hashable] = {}
+        self.ended: list[int] = []
+        self.withdrawn: set[int] = set()
+        self.deaths: dict[int, int] = {}
+        self.obey(self.pool.start(self.now))
+
+    def obey(self, commands: list[Command], replied: int | None = None, lost: Hashable = None) -> None:
+        for command in commands:
+            match command:
+                case Spawn(actor):
+                    assert actor not in self.ever, "numbers are never used again"
+                    self.ever.append(actor)
+                    self.alive[actor] = ("starting", None)
+                    self.holds[actor] = None
+                case Load(actor, weights):
+                    assert self.alive[actor][0] == "idle"
+                    self.alive[actor] = ("loading", weights)
+                    self.holds[actor] = None
+                case Dispatch(actor, request):
+                    assert self.alive[actor][0] == "idle"
+                    assert self.holds[actor] == self.open[request], "dispatched only to a holder of its weights"
+                    assert request not in [work for state, work in self.alive.values() if state == "busy"]
+                    self.alive[actor] = ("busy", request)
+                case Kill(actor, _):
+                    self.lose(actor)
+                case Answer(request):
+                    assert request == replied, "answered only by the reply just given"
+                    self.end(request)
+                case Refuse(request, cause):
+                    assert (
+                        self.deaths.get(request, 0) >= LIMITS.deaths_per_request
+                        or self.pool.failure == cause
+                        or (cause == "the weights it needs are lost: gone" and self.open[request] == lost)
+                    )
+                    self.end(request)
+
+    def end(self, request: int) -> None:
+        assert request not in self.ended and request not in self.withdrawn, "every request ends once"
+        del self.open[request]
+        self.ended.append(request)
+
+    def lose(self, actor: int) -> None:
+        state, work = self.alive.pop(actor)
+        if state == "busy":
+            self.deaths[work] = self.deaths.get(work, 0) + 1
+
+    def pick(self, data: st.DataObject, *states: str) -> int:
+        return data.draw(st.sampled_from([actor for actor, (state, _) in self.alive.items() if state in states]))
+
+    def any_in(self, *states: str) -> bool:
+        return any(state in states for state, _ in self.alive.values())
+
+    @rule(weights=st.sampled_from(["v0", "v1", "v2"]))
+    def submit(self, weights: str) -> None:
+        number = len(self.open) + len(self.ended) + len(self.withdrawn)
+        self.open[number] = weights
+        self.obey(self.pool.submit(number, weights, REQUEST_S, self.now))
+
+    @rule(weights=st.sampled_from(["v0", "v1", "v2"]))
+    def prefer(self, weights: str) -> None:
+        self.obey(self.pool.prefer(weights, self.now))
+
+    @precondition(lambda self: self.any_in("starting"))
+    @rule(data=st.data())
+    def spawned(self, data: st.DataObject) -> None:
+        actor = self.pick(data, "starting")
+        self.alive[actor] = ("idle", None)
+        self.obey(self.pool.spawned(actor, self.now))
+
+    @precondition(lambda self: self.any_in("loading"))
+    @rule(data=st.data())
+    def loaded(self, data: st.DataObject) -> None:
+        actor = self.pick(data, "loading")
+        weights = self.holds[actor] = self.alive[actor][1]
+        self.alive[actor] = ("idle", None)
+        self.obey(self.pool.loaded(actor, weights, self.now))
+
+    @precondition(lambda self: self.any_in("loading"))
+    @rule(data=st.data())
+    def weights_lost(self, data: st.DataObject) -> None:
+        actor = self.pick(data, "loading")
+        weights = self.alive[actor][1]
+        self.alive[actor] = ("idle", None)
+        self.obey(self.pool.weights_lost(actor, weights, "gone", self.now), lost=weights)
+
+    @precondition(lambda self: self.any_in("busy"))
+    @rule(data=st.data())
+    def replied(self, data: st.DataObject) -> None:
+        actor = self.pick(data, "busy")
+        request = self.alive[actor][1]
+        self.alive[actor] = ("idle", None)
+        self.obey(self.pool.replied(actor, request, self.now), request)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def died(self, data: st.DataObject) -> None:
+        actor = self.pick(data, "starting", "loading", "idle", "busy")
+        self.lose(actor)
+        self.obey(self.pool.died(actor, f"death of {actor}", self.now))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 11.0, 60.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.obey(self.pool.tick(self.now))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(sorted(self.open)))
+        self.withdrawn.add(request)
+        weights = self.open.pop(request)
+        commands = self.pool.withdraw(request, self.now)
+        assert Dispatch not in [type(command) for command in commands] or weights is not None
+        self.obey(commands)
+
+    @precondition(lambda self: self.ever)
+    @rule(data=st.data(), number=st.integers(0, 30))
+    def untrue_event(self, data: st.DataObject, number: int) -> None:
+        """Events about dead actors, or that an actor is not in a state to give, change nothing."""
+        actor = data.draw(st.sampled_from(self.ever))
+        state, work = self.alive.get(actor, ("dead", None))
+        if state != "starting":
+            assert self.pool.spawned(actor, self.now) == []
+        if state != "loading":
+            assert self.pool.loaded(actor, "v0", self.now) == []
+        assert self.pool.loaded(actor, "never asked for", self.now) == []
+        if (state, work) != ("busy", number):
+            assert self.pool.replied(actor, number, self.now) == []
+        if state == "dead":
+            assert self.pool.died(actor, "again", self.now) == []
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        assert {number: str(actor.state) for number, actor in self.pool.actors.items()} == {
+            number: state for number, (state, _) in self.alive.items()
+        }
+        assert set(self.pool.requests) == set(self.open)
+        assert len(self.alive) <= self.pool.size
+        busy = [work for state, work in self.alive.values() if state == "busy"]
+        assert set(self.pool.queue) == set(self.open) - set(busy)
+        idle = [actor for actor, (state, _) in self.alive.items() if state == "idle"]
+        assert not idle or len(self.pool.queue) <= sum(state == "loading" for state, _ in self.alive.values()), (
+            "no actor is idle while a request waits that nobody is about to serve"
+        )
+        if self.pool.failure is not None:
+            assert not self.open
+
+    def teardown(self) -> None:
+        """From wherever the accidents led: once they stop, every open request is answered."""
+        if not hasattr(self, "pool") or self.pool.failure is not None:
+            return
+        for _ in range(3 * len(self.open) + 10):
+            self.now += 5.0
+            self.obey(self.pool.tick(self.now))
+            for actor, (state, work) in list(self.alive.items()):
+                if self.alive.get(actor) != (state, work) or state == "idle":
+                    continue
+                self.alive[actor] = ("idle", None)
+                if state == "starting":
+                    self.obey(self.pool.spawned(actor, self.now))
+                elif state == "loading":
+                    self.holds[actor] = work
+                    self.obey(self.pool.loaded(actor, work, self.now))
+                else:
+                    self.obey(self.pool.replied(actor, work, self.now), work)
+        assert not self.open
+
+
+TestPoolModel = PoolModel.TestCase
+TestPoolModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -1,0 +1,368 @@
+"""The rollout service against decoding in this process, undisturbed and while its processes are killed and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+import ray
+import torch
+from transformers import PreTrainedModel
+
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.rollout_actor import RolloutActor, RolloutRequest
+from bgrpo.distributed.rollout_service import Prompt, start_service
+from bgrpo.distributed.weights import Weights
+from bgrpo.errors import UserError
+from bgrpo.groups import ScoredGroup
+from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.io import save_policy
+from bgrpo.policies.model import build_policy
+from bgrpo.policies.tokenizer import build_tokenizer, decode_completion, encode_prompt
+from bgrpo.rollouts import LocalRolloutSource, decode_settings
+from bgrpo.seeds import rollout_seed
+from bgrpo.tasks.base import Problem
+from bgrpo.verification import CheckProcess
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+TOKENIZER = build_tokenizer(0, 0)
+TEXTS = [f"+ {'* P 2 ' * (i % 3)}a P {i % 10} ⁇" for i in range(20)]
+INDICES = [7, 3, 19, 0, 11, 4, 16, 2, 9]
+WAIT_S = 60.0
+
+
+def policy(seed: int) -> PreTrainedModel:
+    """A tiny policy whose completions end soon."""
+    model = build_policy(TOKENIZER, layers=1, heads=2, width=16, context=32, seed=seed)
+    with torch.no_grad():
+        for weights in model.parameters():  # large, so that completions depend on the prompt and on the weights
+            weights *= 12 if weights.ndim > 1 else 1
+        end = model.transformer.wte.weight[TOKENIZER.eos_token_id]
+        model.transformer.ln_f.bias += 2 * end / (end @ end)  # the end token's logit goes up by two
+    return model
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "tiny"
+    save_policy(policy(0), TOKENIZER, folder)
+    return folder
+
+
+def configuration(policy_dir: Path, **changes: Any) -> TrainConfig:
+    """Nine prompts make five requests of two; ``changes`` are sections' values."""
+    tree: dict[str, Any] = {
+        "policy": {"path": str(policy_dir)},
+        "rollout": {"group_size": 8, "max_new_tokens": 6, "prompts_per_request": 2, "timeout_s": WAIT_S},
+        "reward": {"function": "reward_functions:parity"},
+    }
+    for section, values in changes.items():
+        tree[section] = tree.get(section, {}) | values if isinstance(values, dict) else values
+    return TrainConfig.model_validate(tree)
+
+
+class Client:
+    """Calls the service's methods and waits."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        prompts: list[Prompt] = [(text, encode_prompt(TOKENIZER, text)) for text in TEXTS]
+        self.config = config
+        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), prompts)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: ray.get(getattr(self.actor, name).remote(*args), timeout=WAIT_S + 10)
+
+    def publish_model(self, version: int, model: PreTrainedModel) -> None:
+        self.publish(version, [ray.put(flatten_parameters(model))])
+
+    def pids(self, pool: str) -> list[int]:
+        return [actor["pid"] for actor in self.status()[pool]["actors"] if "pid" in actor]
+
+    def ready_pids(self, pool: str, count: int) -> list[int]:
+        deadline = time.monotonic() + WAIT_S
+        while len(pids := self.pids(pool)) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return pids
+
+
+@contextlib.contextmanager
+def service(config: TrainConfig) -> Iterator[Client]:
+    """A started service. At the end it is killed, and every process that belongs to it must end with it."""
+    client = Client(config)
+    yield client
+    pids = client.pids("rollout") + client.pids("verifier")
+    pids += [child for pid in pids for child in children_of(pid)]
+    ray.kill(client.actor)
+    deadline = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def single(policy_dir: Path) -> Iterator[Client]:
+    """One rollout actor that is soon taken to hang, and a reward function with accidents."""
+    with service(
+        configuration(
+            policy_dir,
+            rollout={"actors": 1, "timeout_s": 3.0},
+            reward={"function": "reward_functions:parity_with_accidents"},
+            verifier={"processes": 2, "timeout_s": 0.4},
+        )
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def pair(policy_dir: Path) -> Iterator[Client]:
+    """Two rollout actors; groups are samples."""
+    with service(configuration(policy_dir, algorithm="grpo", rollout={"actors": 2})) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def trio(policy_dir: Path) -> Iterator[Client]:
+    """Three rollout actors and two verifiers."""
+    with service(configuration(policy_dir, rollout={"actors": 3}, verifier={"processes": 2})) as client:
+        yield client
+
+
+def local(config: TrainConfig, model: PreTrainedModel, step: int, draw: int = 0) -> list[ScoredGroup]:
+    """The same groups without Ray."""
+    with CheckProcess(str(config.reward.function), timeout_s=config.verifier.timeout_s) as checks:
+        source = LocalRolloutSource([Problem(text) for text in TEXTS], TOKENIZER, config, checks.run)
+        source.publish(0, model)
+        return source.collect(step, 0, INDICES, draw)
+
+
+def assert_equal(groups: list[ScoredGroup], expected: list[ScoredGroup], version: int) -> None:
+    """Equal but for float noise: in this process all prompts are decoded in one batch."""
+    assert [group.index for group in groups] == INDICES
+    for group, other in zip(groups, expected, strict=True):
+        assert group.version == version
+        assert group.prompt_ids == other.prompt_ids
+        assert [c.tokens for c in group.completions] == [c.tokens for c in other.completions]
+        assert [c.logprob for c in group.completions] == pytest.approx([c.logprob for c in other.completions], abs=1e-4)
+        assert group.outcomes == other.outcomes
+        assert group.scores == other.scores
+
+
+def texts_and_ids(indices: list[int]) -> list[Prompt]:
+    return [(TEXTS[index], encode_prompt(TOKENIZER, TEXTS[index])) for index in indices]
+
+
+def test_same_groups_whatever_the_number_of_actors(single: Client, pair: Client, trio: Client) -> None:
+    """Equal to the last bit between one, two and three actors."""
+    expected = local(trio.config, policy(5), step=3)
+    assert {"correct", "wrong", "truncated"} == {outcome for group in expected for outcome in group.outcomes}
+    for client in (single, pair, trio):
+        client.publish_model(3, policy(5))
+    trio.ready_pids("rollout", 3)
+    three = trio.collect(3, 3, 0, INDICES, WAIT_S)
+    assert_equal(three, expected, version=3)
+    one = single.collect(3, 3, 0, INDICES, WAIT_S)
+    assert [group.completions for group in one] == [group.completions for group in three]
+    beams = decode_settings(trio.config, TOKENIZER)
+    two = pair.run(texts_and_ids(INDICES), beams, 3, [0] * len(INDICES), WAIT_S)
+    assert [dataclasses.replace(group, index=index) for group, index in zip(two, INDICES, strict=True)] == three
+
+
+def test_samples_follow_their_seeds(pair: Client, trio: Client) -> None:
+    """Each draw has its own; the same ones elsewhere give the same samples."""
+    for client in (pair, trio):
+        client.publish_model(4, policy(5))
+    first = pair.collect(4, 4, 0, INDICES, WAIT_S)
+    assert_equal(first, local(pair.config, policy(5), step=4), version=4)
+    other_draw = pair.collect(4, 4, 1, INDICES, WAIT_S)
+    assert_equal(other_draw, local(pair.config, policy(5), step=4, draw=1), version=4)
+    assert [group.completions for group in first] != [group.completions for group in other_draw]
+    seeds = [rollout_seed(pair.config.seed, 4, index, 1) for index in INDICES]
+    elsewhere = trio.run(texts_and_ids(INDICES), decode_settings(pair.config, TOKENIZER), 4, seeds, WAIT_S)
+    assert [group.completions for group in elsewhere] == [group.completions for group in other_draw]
+
+
+def test_several_learners_share_one_computation(trio: Client) -> None:
+    """All ask at once, some before the weights are published."""
+    before = sum(trio.status()["outcomes"].values())
+    early = [trio.actor.collect.remote(10, 10, 0, INDICES, WAIT_S) for _ in range(2)]
+    time.sleep(0.2)
+    trio.publish_model(10, policy(1))
+    late = [trio.actor.collect.remote(10, 10, 0, INDICES, WAIT_S) for _ in range(2)]
+    results = ray.get(early + late, timeout=WAIT_S)
+    assert all(result == results[0] for result in results)
+    assert_equal(results[0], local(trio.config, policy(1), step=10), version=10)
+    computed = sum(trio.status()["outcomes"].values()) - before
+    assert computed == sum(len(group.completions) for group in results[0])
+    with pytest.raises(RuntimeError, match="one learner asked for"):
+        trio.collect(10, 10, 0, INDICES[:-1], WAIT_S)
+
+
+def test_versions(trio: Client) -> None:
+    """Each version gives its own rollouts; dropped ones are refused; a resumed run publishes a version again."""
+    for version in (20, 21, 22):
+        trio.publish_model(version, policy(version))
+    assert trio.status()["versions"] == [21, 22]
+    assert_equal(trio.collect(20, 22, 0, INDICES, WAIT_S), local(trio.config, policy(22), step=20), version=22)
+    assert_equal(trio.collect(21, 21, 0, INDICES, WAIT_S), local(trio.config, policy(21), step=21), version=21)
+    with pytest.raises(RuntimeError, match=r"weights of version 20 are stale; held: \[21, 22\]"):
+        trio.collect(22, 20, 0, INDICES, WAIT_S)
+    trio.publish_model(21, policy(99))
+    assert trio.status()["versions"] == [21]
+    assert_equal(trio.collect(21, 21, 0, INDICES, WAIT_S), local(trio.config, policy(99), step=21), version=21)
+    with pytest.raises(TimeoutError, match=r"version 22 were not published within 0.2 s; held: \[21\]"):
+        trio.collect(22, 22, 0, INDICES, 0.2)
+
+
+@pytest.mark.parametrize("pool", ["rollout", "verifier"])
+def test_killed_in_the_middle(trio: Client, pool: str) -> None:
+    """All processes of a pool are stopped, so that they surely hold work, and one is killed."""
+    step, count = {"rollout": (30, 3), "verifier": (31, 2)}[pool]
+    trio.publish_model(step, policy(step))
+    victim, *others = trio.ready_pids(pool, count)
+    children = children_of(victim)
+    for pid in (victim, *others):
+        os.kill(pid, signal.SIGSTOP)
+    call = trio.actor.collect.remote(step, step, 0, INDICES, WAIT_S)
+    time.sleep(0.7)
+    start = time.monotonic()
+    for pid in (victim, *children):
+        os.kill(pid, signal.SIGKILL)
+    for pid in others:
+        os.kill(pid, signal.SIGCONT)
+    groups = ray.get(call, timeout=WAIT_S)
+    assert_equal(groups, local(trio.config, policy(step), step=step), version=step)
+    assert victim not in trio.ready_pids(pool, count)
+    assert time.monotonic() - start < 30
+    status = trio.status()[pool]
+    assert f"pid {victim} on " in status["first_failure"]["cause"]
+    assert status["failure"] is None
+
+
+def test_a_killed_check_process_costs_nothing(trio: Client) -> None:
+    """The verifiers' children, not the verifiers."""
+    trio.publish_model(33, policy(33))
+    restarts = trio.status()["verifier"]["restarts"]
+    for verifier in trio.ready_pids("verifier", 2):
+        for child in children_of(verifier):
+            os.kill(child, signal.SIGKILL)
+    assert_equal(trio.collect(33, 33, 0, INDICES, WAIT_S), local(trio.config, policy(33), step=33), version=33)
+    assert trio.status()["verifier"]["restarts"] == restarts
+
+
+def test_hung_rollout_actor_is_replaced(single: Client) -> None:
+    single.publish_model(40, policy(40))
+    expected = single.collect(40, 40, 0, INDICES, WAIT_S)
+    (victim,) = single.pids("rollout")
+    os.kill(victim, signal.SIGSTOP)
+    with pytest.raises(TimeoutError) as caught:
+        single.collect(41, 40, 0, INDICES, 1.0)
+    assert "step 41, draw 0 is not complete after 1 s" in str(caught.value)
+    assert re.search(r"rollout actors: actor \d+ has been busy with request \d+ for", str(caught.value))
+    groups = single.collect(41, 40, 0, INDICES, WAIT_S)  # the same computation goes on
+    assert [group.completions for group in groups] == [group.completions for group in expected]
+    status = single.status()["rollout"]
+    assert status["restarts"] >= 1 and single.pids("rollout") != [victim]
+    assert "for more than 3 s" in status["first_failure"]["cause"]
+
+
+def test_checks_that_misbehave_are_counted_apart(single: Client) -> None:
+    single.publish_model(50, policy(5))
+    before = Counter(single.status()["outcomes"])
+    groups = single.collect(50, 50, 0, INDICES, WAIT_S)
+    outcomes = Counter(outcome for group in groups for outcome in group.outcomes)
+    assert {"correct", "wrong", "timeout", "error", "truncated"} == set(outcomes)
+    assert Counter(single.status()["outcomes"]) - before == outcomes
+    undisturbed = local(configuration(Path(single.config.policy.path)), policy(5), step=50)
+    for group, other in zip(groups, undisturbed, strict=True):
+        for position, completion in enumerate(group.completions):
+            text = TEXTS[group.index] + decode_completion(TOKENIZER, completion.tokens)
+            accident = {3: "timeout", 4: "error", 5: "error"}.get(crc32(text.encode()) % 11)
+            expected = accident if accident and completion.finished else other.outcomes[position]
+            assert group.outcomes[position] == expected
+
+
+def test_run_decodes_any_prompts(trio: Client) -> None:
+    trio.publish_model(40, policy(40))
+    settings = decode_settings(trio.config, TOKENIZER)
+    groups = trio.run(texts_and_ids(INDICES), settings, 40, [0] * len(INDICES), WAIT_S)
+    assert [group.index for group in groups] == list(range(len(INDICES)))
+    expected = local(trio.config, policy(40), step=0)
+    assert [group.outcomes for group in groups] == [group.outcomes for group in expected]
+    assert trio.run([], settings, 40, [], WAIT_S) == []
+
+
+def test_status_and_report(trio: Client) -> None:
+    trio.publish_model(50, policy(50))
+    trio.collect(50, 50, 0, INDICES, WAIT_S)
+    status = trio.status()
+    assert {actor["version"] for actor in status["rollout"]["actors"]} <= {None, 50}
+    assert all(actor["pid"] and actor["host"] and actor["node"] for actor in status["verifier"]["actors"])
+    assert status["rollouts_per_s"] > 0
+    assert status["rollout"]["queue"] == 0 and status["rollout"]["oldest_wait_s"] == 0.0
+    assert "rollout actors: actor" in trio.stall_report()
+
+
+def test_wrong_prompt_is_the_users_error(trio: Client) -> None:
+    trio.publish_model(60, policy(60))
+    long = [("a ⁇", [1] * 40)]
+    with pytest.raises(UserError, match="40"):
+        trio.run(long, decode_settings(trio.config, TOKENIZER), 60, [0], WAIT_S)
+
+
+def test_what_cannot_start_says_why(policy_dir: Path) -> None:
+    with service(configuration(policy_dir, policy={"path": "/nowhere/policy"})) as client:
+        with pytest.raises(UserError, match="/nowhere/policy"):
+            client.ready(WAIT_S)
+        client.publish_model(0, policy(0))
+        with pytest.raises(UserError, match="/nowhere/policy"):
+            client.collect(0, 0, 0, INDICES, WAIT_S)
+        assert "/nowhere/policy" in client.status()["failure"]
+        client.shutdown()
+        assert client.pids("verifier") == []
+
+
+def test_rollout_actor_refuses_other_weights(policy_dir: Path) -> None:
+    """In this process: what an actor holds decides, not what it is told."""
+    actor = RolloutActor(str(policy_dir), "fp32", threads=1, device="cpu")
+    actor.prepare()
+    settings = decode_settings(configuration(policy_dir), TOKENIZER)
+    prompt = encode_prompt(TOKENIZER, TEXTS[0])
+    asked = Weights(version=2, publication=5)
+    request = RolloutRequest(asked, [TEXTS[0]], [prompt], [rollout_seed(0, 0, 0)], settings)
+    with pytest.raises(RuntimeError, match="holds None"):
+        actor.serve(request)
+    actor.load(asked, flatten_parameters(policy(0)))
+    assert actor.serve(request).weights == asked
+    actor.load(Weights(version=2, publication=6), flatten_parameters(policy(0)))
+    with pytest.raises(RuntimeError, match="publication=5"):
+        actor.serve(request)
+    with pytest.raises(ValueError, match="another architecture"):
+        actor.load(asked, flatten_parameters(policy(0))[:-4])
+    with pytest.raises(RuntimeError, match="holds None"):
+        actor.serve(request)
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the direct children."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """True while the process exists and is no zombie."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

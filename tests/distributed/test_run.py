@@ -1,0 +1,189 @@
+"""Whole runs on Ray: what they leave behind, and that losing a process or stopping changes nothing in the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from bgrpo.config import TrainConfig, build_config
+from bgrpo.distributed.driving import STOP_FILE
+from bgrpo.distributed.run import RunResult, run_training
+from bgrpo.errors import UserError
+from bgrpo.policies.io import load_policy, save_policy
+from bgrpo.policies.model import build_policy
+from bgrpo.policies.tokenizer import build_tokenizer
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random one-layer policy."""
+    folder = tmp_path_factory.mktemp("policy") / "policy"
+    tokenizer = build_tokenizer(0, 0)
+    save_policy(build_policy(tokenizer, 1, 2, 16, 128, seed=3), tokenizer, folder)
+    return folder
+
+
+def config(policy: Path, runs: Path, name: str, /, **sections: object) -> TrainConfig:
+    """Few, tiny steps. The reward is a user's function, so that a random policy has something to learn."""
+    options = {"kind": "single", "degrees": [[2, 2]], "coefficients": 3}
+    source = {"options": options, "count": 12}
+    tree: dict = {
+        "steps": STEPS,
+        "policy": {"path": str(policy)},
+        "task": {"train": source | {"seed": 1}, "validation": source | {"seed": 2}, "test": source | {"seed": 3}},
+        "rollout": {"group_size": 4, "prompts_per_step": 4, "prompts_per_request": 2, "max_new_tokens": 6},
+        "reward": {"function": "reward_functions:length"},
+        "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
+        "evaluation": {"beam_widths": [1, 2], "samples": 2, "every": 4, "problems": 4},
+        "checkpoint": {"every": 2},
+        "run": {"dir": str(runs), "name": name},
+    }
+    for key, value in sections.items():
+        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
+    return build_config(TrainConfig, tree, "test")
+
+
+def weights(result: RunResult) -> torch.Tensor:
+    model = load_policy(str(result.folder.policy)).model
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return run_training(config(policy, tmp_path_factory.mktemp("runs"), "undisturbed"))
+
+
+def test_a_run_leaves_policy_metrics_comparison_plot_and_tracking(undisturbed: RunResult, policy: Path) -> None:
+    folder = undisturbed.folder
+    assert [line["step"] for line in folder.metrics()] == list(range(1, STEPS + 1))
+    assert folder.info()["status"] == "finished"
+    assert folder.report_path.read_bytes().startswith(b"\x89PNG")
+    table = json.loads(folder.evaluation_path.read_text())["table"]
+    assert {"greedy", "beam@2", "pass@2", "beam_rank_score"} <= table.keys()
+    start = load_policy(str(policy)).model
+    assert not torch.equal(weights(undisturbed), torch.cat([p.detach().flatten() for p in start.parameters()]))
+    assert (folder.policy / "model.safetensors").exists()
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=undisturbed.tracking_uri)
+    run = client.get_run(folder.info()["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["rollout.group_size"] == "4"
+    assert len(client.get_metric_history(run.info.run_id, "reward_mean")) == STEPS
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "report.png", "evaluation.json", "policy"} <= artifacts
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """This Ray session's worker processes whose title holds ``title``."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+class Saboteur:
+    """Does something to the run each time it reaches a step."""
+
+    def __init__(self, metrics: Path, acts: dict[int, Callable[[], None]]) -> None:
+        self._metrics = metrics
+        self._acts = acts
+        self.done: list[int] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Saboteur:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+            for step, act in self._acts.items():
+                if len(lines) >= step and step not in self.done:
+                    self.done.append(step)
+                    act()
+
+
+def kill(title: str) -> Callable[[], None]:
+    def act() -> None:
+        victims = processes(title)
+        assert victims, f"no process {title!r} to kill"
+        os.kill(victims[0].pid, signal.SIGKILL)
+
+    return act
+
+
+def test_losing_rollout_actor_verifier_and_learner_changes_nothing(
+    undisturbed: RunResult, policy: Path, tmp_path: Path
+) -> None:
+    acts = {1: kill("ray::RolloutActor"), 2: kill("ray::VerifierActor"), 5: kill("RayTrainWorker")}
+    with Saboteur(tmp_path / "disturbed" / "metrics.jsonl", acts) as saboteur:
+        result = run_training(config(policy, tmp_path, "disturbed"))
+    assert saboteur.done == [1, 2, 5]
+    assert torch.equal(weights(result), weights(undisturbed))
+    assert [line["step"] for line in result.folder.metrics()] == list(range(1, STEPS + 1))
+    assert [line["reward_mean"] for line in result.folder.metrics()] == [
+        line["reward_mean"] for line in undisturbed.folder.metrics()
+    ]
+
+
+def test_stopped_and_resumed_equals_uninterrupted(undisturbed: RunResult, policy: Path, tmp_path: Path) -> None:
+    run = config(policy, tmp_path, "stopped")
+    folder = tmp_path / "stopped"
+    with Saboteur(folder / "metrics.jsonl", {3: (folder / STOP_FILE).touch}):
+        first = run_training(run)
+    assert first.stopped
+    assert first.folder.info()["status"] == "stopped"
+    second = run_training(run, resume=True)
+    assert not second.stopped
+    assert torch.equal(weights(second), weights(undisturbed))
+
+
+def test_two_learners_make_the_update_of_one(undisturbed: RunResult, policy: Path, tmp_path: Path) -> None:
+    result = run_training(
+        config(policy, tmp_path, "two", learner={"workers": 2, "warmup_steps": 0, "threads": 1, "learning_rate": 1e-2})
+    )
+    torch.testing.assert_close(weights(result), weights(undisturbed), rtol=1e-3, atol=1e-4)
+
+
+def test_a_divergence_ends_the_run_with_its_reason(policy: Path, tmp_path: Path) -> None:
+    learner = {"learning_rate": 10.0, "warmup_steps": 0, "max_kl": 0.01, "threads": 1}
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"diverged at step \d+: .*learner\.max_kl=0\.01"):
+        run_training(config(policy, tmp_path, "diverging", learner=learner))
+    assert time.monotonic() - start < 120
+    assert json.loads((tmp_path / "diverging" / "run.json").read_text())["status"] == "failed"
+
+
+def test_bad_input_is_refused_before_a_run_folder_exists(policy: Path, tmp_path: Path) -> None:
+    for sections, message in (
+        ({"policy": {"path": str(tmp_path / "nowhere")}}, "nowhere"),
+        ({"task": {"train": {"file": str(tmp_path / "none.txt")}}}, "none.txt"),
+        ({"rollout": {"max_new_tokens": 4000}}, "context"),
+        ({"reward": {"function": "reward_functions:absent"}}, "absent"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_training(config(policy, tmp_path, "refused", **sections))
+        assert not (tmp_path / "refused").exists()

@@ -1,0 +1,140 @@
+"""What the learner's tests share: tiny policies, scripted rollouts, and the loss written out row by row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from bgrpo.config import TrainConfig, build_config
+from bgrpo.groups import Completion, ScoredGroup
+from bgrpo.policies.tokenizer import tokenizer_from_tokens
+
+VOCABULARY = 31
+PAD, EOS = 0, 1
+TOKENIZER = tokenizer_from_tokens(["□", "⁇", *(f"t{number}" for number in range(2, VOCABULARY))])
+
+
+def tiny_policy(seed: int = 0) -> GPT2LMHeadModel:
+    """Two layers, 16 wide, weights large enough that distributions are far from uniform."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=None, eos_token_id=EOS,
+        pad_token_id=PAD, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.3,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def train_config(**sections: Any) -> TrainConfig:
+    """Four prompts of up to five completions, no clipping of gradients, everything else as shipped."""
+    tree: dict[str, Any] = {
+        "steps": 2,
+        "rollout": {"group_size": 5, "prompts_per_step": 4, "max_new_tokens": 8, "skip_uninformative": False},
+        "learner": {"max_grad_norm": 1e9, "learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant"},
+    }
+    for name, value in sections.items():
+        tree[name] = tree.get(name, {}) | value if isinstance(value, dict) else value
+    return build_config(TrainConfig, tree, "test")
+
+
+class ScriptedSource:
+    """Groups drawn from (step, index, draw) alone, so that every learner and every run sees the same ones."""
+
+    def __init__(self, group_size: int = 5, outcome: Callable[[random.Random], str] | None = None) -> None:
+        self.group_size = group_size
+        self.outcome = outcome or (lambda rng: rng.choice(["correct", "wrong", "unparseable"]))
+        self.published: list[int] = []
+        self.weights: dict[int, torch.Tensor] = {}
+        self.asked: list[tuple[int, int, list[int], int]] = []
+        self.version_offset = 0
+
+    def publish(self, version: int, model: PreTrainedModel) -> None:
+        self.published.append(version)
+        self.weights[version] = flat_weights(model)
+
+    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
+        self.asked.append((step, version, indices, draw))
+        return [self.group(step, index, draw, version + self.version_offset) for index in indices]
+
+    def group(self, step: int, index: int, draw: int, version: int) -> ScoredGroup:
+        rng = random.Random(f"{step} {index} {draw}")
+        prompt = [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, 9))]
+        stem = [rng.randrange(2, VOCABULARY) for _ in range(3)]
+        completions = [self._completion(rng, stem) for _ in range(self.group_size - rng.randint(0, 1))]
+        completions.sort(key=lambda completion: -completion.logprob)
+        outcomes = [self.outcome(rng) for _ in completions]
+        return ScoredGroup(index, prompt, completions, outcomes, version)
+
+    def _completion(self, rng: random.Random, stem: Sequence[int]) -> Completion:
+        tokens = [*stem[: rng.randint(0, 3)], *(rng.randrange(2, VOCABULARY) for _ in range(rng.randint(0, 4))), EOS]
+        return Completion(tokens, [-rng.random() for _ in tokens], True)
+
+
+def row_logps(model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
+    """Log-probability of each completion token from one forward pass over one unpadded row."""
+    logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
+    scored = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    return scored[torch.arange(len(completion)), torch.tensor(completion)]
+
+
+def row_by_row_loss(
+    model: PreTrainedModel,
+    groups: Sequence[ScoredGroup],
+    values: Sequence[Sequence[float]],
+    *,
+    beta: float = 0.0,
+    epsilon: float = 0.2,
+    reference: PreTrainedModel | None = None,
+    old: Callable[[int, int], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Clipped surrogate plus beta times the k3 KL, averaged over all completion tokens; old(g, k): old log-probs."""
+    total, tokens = 0.0, 0
+    for g, group in enumerate(groups):
+        for k, completion in enumerate(group.completions):
+            new = row_logps(model, group.prompt_ids, completion.tokens)
+            before = new.detach() if old is None else old(g, k)
+            ratio = (new - before).exp()
+            surrogate = torch.min(ratio * values[g][k], ratio.clamp(1 - epsilon, 1 + epsilon) * values[g][k])
+            total = total - surrogate.sum()
+            if reference is not None and beta:
+                with torch.no_grad():
+                    ref = row_logps(reference, group.prompt_ids, completion.tokens)
+                total = total + beta * ((ref - new).exp() - (ref - new) - 1).sum()
+            tokens += len(completion.tokens)
+    return total / tokens
+
+
+def flat_weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])
+
+
+def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.reshape(-1).clone() for parameter in model.parameters()])
+
+
+def make_trainer(
+    config: TrainConfig,
+    source: Any,
+    folder: Path,
+    *,
+    policy: PreTrainedModel | None = None,
+    problems: int = 10,
+    **options: Any,
+) -> Any:
+    """A trainer that also notes the gradient of every optimizer step in ``trainer.gradients``."""
+    from bgrpo.trainer import BGRPOTrainer
+
+    class Watched(BGRPOTrainer):
+        def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+            norm = super()._clip_grad_norm(model)
+            if all(parameter.grad is not None for parameter in self._policy.parameters()):
+                self.gradients.append(flat_gradient(self._policy))
+            return norm
+
+    trainer = Watched(config, policy or tiny_policy(), TOKENIZER, source, problems, folder, **options)
+    trainer.gradients = []
+    return trainer

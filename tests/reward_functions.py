@@ -1,0 +1,72 @@
+"""Reward functions that behave badly in every way a user's may; check processes import them by name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+
+def length(prompt: str, completion: str) -> float:
+    """Well behaved: 1 per character of the completion beyond three."""
+    return float(len(completion) - 3)
+
+
+def misbehave(prompt: str, completion: str) -> Any:
+    """Do what the completion says; unknown words score 1."""
+    match completion.split():
+        case ["raise"]:
+            raise ValueError("no such\nthing")
+        case ["exit"]:
+            os._exit(3)
+        case ["crash"]:
+            ctypes.string_at(0)
+        case ["sleep"]:
+            time.sleep(600)
+        case ["spin"]:
+            return float(len(str(7 ** (10**8))))  # minutes inside one native call
+        case ["print"]:
+            print('["correct", 5.0, ""]', flush=True)
+            sys.stdin.read()
+        case ["allocate"]:
+            return float(len(bytearray(3 * 1024**3)))
+        case ["text"]:
+            return "1.0"
+        case ["nan"]:
+            return float("nan")
+        case ["bool"]:
+            return True
+        case ["pid"]:
+            return float(os.getpid())
+        case ["count", file]:
+            with Path(file).open("a") as log:
+                log.write("called\n")
+        case ["once", file]:
+            if not Path(file).exists():
+                Path(file).touch()
+                os._exit(3)
+    return 1.0
+
+
+NOT_CALLABLE = 3
+
+
+def parity(prompt: str, completion: str) -> float:
+    """Well behaved on any text: 1 or -1, half of all completions each."""
+    return 1.0 if crc32((prompt + completion).encode()) % 2 else -1.0
+
+
+def parity_with_accidents(prompt: str, completion: str) -> float:
+    """As ``parity``, except that some completions never return, some raise, and some end the process."""
+    match crc32((prompt + completion).encode()) % 11:
+        case 3:
+            time.sleep(600)
+        case 4:
+            raise ValueError("no such polynomial")
+        case 5:
+            os._exit(3)
+    return parity(prompt, completion)

@@ -1,0 +1,217 @@
+"""The configuration tree: shipped files, overrides, errors that help, and no option that nothing reads."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgrpo.config import (
+    SHIPPED_CONFIGS,
+    PretrainConfig,
+    Section,
+    TrainConfig,
+    build_config,
+    dump_config,
+    known_keys,
+    load_config,
+)
+from bgrpo.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHIPPED = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
+
+
+def _sections(model: type[Section] = Section) -> list[type[Section]]:
+    return [section for direct in model.__subclasses__() for section in (direct, *_sections(direct))]
+
+
+def _attributes_read(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+@functools.cache
+def _names_read() -> set[str]:
+    """Attributes read anywhere but in config.py, and there in properties, not in the checks of validators."""
+    names: set[str] = set()
+    for path in [*(REPOSITORY / "bgrpo").rglob("*.py"), *(REPOSITORY / "ray_jobs").rglob("*.py")]:
+        tree = ast.parse(path.read_text("utf-8"))
+        if path.name != "config.py":
+            names |= _attributes_read(tree)
+            names |= {node.value for node in ast.walk(tree) if _is_split_name(node)}
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and any(
+                isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in node.decorator_list
+            ):
+                names |= _attributes_read(node)
+    return names
+
+
+def _is_split_name(node: ast.AST) -> Any:
+    """The three problem sources are read by name."""
+    return isinstance(node, ast.Constant) and node.value in ("train", "validation", "test")
+
+
+@pytest.mark.parametrize("section", _sections(), ids=lambda section: section.__name__)
+def test_every_option_is_read_somewhere(section: type[Section]) -> None:
+    unread = set(section.model_fields) - _names_read()
+    assert not unread, f"{section.__name__} has options that nothing reads: {sorted(unread)}"
+
+
+@pytest.mark.parametrize("section", _sections(), ids=lambda section: section.__name__)
+def test_every_option_is_described(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        assert is_section or field.description, f"{section.__name__}.{name} has no description"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_load_and_survive_the_disk(path: Path, tmp_path: Path) -> None:
+    model = PretrainConfig if path.stem.startswith("pretrain") else TrainConfig
+    config = load_config(model, path.stem)
+    assert load_config(model, str(path)) == config
+    dump_config(config, tmp_path / "config.yaml")
+    assert load_config(model, str(tmp_path / "config.yaml")) == config
+
+
+def test_there_is_a_configuration_to_start_with() -> None:
+    assert "quickstart" in [path.stem for path in SHIPPED]
+
+
+def test_overrides_are_typed_by_yaml() -> None:
+    config = load_config(
+        TrainConfig,
+        None,
+        ["rollout.group_size=7", "learner.learning_rate=1e-5", "evaluation.beam_widths=[2, 4]", "run.name=null",
+         "task.train.options.degrees=[[2, 3]]", "rollout.skip_uninformative=false", "run.name=a=b"],
+    )  # fmt: skip
+    assert config.rollout.group_size == 7
+    assert config.learner.learning_rate == 1e-5
+    assert config.evaluation.beam_widths == [2, 4]
+    assert config.task.train.options == {"degrees": [[2, 3]]}
+    assert config.rollout.skip_uninformative is False
+    assert config.run.name == "a=b"
+
+
+def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("steps: 5\nrollout: {group_size: 4, actors: 3}\n")
+    config = load_config(TrainConfig, str(path), ["rollout.group_size=6"])
+    assert (config.steps, config.rollout.group_size, config.rollout.actors) == (5, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rollout.group_sise=3", r"unknown key 'rollout.group_sise'; did you mean 'rollout.group_size'\?"),
+        ("group_size=3", r"did you mean 'rollout.group_size'\?"),
+        ("learner.actors=3", r"did you mean 'learner.workers'\?"),
+        ("rollout.group_size=1", r"rollout\.group_size=1: .*greater than or equal to 2"),
+        ("rollout.group_size=ten", r"rollout\.group_size='ten'"),
+        ("algorithm=ppo", r"algorithm='ppo'.*'bgrpo'"),
+        ("steps", r"override 'steps': expected key=value"),
+        ("steps.x=3", r"steps=\{'x': 3\}: .*integer"),
+        ("steps=[", r"steps=\[: not a YAML value"),
+        ("rollout=3", r"rollout=3"),
+        ("learner.workers=3", r"prompts_per_step=32.*3 × learner\.minibatches=1 = 3.*32 = 10 × 3 \+ 2.*nearest.* 33"),
+        ("reward.kind=function", r"needs reward\.function"),
+        ("reward.function=m:f reward.kind=rank", r"reward\.function is set but reward\.kind=rank"),
+        ("algorithm=grpo reward.kind=rank", r"needs ranked beams, but algorithm=grpo draws samples"),
+        ("algorithm=reinforce learner.num_iterations=2", r"on-policy: learner\.num_iterations=2 must be 1"),
+        ("rollout.max_extra_draws=1 rollout.skip_uninformative=false", r"needs rollout\.skip_uninformative=true"),
+    ],
+)
+def test_what_does_not_fit_is_explained_in_one_line(override: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as refusal:
+        load_config(TrainConfig, None, override.split(" "))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["width=130"], "width=130 is not a multiple of heads=4"),
+        (["workers=3"], "batch_size=64 is not a multiple of workers=3"),
+        (["context=16"], "max_new_tokens=32 leaves no room in context=16"),
+    ],
+)
+def test_pretraining_shows_its_arithmetic(overrides: list[str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        load_config(PretrainConfig, None, overrides)
+
+
+@settings(deadline=None)
+@given(workers=st.integers(1, 6), minibatches=st.integers(1, 4), prompts=st.integers(1, 64), group=st.integers(2, 50))
+def test_groups_are_whole_or_refused(workers: int, minibatches: int, prompts: int, group: int) -> None:
+    tree = {
+        "rollout": {"prompts_per_step": prompts, "group_size": group},
+        "learner": {"workers": workers, "minibatches": minibatches},
+    }
+    if prompts % (workers * minibatches) == 0:
+        assert build_config(TrainConfig, tree, "test").rollout.group_size == group, "any group size fits any number"
+    else:
+        with pytest.raises(UserError, match="nearest that does is") as refusal:
+            build_config(TrainConfig, tree, "test")
+        nearest = int(str(refusal.value).rsplit(" ", 1)[1])
+        assert nearest % (workers * minibatches) == 0
+        assert abs(nearest - prompts) <= workers * minibatches
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("- a\n", "expected a mapping"), ("a: [\n", "cannot be read as YAML"), ("steps: 0\n", "steps=0")],
+)
+def test_a_file_that_does_not_fit_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"bad\.yaml: .*{expected}|{expected}"):
+        load_config(TrainConfig, str(path))
+
+
+def test_a_yaml_tag_that_makes_objects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(f"run: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    with pytest.raises(UserError, match="cannot be read as YAML"):
+        load_config(TrainConfig, str(path))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_missing_configuration_lists_the_shipped_ones() -> None:
+    with pytest.raises(UserError, match=r"--config quickstrat.*'quickstart'"):
+        load_config(TrainConfig, "quickstrat")
+
+
+def test_a_configuration_never_changes() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(TrainConfig, None).rollout.group_size = 3  # type: ignore[misc]
+
+
+def test_known_keys_are_the_keys_of_the_dump() -> None:
+    dumped = yaml.safe_load(yaml.safe_dump(load_config(TrainConfig, None).model_dump(mode="json")))
+    keys = known_keys(TrainConfig)
+    for section, values in dumped.items():
+        assert section in keys
+        if isinstance(values, dict):
+            assert {f"{section}.{name}" for name in values} <= set(keys)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "mode", "reward", "advantage"),
+    [
+        ("bgrpo", "beam", "rank", "mean"),
+        ("grpo", "sample", "simple", "std"),
+        ("reinforce", "sample", "simple", "leave_one_out"),
+    ],
+)
+def test_each_algorithm_brings_its_defaults(algorithm: str, mode: str, reward: str, advantage: str) -> None:
+    config = load_config(TrainConfig, None, [f"algorithm={algorithm}"])
+    assert (config.decode_mode, config.reward_kind, config.advantage_kind) == (mode, reward, advantage)
+    explicit = load_config(TrainConfig, None, ["reward.kind=simple", "advantage.kind=batch", "reward.wrong_reward=-1"])
+    assert (explicit.reward_kind, explicit.advantage_kind, explicit.reward.wrong_reward) == ("simple", "batch", -1)
