@@ -144,6 +144,9 @@ def generate_data(
     ] = "single",
     variables: Annotated[int | None, typer.Option("--variables", min=1, help="Variables of multi and singlet.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the file does not depend on it.")] = 1,
+    leading: Annotated[
+        str, typer.Option("--leading", help="Sign of leading coefficients of the one-variable kinds: any, positive.")
+    ] = "any",
     exclude: Annotated[
         list[Path] | None,
         typer.Option("--exclude", metavar="FILE", help="Leave out the problems of this file; may be repeated."),
@@ -152,7 +155,7 @@ def generate_data(
     """Write random problems with their answers, exact, distinct, and the same for the same seed."""
     from bgrpo.commands import GeneratorRequest, generate_problems
 
-    request = GeneratorRequest(degrees, coefficients, kind, variables, exclude or [])
+    request = GeneratorRequest(degrees, coefficients, kind, variables, leading, exclude or [])
     return generate_problems(request, count, seed, out, workers)
 
 

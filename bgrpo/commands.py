@@ -53,6 +53,7 @@ class GeneratorRequest:
     coefficients: int
     kind: str
     variables: int | None
+    leading: str
     exclude: list[Path]
 
 
@@ -186,6 +187,7 @@ def generate_problems(request: GeneratorRequest, count: int, seed: int, out: Pat
         "kind": request.kind,
         "degrees": [_parse_degrees(text) for text in request.degrees],
         "coefficients": request.coefficients,
+        "leading": request.leading,
     }
     if request.variables is not None:
         options["variables"] = request.variables

@@ -106,6 +106,7 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("generate-data --degrees 2,2 --coefficients 0 --count 1 --out x.txt", "'--coefficients'"),
         ("generate-data --degrees 2,2 --coefficients 3 --count 0 --out x.txt", "'--count'"),
         ("generate-data --degrees 2,2 --coefficients 3 --count 1 --out x.txt --kind many", "kind='many'"),
+        ("generate-data --degrees 2,2 --coefficients 3 --count 1 --out x.txt --leading left", "leading='left'"),
         ("generate-data --degrees 2,2 --coefficients 1 --count 100000 --out x.txt", "100000"),
     ],
 )

@@ -95,7 +95,7 @@ MIXED = f"{GOOD}\n{F} ⁇ a\n{F} ⁇ ^ a P 3\n{F} ⁇ ^ a P\n"
 def test_bad_lines_are_refused_for_training(task: Task, tmp_path: Path) -> None:
     message = (
         r"data.txt: 1 wrong, 1 unparseable, 1 trivial of 4 lines' own answers; mend the file, or pass "
-        r"task.allow_bad_lines=true \(or --allow-bad\) to train on it"
+        r"task.allow_bad_lines=true to train on it"
     )
     with pytest.raises(UserError, match=message):
         load(task, tmp_path, MIXED, for_training=True)

@@ -111,5 +111,5 @@ def _refuse_bad(path: Path, outcomes: Counter[str]) -> None:
         )
         raise UserError(
             f"{path}: {counts} of {outcomes.total()} lines' own answers; mend the file, or pass "
-            f"task.allow_bad_lines=true (or --allow-bad) to train on it"
+            f"task.allow_bad_lines=true to train on it"
         )
