@@ -19,7 +19,7 @@ from rich.table import Table
 from bgrpo.config import SHIPPED_CONFIGS, PretrainConfig, TaskSection, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
-from bgrpo.run_folder import load_resumed_config
+from bgrpo.run_folder import load_run_config
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
 
 CHECK_LIMIT_S = 5.0
@@ -59,7 +59,7 @@ class GeneratorRequest:
 
 def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Reinforcement learning. Mistakes in the configuration are told before the slow imports."""
-    _check_configuration(TrainConfig, config, overrides, resume)
+    load_run_config(TrainConfig, config, overrides, resume)
     from bgrpo.distributed.run import run_from_command_line
 
     return run_from_command_line(config, overrides, resume, as_json)
@@ -67,7 +67,7 @@ def train_policy(config: str | None, overrides: list[str], resume: str | None, a
 
 def pretrain_policy(config: str | None, overrides: list[str], resume: str | None) -> int:
     """Supervised training. Mistakes in the configuration are told before the slow imports."""
-    _check_configuration(PretrainConfig, config, overrides, resume)
+    load_run_config(PretrainConfig, config, overrides, resume)
     from bgrpo.distributed.pretrain import run_from_command_line
 
     return run_from_command_line(config, overrides, resume)
@@ -75,7 +75,6 @@ def pretrain_policy(config: str | None, overrides: list[str], resume: str | None
 
 def submit_training(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Send a training run to a cluster and follow its log. What can be checked here is, before anything is sent."""
-    _check_choice(config, resume)
     if resume is None:
         load_config(TrainConfig, config, overrides)
     from bgrpo.distributed.submit import submit
@@ -302,21 +301,6 @@ def _parse_degrees(text: str) -> list[int]:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise UserError(f"--degrees {text}: expected OUTER,INNER, for example 2,3")
     return [int(part) for part in parts]
-
-
-def _check_configuration(
-    model: type[TrainConfig | PretrainConfig], config: str | None, overrides: list[str], resume: str | None
-) -> None:
-    _check_choice(config, resume)
-    if resume is None:
-        load_config(model, config, overrides)
-    else:
-        load_resumed_config(model, resume, overrides)
-
-
-def _check_choice(config: str | None, resume: str | None) -> None:
-    if config is not None and resume is not None:
-        raise UserError("--config and --resume do not go together: a resumed run has its own config.yaml")
 
 
 def _portable_config(config: str) -> str:

@@ -238,20 +238,38 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     return build_config(model, tree, source=config or "defaults")
 
 
-def load_resumed_config(model: type[RunConfig], resume: str, overrides: Sequence[str]) -> RunConfig:
+def load_run_config(
+    model: type[RunConfig], config: str | None, overrides: Sequence[str], resume: str | None
+) -> RunConfig:
+    """What a command line asks for: a new run's configuration, or with ``resume`` that of a run that goes on."""
+    if resume is None:
+        return load_new_config(model, config, overrides)
+    return load_resumed_config(model, resume, overrides, config)
+
+
+def load_resumed_config(
+    model: type[RunConfig], resume: str, overrides: Sequence[str], config_name: str | None = None
+) -> RunConfig:
     """The configuration of a run that goes on: its own ``config.yaml`` with the user's overrides on top.
 
     Args:
         model: the tree's class.
         resume: the run's name (in ``run.dir`` of the overrides, ``runs`` by default), or the path of its folder.
         overrides: ``key.path=value`` each.
+        config_name: what the user gave as ``--config``, if anything; must be what the run was started with.
 
     Raises:
-        UserError: unknown run, or an override that does not fit.
+        UserError: unknown run, another configuration than the run's, or an override that does not fit.
     """
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    runs = given.get("run.dir", load_config(model, None).run.dir)
+    runs = settle_runs(given.get("run.dir", load_config(model, None).run.dir))
     run = RunFolder.open(runs, resume)
+    started_with = run.info().get("config")
+    if config_name is not None and config_name != started_with:
+        raise UserError(
+            f"run {run.name} was started with {f'--config {started_with}' if started_with else 'no --config'}, not "
+            f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
+        )
     config = load_config(model, str(run.config_path), overrides)
     tree = config.model_dump(mode="json")
     tree["run"] |= {"dir": str(run.path.parent), "name": run.name}

@@ -11,7 +11,7 @@ import pytest
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
-from bgrpo.run_folder import RAY_JOB_VARIABLE, RunFolder, flatten, load_new_config, load_resumed_config
+from bgrpo.run_folder import RAY_JOB_VARIABLE, RunFolder, flatten, load_new_config, load_resumed_config, load_run_config
 
 
 def _config(tmp_path: Path, *overrides: str) -> TrainConfig:
@@ -140,3 +140,14 @@ def test_runs_of_a_ray_job_do_not_lie_in_the_folder_that_ray_deletes(
     monkeypatch.setenv(RAY_JOB_VARIABLE, "{}")
     assert load_new_config(TrainConfig, None, []).run.dir == str(tmp_path / "home" / "bgrpo" / "runs")
     assert load_new_config(TrainConfig, None, ["run.dir=/data/runs"]).run.dir == "/data/runs"
+
+
+def test_a_resumed_run_keeps_the_configuration_that_it_was_started_with(tmp_path: Path) -> None:
+    started = load_config(TrainConfig, "quickstart", [f"run.dir={tmp_path}", "run.name=first", "algorithm=grpo"])
+    RunFolder.create(started, "quickstart")
+    overrides = [f"run.dir={tmp_path}"]
+    assert load_run_config(TrainConfig, "quickstart", overrides, "first").algorithm == "grpo"
+    assert load_run_config(TrainConfig, None, overrides, "first").algorithm == "grpo"
+    with pytest.raises(UserError, match="first was started with --config quickstart, not with --config other"):
+        load_run_config(TrainConfig, "other", overrides, "first")
+    assert load_run_config(TrainConfig, "quickstart", overrides, None).algorithm == "bgrpo"

@@ -12,12 +12,14 @@ from types import FrameType
 from typing import Any
 
 import ray.train
+from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from bgrpo.distributed.failures import final_failure, read_failures
 from bgrpo.distributed.session import Demand
 from bgrpo.errors import UserError
+from bgrpo.run_folder import RunFolder
 
 STOP_FILE = "stop"
 STOPPED_STATUS = 143  # as a shell reports a process ended by SIGTERM
@@ -90,10 +92,22 @@ def raise_failure(run_dir: Path, since: float, error: BaseException | None) -> N
     final = final_failure(run_dir, since)
     if final is not None:
         raise UserError(final.message)
+    for failure in error.worker_failures.values() if isinstance(error, WorkerGroupError) else ():
+        raised = getattr(failure, "_base_exc", failure)  # what Ray Train wrapped
+        if isinstance(raised, UserError):
+            raise raised
     if error is not None:
         failures = read_failures(run_dir, since)
         cause = f"first failure, {failures[0].where}:\n{failures[0].trace}" if failures else str(error)
         raise RuntimeError(f"training failed; the last complete checkpoint is kept.\n{cause}") from error
+
+
+def set_status(folder: RunFolder, status: str, console: Console) -> None:
+    """Say in ``run.json`` how the run ended; a full disk must not hide why it did."""
+    try:
+        folder.update(status=status)
+    except OSError as error:
+        console.print(f"{folder.path / 'run.json'} still says running: {error.strerror}", highlight=False)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from bgrpo.errors import UserError
 
 FILE = "failures.jsonl"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,10 @@ class Failure:
 
 
 def record_failure(run_dir: Path, error: Exception, rank: int) -> None:
-    """Append to the run's list of failures; several learners may do so at once."""
+    """Append to the run's list of failures; several learners may do so at once.
+
+    On a full disk nothing can be appended; the error that follows reaches the driver through Ray Train then.
+    """
     final = isinstance(error, UserError)
     failure = Failure(
         when=time.time(),
@@ -44,8 +49,11 @@ def record_failure(run_dir: Path, error: Exception, rank: int) -> None:
         message=str(error) if final else f"{type(error).__name__}: {error}",
         trace="".join(traceback.format_exception(error)),
     )
-    with (run_dir / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(failure)) + "\n")
+    try:
+        with (run_dir / FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(failure)) + "\n")
+    except OSError as full:
+        logger.warning("%s cannot be written (%s): %s", run_dir / FILE, full, failure.message)
 
 
 def read_failures(run_dir: Path, since: float = 0.0) -> list[Failure]:
@@ -53,7 +61,8 @@ def read_failures(run_dir: Path, since: float = 0.0) -> list[Failure]:
     path = run_dir / FILE
     if not path.exists():
         return []
-    failures = [Failure(**json.loads(line)) for line in path.read_text("utf-8").splitlines() if line]
+    whole = path.read_text("utf-8").split("\n")[:-1]  # the last piece is empty, or was cut off by a full disk
+    failures = [Failure(**json.loads(line)) for line in whole]
     return sorted((failure for failure in failures if failure.when >= since), key=lambda failure: failure.when)
 
 

@@ -18,16 +18,16 @@ from bgrpo.distributed.driving import (
     Background,
     fit_workers,
     raise_failure,
+    set_status,
     stop_on_signal,
 )
 from bgrpo.distributed.failures import final_failure, record_failure
 from bgrpo.distributed.metrics_tail import MetricsTail
 from bgrpo.distributed.session import pretraining_demand, ray_session
-from bgrpo.errors import UserError
 from bgrpo.policies.io import check_target
 from bgrpo.pretrain import export_best, make_data, train
 from bgrpo.progress import PRETRAINING_COLUMNS, TrainingProgress
-from bgrpo.run_folder import RunFolder, flatten, load_new_config, load_resumed_config
+from bgrpo.run_folder import RunFolder, flatten, load_run_config
 from bgrpo.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
@@ -67,12 +67,7 @@ class PretrainJob:
 def run_from_command_line(config_name: str | None, overrides: list[str], resume: str | None) -> int:
     """What ``bgrpo pretrain`` and ``python -m ray_jobs.pretrain`` do; returns the exit status."""
     console = Console()
-    if resume is None:
-        config = load_new_config(PretrainConfig, config_name, overrides)
-    elif config_name is None:
-        config = load_resumed_config(PretrainConfig, resume, overrides)
-    else:
-        raise UserError("--config and --resume do not go together: a resumed run has its own config.yaml")
+    config = load_run_config(PretrainConfig, config_name, overrides, resume)
     named = ["--config", config_name] if config_name is not None else []
     remembered = [override for override in overrides if not override.startswith(NOT_OF_THE_RESULT)]
     command = shlex.join(["bgrpo", "pretrain", *named, *remembered])
@@ -126,7 +121,7 @@ def run_pretrain(
         status = "stopped" if result.policy is None else "finished"
         return result
     finally:
-        folder.update(status=status)
+        set_status(folder, status, console)
 
 
 def _go(config: PretrainConfig, folder: RunFolder, console: Console) -> PretrainResult:

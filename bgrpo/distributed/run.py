@@ -20,6 +20,7 @@ from bgrpo.distributed.driving import (
     Background,
     fit_workers,
     raise_failure,
+    set_status,
     stop_on_signal,
 )
 from bgrpo.distributed.learner_loop import LearnerJob, learner_loop
@@ -27,7 +28,6 @@ from bgrpo.distributed.metrics_tail import MetricsTail
 from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, answer
 from bgrpo.distributed.rollout_service import start_service
 from bgrpo.distributed.session import ray_session, training_demand
-from bgrpo.errors import UserError
 from bgrpo.evaluation import Evaluation, EvaluationComparison, evaluate
 from bgrpo.learner_state import policy_folder
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
@@ -35,7 +35,7 @@ from bgrpo.preparation import Preparation, check_input, load_problems, save_prob
 from bgrpo.progress import TrainingProgress
 from bgrpo.report import comparison_table, plot_report
 from bgrpo.rollouts import decode_settings
-from bgrpo.run_folder import RunFolder, flatten, load_new_config, load_resumed_config, write_atomically
+from bgrpo.run_folder import RunFolder, flatten, load_run_config, write_atomically
 from bgrpo.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
@@ -63,12 +63,7 @@ class RunResult:
 def run_from_command_line(config_name: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """What ``bgrpo train`` and ``python -m ray_jobs.train`` do; returns the exit status."""
     console = Console(stderr=as_json)
-    if resume is None:
-        config = load_new_config(TrainConfig, config_name, overrides)
-    elif config_name is None:
-        config = load_resumed_config(TrainConfig, resume, overrides)
-    else:
-        raise UserError("--config and --resume do not go together: a resumed run has its own config.yaml")
+    config = load_run_config(TrainConfig, config_name, overrides, resume)
     result = run_training(config, config_name, resume is not None, console)
     if as_json:
         print(json.dumps(summary(result)))
@@ -105,7 +100,7 @@ def run_training(
             status = "stopped" if result.stopped else "finished"
             return result
         finally:
-            folder.update(status=status)
+            set_status(folder, status, console)
 
 
 def _open_folder(
