@@ -188,6 +188,8 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own co
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit status. A user's error is one line, anything unexpected a traceback."""
     given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        sys.path.append(str(Path.cwd()))  # a user's tasks and reward functions are found here, as with python -m
     try:
         status = app(given or ["--help"], prog_name="bgrpo", standalone_mode=False)
     except UserError as error:

@@ -165,6 +165,8 @@ def write_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
         except SafetensorError as error:
             raise OSError(f"{directory / 'model.safetensors'}: {error}") from error
         tokenizer.save_pretrained(directory)
+    for file in filter(Path.is_file, directory.iterdir()):
+        file.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def _check_source(path: str, source: Path) -> None:
