@@ -161,10 +161,15 @@ def test_stopped_and_resumed_equals_uninterrupted(undisturbed: RunResult, policy
     assert torch.equal(weights(second), weights(undisturbed))
 
 
-def test_two_learners_make_the_update_of_one(undisturbed: RunResult, policy: Path, tmp_path: Path) -> None:
-    result = run_training(
-        config(policy, tmp_path, "two", learner={"workers": 2, "warmup_steps": 0, "threads": 1, "learning_rate": 1e-2})
-    )
+def test_two_learners_stopped_and_resumed_make_the_update_of_one(
+    undisturbed: RunResult, policy: Path, tmp_path: Path
+) -> None:
+    learner = {"workers": 2, "warmup_steps": 0, "threads": 1, "learning_rate": 1e-2}
+    run = config(policy, tmp_path, "two", learner=learner)
+    folder = tmp_path / "two"
+    with Saboteur(folder / "metrics.jsonl", {3: (folder / STOP_FILE).touch}):
+        assert run_training(run).stopped
+    result = run_training(run, resume=True)
     torch.testing.assert_close(weights(result), weights(undisturbed), rtol=1e-3, atol=1e-4)
 
 
