@@ -1,0 +1,150 @@
+"""What must hold in the files of cluster/kuberay/: each check returns the problems it found, in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster_file_checks import check_image, required
+
+FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text("utf-8"))
+RESTRICTED_CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+Manifest = dict[str, Any]
+
+
+def unknown_fields(value: Any, known: Any, path: str) -> list[str]:
+    """Fields, and values of closed sets, that KubeRay's custom resources do not have.
+
+    Args:
+        value: part of a manifest.
+        known: the same part of ``kuberay_fields.json``, whose first line says how to read it.
+        path: of the part, for the message.
+    """
+    if isinstance(known, str) and known.startswith("@"):
+        known = FIELDS[known[1:]]
+    if isinstance(known, str):
+        return [] if value in known.split("|") else [f"{path}: {value!r} is none of {known}"]
+    if isinstance(known, list):
+        if not isinstance(value, list):
+            return [f"{path}: expected a list"]
+        return [problem for i, item in enumerate(value) for problem in unknown_fields(item, known[0], f"{path}[{i}]")]
+    if not isinstance(known, dict):
+        return []
+    if not isinstance(value, dict):
+        return [f"{path}: expected a mapping"]
+    problems = []
+    for key, item in value.items():
+        problems += (
+            unknown_fields(item, known[key], f"{path}.{key}") if key in known else [f"{path}: unknown field {key}"]
+        )
+    return problems
+
+
+def check_custom_resource(manifest: Manifest) -> list[str]:
+    """Version and fields of a RayCluster or RayJob."""
+    problems = [] if manifest["apiVersion"] == "ray.io/v1" else [f"apiVersion {manifest['apiVersion']}"]
+    return problems + unknown_fields(manifest["spec"], f"@{manifest['kind']}", manifest["kind"])
+
+
+def check_pod(name: str, template: Manifest) -> list[str]:
+    """What Pod Security "restricted" asks for, resources, and an image of our version."""
+    pod = template["spec"]
+    problems = unknown_fields(template, "@PodTemplate", name)
+    security = pod.get("securityContext", {})
+    if security.get("runAsNonRoot") is not True or security.get("runAsUser", 0) == 0:
+        problems.append(f"{name}: may run as root")
+    if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        problems.append(f"{name}: no seccomp profile")
+    for container in pod["containers"]:
+        problems += check_image(container["image"])
+        if container.get("securityContext") != RESTRICTED_CONTAINER:
+            problems.append(f"{name}: the container may gain privileges")
+        for kind in ("requests", "limits"):
+            if not {"cpu", "memory"} <= container.get("resources", {}).get(kind, {}).keys():
+                problems.append(f"{name}: no {kind}")
+    return problems
+
+
+def check_cluster(manifest: Manifest, claims: set[str]) -> list[str]:
+    """A RayCluster: version, token, autoscaling, an idle head, groups within their limits, the run folder everywhere.
+
+    Args:
+        manifest: of the cluster.
+        claims: names of the volume claims.
+    """
+    spec, problems = manifest["spec"], check_custom_resource(manifest)
+    if spec["rayVersion"] not in required("ray"):
+        problems.append(f"rayVersion {spec['rayVersion']}: expected {required('ray')}")
+    if spec.get("authOptions", {}).get("mode") != "token":
+        problems.append("no token")
+    options = spec.get("autoscalerOptions", {})
+    if spec.get("enableInTreeAutoscaling") is not True or options.get("version") != "v2":
+        problems.append("no autoscaling, or not its version 2")
+    if options.get("securityContext") != RESTRICTED_CONTAINER:
+        problems.append("the autoscaler's container may gain privileges")
+    head, groups = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    if head["rayStartParams"].get("num-cpus") != "0":
+        problems.append("the head computes")
+    if head.get("serviceType", "ClusterIP") != "ClusterIP":
+        problems.append("the head's service is open to the outside")
+    for group in groups:
+        if not 0 <= group["minReplicas"] <= group["maxReplicas"]:
+            problems.append(f"{group['groupName']}: minReplicas above maxReplicas")
+        if group["template"]["spec"].get("restartPolicy", "Never") != "Never":
+            problems.append(f"{group['groupName']}: autoscaler v2 wants restartPolicy Never")
+    for name, template in [("head", head["template"])] + [(group["groupName"], group["template"]) for group in groups]:
+        problems += check_pod(name, template)
+        claimed = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in template["spec"].get("volumes", [])}
+        mounts = template["spec"]["containers"][0].get("volumeMounts", [])
+        seen = {mount["mountPath"]: claimed.get(mount["name"]) for mount in mounts}
+        if seen.get("/runs") not in claims:
+            problems.append(f"{name}: does not see the run folder")
+    return problems
+
+
+def smallest_cluster(manifest: Manifest) -> dict[str, tuple[int, dict[str, float]]]:
+    """For each group of workers, the least number and the CPUs and GPUs that one of them offers to Ray."""
+    groups = {}
+    for group in manifest["spec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        cpus = group["rayStartParams"].get("num-cpus", limits["cpu"])
+        offered = {"CPU": float(cpus), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+        groups[group["groupName"]] = group["minReplicas"], offered
+    return groups
+
+
+def check_job(manifest: Manifest, cluster: str) -> list[str]:
+    """A RayJob: known fields, on the one cluster, submitted without a further pod."""
+    spec, problems = manifest["spec"], check_custom_resource(manifest)
+    if spec.get("clusterSelector") != {"ray.io/cluster": cluster}:
+        problems.append(f"not on the cluster {cluster}")
+    if spec.get("submissionMode") != "HTTPMode":
+        problems.append("a submitter pod would need the token and a way through the network policies")
+    return problems
+
+
+def check_network(policies: list[Manifest], cluster: str) -> list[str]:
+    """Everything is denied but cluster to cluster, operator to the dashboard, cluster to MLflow."""
+    problems, denies = [], False
+    ours, operator = {"ray.io/cluster": cluster}, {"app.kubernetes.io/name": "kuberay-operator"}
+    for policy in policies:
+        name, spec = policy["metadata"]["name"], policy["spec"]
+        denies |= spec["podSelector"] == {} and "Ingress" in spec["policyTypes"] and not spec.get("ingress")
+        for rule in spec.get("ingress", []):
+            ports = [port["port"] for port in rule.get("ports", [])]
+            if not rule.get("from"):
+                problems.append(f"{name}: from anywhere")
+            for peer in rule.get("from", []):
+                labels = peer.get("podSelector", {}).get("matchLabels")
+                namespace = peer.get("namespaceSelector", {}).get("matchLabels")
+                inside = labels == ours and "namespaceSelector" not in peer
+                if not inside and not (labels == operator and namespace and ports == [8265]):
+                    problems.append(f"{name}: from {peer}")
+    return problems if denies else [*problems, "nothing is denied by default"]
+
+
+def check_service(manifest: Manifest) -> list[str]:
+    """A Service must stay inside the cluster."""
+    kind = manifest["spec"].get("type", "ClusterIP")
+    return [] if kind == "ClusterIP" else [f"{manifest['metadata']['name']}: {kind} is open to the outside"]
