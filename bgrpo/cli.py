@@ -71,6 +71,28 @@ def train(
 
 
 @app.command()
+def sweep(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Go on with this sweep.")] = None,
+    submit: Annotated[
+        str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option("--max-concurrent", min=1, help="Trials at a time; default: as many as have room.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Compare algorithms: the same budget and number of trials for each, fresh seeds for the best, and a report."""
+    from bgrpo.commands import submit_sweep, sweep_arms
+
+    given = [*(overrides or []), *([] if max_concurrent is None else [f"max_concurrent={max_concurrent}"])]
+    if submit is not None:
+        return submit_sweep(submit, config, given, resume, as_json)
+    return sweep_arms(config, given, resume, as_json)
+
+
+@app.command()
 def pretrain(overrides: Overrides = None, config: ConfigName = None, resume: Resume = None) -> int:
     """Train a policy by supervision, from generated or given problems."""
     from bgrpo.commands import pretrain_policy
@@ -160,6 +182,18 @@ def generate_data(
 
 
 @app.command()
+def report(
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="Name or folder of a sweep, or of a single run.")],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs and sweeps.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> int:
+    """Make the report of a sweep, or of a run, again from its folder alone; while it runs too."""
+    from bgrpo.commands import rebuild_report
+
+    return rebuild_report(name, runs, as_json)
+
+
+@app.command()
 def doctor(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are to live.")] = Path("runs"),
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,
@@ -171,6 +205,21 @@ def doctor(
     return examine_machine(runs, ray, as_json)
 
 
+@bench_app.command("step")
+def bench_step(
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="Only this part: learner, sharing or run; may be repeated. Default: all."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Where a training step's time goes, next to bare PyTorch, padded rows and the matrix products alone."""
+    from bgrpo.commands import measure_step
+
+    return measure_step(part or [], png, as_json)
+
+
 @bench_app.command("task")
 def bench_task(
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for each measurement.")] = 3.0,
@@ -180,6 +229,45 @@ def bench_task(
     from bgrpo.commands import measure_task
 
     return measure_task(seconds, as_json)
+
+
+@bench_app.command("rollouts")
+def bench_rollouts(
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", help="Name of a case, 'standard' (the default) or 'extra'; may be repeated."),
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="Only this engine; may be repeated. Default: all.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of every engine.")] = 5,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="An engine leaves out rounds beyond this; 0: one round.")
+    ] = 60.0,
+    longest: Annotated[
+        float,
+        typer.Option("--longest", min=0.1, help="Engines slower than this for one decode are left out, and said."),
+    ] = 300.0,
+    memory: Annotated[str, typer.Option("--memory", help="Peak memory of cases: largest, all or none.")] = "largest",
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Completions per second, side by side with other engines, the measured floor, and peak memory."""
+    from bgrpo.commands import measure_rollouts
+
+    return measure_rollouts(case, engine, threads, rounds, seconds, longest, memory, png, as_json)
+
+
+@bench_app.command("scaling")
+def bench_scaling(
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Completions per second of 1 and 2 rollout actors, measured, and of up to 256 on 32 nodes, simulated."""
+    from bgrpo.commands import measure_scaling
+
+    return measure_scaling(png, as_json)
 
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it from 0.29 on

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count as count_from
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +75,38 @@ def pretrain_policy(config: str | None, overrides: list[str], resume: str | None
     return run_from_command_line(config, overrides, resume)
 
 
+def sweep_arms(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+    """Compare algorithms. Mistakes in the configuration are told before the slow imports."""
+    from bgrpo.sweep.folder import load_new_sweep, load_resumed_sweep
+
+    if resume is None:
+        load_new_sweep(config, overrides)
+    else:
+        load_resumed_sweep(resume, overrides)
+    from bgrpo.distributed.sweep import sweep_from_command_line
+
+    return sweep_from_command_line(config, overrides, resume, as_json)
+
+
 def submit_training(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Send a training run to a cluster and follow its log. What can be checked here is, before anything is sent."""
     if resume is None:
         load_config(TrainConfig, config, overrides)
+    return _submit(address, "ray_jobs.train", config, overrides, resume, as_json)
+
+
+def submit_sweep(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+    """Send a sweep to a cluster and follow its log."""
+    from bgrpo.sweep.config import SweepConfig
+
+    if resume is None:
+        load_config(SweepConfig, config, overrides)
+    return _submit(address, "ray_jobs.sweep", config, overrides, resume, as_json)
+
+
+def _submit(
+    address: str, module: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool
+) -> int:
     from bgrpo.distributed.submit import submit
 
     arguments = [] if config is None else ["--config", _portable_config(config)]
@@ -91,7 +121,7 @@ def submit_training(address: str, config: str | None, overrides: list[str], resu
     def write(text: str) -> None:
         print(text, end="", file=log, flush=True)
 
-    status = submit(address, "ray_jobs.train", [*arguments, *overrides], announce, write)
+    status = submit(address, module, [*arguments, *overrides], announce, write)
     if as_json:
         print(json.dumps({"job": jobs[0], "address": address, "exit_status": status}))
     return status
@@ -201,6 +231,33 @@ def generate_problems(request: GeneratorRequest, count: int, seed: int, out: Pat
     return 0
 
 
+def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
+    """Write a sweep's or a run's report from its folder, and print what it says and where it is."""
+    from bgrpo.run_folder import RunFolder
+    from bgrpo.sweep.exports import finite, summary_tree
+    from bgrpo.sweep.records import is_sweep, read_sweep
+    from bgrpo.sweep.report import find_folder, write_report_of, write_run_report
+    from bgrpo.sweep.summary import summarize
+
+    folder = find_folder(name, runs)
+    result: dict[str, Any] = {}
+    lines: list[str] = []
+    with Console(stderr=True).status("drawing"):
+        if is_sweep(folder):
+            summary = summarize(read_sweep(folder))
+            path, result = write_report_of(summary), summary_tree(summary)
+            lines = [summary.verdict.headline, *summary.verdict.sentences, *summary.verdict.cautions]
+        else:
+            path = write_run_report(RunFolder(folder.resolve()))
+    if as_json:
+        print(json.dumps({"report": str(path)} | finite(result)))
+        return 0
+    console = Console(highlight=False)
+    for line in [*lines, f"report: {path}"]:
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
 def examine_machine(runs: Path, with_ray: bool, as_json: bool) -> int:
     """Print each finding of the doctor as it comes; 1 when training cannot work."""
     from bgrpo.doctor import diagnose
@@ -222,7 +279,7 @@ def examine_machine(runs: Path, with_ray: bool, as_json: bool) -> int:
 
 def measure_task(seconds: float, as_json: bool) -> int:
     """Print the speed of the check and of the generator."""
-    from bgrpo.bench_task import run
+    from bgrpo.bench.task import run
 
     with Console(stderr=True).status("measuring"):
         result = run(seconds)
@@ -230,6 +287,106 @@ def measure_task(seconds: float, as_json: bool) -> int:
         print(json.dumps(result))
     else:
         Console().print_json(data=result)
+    return 0
+
+
+def measure_rollouts(
+    cases: list[str] | None,
+    engines: list[str] | None,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    longest: float,
+    memory: str,
+    png: Path | None,
+    as_json: bool,
+) -> int:
+    """Print each case of the rollout benchmark as it comes; 1 when engines that must agree do not."""
+    from bgrpo.bench.rollouts.cases import ENGINES, DisagreementError
+    from bgrpo.bench.rollouts.parent import RolloutBench
+    from bgrpo.bench.rollouts.plot import plot_rollouts
+    from bgrpo.bench.rollouts.report import case_table, notes
+
+    bench = RolloutBench(
+        tuple(cases or ["standard"]), tuple(engines or ENGINES), threads, rounds, seconds, longest, memory
+    )
+    if png is not None:
+        check_target(png, "--png")
+    console = Console(highlight=False)
+    rows: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    with _bar("measuring") as show:
+        turns = count_from(1)
+        try:
+            for result in bench.run(lambda: show(next(turns), bench.turns())):
+                rows, machine = rows + result.rows, machine or result.machine
+                if not as_json:
+                    console.print(case_table(result.case, result.rows))
+        except DisagreementError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    if as_json:
+        print(json.dumps({"rows": rows, "machine": machine}))
+    for line in [] if as_json else notes(rows, machine):
+        console.print(line, markup=False, soft_wrap=True)
+    if png is not None:
+        plot_rollouts(rows, machine, png)
+    return 0
+
+
+def measure_scaling(png: Path | None, as_json: bool) -> int:
+    """Print what one and two rollout actors do here, and what the simulation makes of it for up to 256."""
+    from bgrpo.bench import scaling
+    from bgrpo.bench.machine import describe_machine
+    from bgrpo.distributed.scaling import measure
+
+    if png is not None:
+        check_target(png, "--png")
+    machine = describe_machine()
+    with Console(stderr=True).status("measuring") as status:
+        measured = measure(lambda what: status.update(f"measuring {what}"))
+        status.update("simulating")
+        policies = {"shipped": measured.costs, "19M": measured.large}
+        size = measured.completions_per_request
+        rows = [row for name, costs in policies.items() for row in scaling.simulate_rows(name, costs, size)]
+    if png is not None:
+        scaling.plot_scaling(measured, rows, png)
+    if as_json:
+        print(json.dumps(scaling.result(measured, rows, machine)))
+        return 0
+    console = Console(highlight=False)
+    for line in scaling.report_lines(measured):
+        console.print(line, markup=False, soft_wrap=True)
+    for policy, shape in product(policies, scaling.SHAPES):
+        console.print(scaling.scaling_table(rows, policy, shape))
+        for staleness in (0, 1):
+            console.print(scaling.conclusion(rows, policy, shape, staleness), markup=False, soft_wrap=True)
+    return 0
+
+
+def measure_step(parts: list[str], png: Path | None, as_json: bool) -> int:
+    """Print where a training step's time goes."""
+    from bgrpo.bench.step.parent import TURNS, check_parts, measure
+    from bgrpo.bench.step.report import plot_step, step_tables
+
+    chosen = check_parts(parts)
+    if png is not None:
+        check_target(png, "--png")
+    rows: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    turns = count_from(1)
+    with _bar("measuring") as show:
+        for line in measure(chosen, lambda: show(next(turns), sum(TURNS[part] for part in chosen))):
+            rows += [line["row"]] if "row" in line else []
+            machine = machine or line.get("machine", {})
+    if as_json:
+        print(json.dumps({"rows": rows, "machine": machine}))
+    else:
+        console = Console()
+        for table in step_tables(rows):
+            console.print(table)
+    if png is not None:
+        plot_step(rows, png)
     return 0
 
 

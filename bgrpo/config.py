@@ -62,13 +62,18 @@ class RolloutSection(Section):
     prompts_per_request: Positive = Field(16, description="prompts in one request; fixed whatever the number of actors")
     max_new_tokens: Positive = Field(32, description="longest completion, end token included")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling; beams are always at 1")
-    dtype: Literal["fp32", "bf16"] = Field("fp32", description="of the rollout actors' weights")
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the layers' matrix products in rollouts; norms, attention, head, scores are fp32"
+    )
     threads: Positive = Field(1, description="torch threads of one actor")
     cpus_per_actor: Annotated[float, Field(ge=0)] = Field(0.5, description="Ray CPUs that one actor reserves")
     gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0.0, description="Ray GPUs that one actor reserves")
     timeout_s: Annotated[float, Field(gt=0)] = Field(300.0, description="longest wait for one request")
     skip_uninformative: bool = Field(True, description="leave groups whose rewards are all equal out of the update")
     max_extra_draws: NonNegative = Field(0, description="times to draw further prompts to replace uninformative groups")
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = Field(
+        0, description="1: decode a step's rollouts while the step before is learned, with weights one version old"
+    )
 
 
 class VerifierSection(Section):
@@ -129,6 +134,7 @@ class EvaluationSection(Section):
     problems: Positive = Field(200, description="validation problems used each time")
     beam_widths: list[Positive] = Field([1, 3, 5, 10], description="beam@k widths of the before/after table")
     samples: NonNegative = Field(10, description="samples per problem for pass@k; 0: none")
+    validation_samples: NonNegative = Field(0, description="samples per problem for pass@k at each validation; 0: none")
     final: bool = Field(True, description="make the before/after table on the test problems")
 
 
@@ -146,6 +152,19 @@ class TrackingSection(Section):
     enabled: bool = Field(True, description="record the run in MLflow")
     uri: str | None = Field(None, description="tracking server; default: an embedded sqlite store in run.dir")
     experiment: str = Field("bgrpo", description="MLflow experiment")
+
+
+class BudgetSection(Section):
+    """What a run may spend besides ``steps``: it ends with the step that uses up the first of them.
+
+    The learning-rate schedule then ends there too.
+    """
+
+    completions: Positive | None = Field(None, description="scored completions of training")
+    tokens: Positive | None = Field(None, description="decoded tokens of training")
+    seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="of rollouts, weights and updates; start-up, validation and checkpoints do not count"
+    )
 
 
 class RunSection(Section):
@@ -166,6 +185,7 @@ class TrainConfig(Section):
 
     algorithm: Literal["bgrpo", "grpo", "reinforce"] = Field("bgrpo", description="beams, samples, or plain REINFORCE")
     steps: Positive = Field(100, description="training steps: one batch of rollouts each")
+    budget: BudgetSection = BudgetSection()
     seed: NonNegative = Field(0, description="of prompt order, sampling and initialisation")
     policy: PolicySection = PolicySection()
     task: TaskSection = TaskSection()
@@ -365,13 +385,14 @@ def _assign(tree: dict[str, Any], path: list[str], value: Any, override: str) ->
 def _explain(model: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        nearest = _nearest(key, known_keys(model))
+        nearest = nearest_key(key, known_keys(model))
         return f"unknown key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else "")
     message = item["msg"].removeprefix("Value error, ")
     return f"{key}={item['input']!r}: {message}" if key else message
 
 
-def _nearest(key: str, known: Iterable[str]) -> str | None:
+def nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The known dotted key that was probably meant."""
     known = list(known)
     matches = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not matches:  # right name, wrong section

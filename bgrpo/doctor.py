@@ -69,6 +69,7 @@ def diagnose(runs: Path, with_ray: bool = True) -> Iterator[Check]:
     yield check_runs_folder(runs)
     probes: list[tuple[str, Callable[[], Check]]] = [
         ("accelerator", check_accelerator),
+        ("decode kernel", check_kernel),
         ("policy", check_policy),
         ("MLflow", partial(check_mlflow, runs)),
     ]
@@ -165,6 +166,19 @@ def check_accelerator() -> Check:
         return Check("accelerator", "ok", "none: everything runs on the CPU")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Check("accelerator", "ok", ", ".join(names))
+
+
+def check_kernel() -> Check:
+    """The compiled attention kernel; decoding does without it, slower."""
+    from bgrpo.decoding.compiled import KernelUnavailable, load_kernel
+
+    try:
+        load_kernel()
+    except KernelUnavailable as error:
+        return Check(
+            "decode kernel", "warn", str(error), "install g++ 12 or newer: decoding on the CPU is faster with it"
+        )
+    return Check("decode kernel", "ok", "compiled for this processor")
 
 
 def check_policy() -> Check:

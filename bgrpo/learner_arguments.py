@@ -54,12 +54,12 @@ def grpo_arguments(config: TrainConfig, output_dir: Path, world_size: int) -> GR
     )
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str, min_ratio: float) -> float:
+def learning_rate_factor(step: int, steps: float, warmup: int, schedule: str, min_ratio: float) -> float:
     """Learning rate of a training step as a fraction of the peak.
 
     Args:
         step: from 0; at or past ``steps`` the schedule stays at its end.
-        steps: training steps of the run.
+        steps: training steps of the run; an estimate where its budget is not given in steps.
         warmup: steps of the linear rise; the first already moves.
         schedule: ``constant``, ``linear`` or ``cosine``, from the end of the warm-up to ``steps``.
         min_ratio: where ``linear`` and ``cosine`` end.

@@ -1,9 +1,11 @@
-"""The learner's part of a checkpoint: policy, optimizer, schedule, and what fixes the order of prompts."""
+"""The learner's part of a checkpoint: policy, optimizer, schedule, rollouts made ahead, and the order of prompts."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
+from bgrpo.groups import Completion, ScoredGroup
+from bgrpo.learning_batch import check_drawn, indices_of_draw
 from bgrpo.policies.io import write_policy
 
 _OPTIMIZER_FILE = "optimizer.pt"
 _RUN_FILE = "run.json"
+_AHEAD_FILE = "rollouts.json"
 
 
 def policy_folder(checkpoint: Path) -> Path:
@@ -33,8 +38,19 @@ def write_checkpoint(
     scheduler: LRScheduler,
     config: TrainConfig,
     problems: int,
+    ahead: Sequence[ScoredGroup] | None = None,
 ) -> None:
     """Fill a checkpoint folder. No random state is kept: every draw is a pure function of seed, step and index.
+
+    Args:
+        folder: to fill.
+        model: the policy.
+        tokenizer: of the policy.
+        optimizer: its state is kept.
+        scheduler: its state is kept.
+        config: of the run.
+        problems: number of training problems.
+        ahead: groups of the next step, where other weights than the checkpoint's decoded them.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -45,6 +61,8 @@ def write_checkpoint(
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, buffer)
     (folder / _OPTIMIZER_FILE).write_bytes(buffer.getbuffer())
     (folder / _RUN_FILE).write_text(json.dumps(_order_of_prompts(config, problems), indent=1), "utf-8")
+    if ahead is not None:
+        (folder / _AHEAD_FILE).write_text(json.dumps([asdict(group) for group in ahead]), "utf-8")
 
 
 def check_resumable(checkpoint: Path, config: TrainConfig, problems: int) -> None:
@@ -71,6 +89,35 @@ def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRSche
     state = torch.load(checkpoint / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
+
+
+def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems: int) -> list[ScoredGroup] | None:
+    """The groups of ``step`` that :func:`write_checkpoint` was given, equal to the last bit; None where it got none.
+
+    Raises:
+        UserError: they are not the groups that ``step`` comes to.
+    """
+    path = checkpoint / _AHEAD_FILE
+    if not path.exists():
+        return None
+    try:
+        groups = [_read_group(record) for record in json.loads(path.read_text("utf-8"))]
+        size = config.rollout.prompts_per_step
+        for draw, start in enumerate(range(0, max(size, len(groups)), size)):
+            indices = indices_of_draw(config, step, problems, draw)
+            check_drawn(groups[start : start + size], indices, step, step - config.rollout.max_staleness)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: not the rollouts of step {step} that a run with rollout.max_staleness="
+            f"{config.rollout.max_staleness} goes on with ({error}); remove this checkpoint to resume from the one "
+            f"before it"
+        ) from error
+    return groups
+
+
+def _read_group(record: dict[str, Any]) -> ScoredGroup:
+    completions = [Completion(**completion) for completion in record["completions"]]
+    return ScoredGroup(**(record | {"completions": completions}))
 
 
 def _order_of_prompts(config: TrainConfig, problems: int) -> dict[str, Any]:

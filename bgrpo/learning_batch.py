@@ -16,10 +16,11 @@ from bgrpo.rollouts import RolloutSource, prompt_indices
 
 @dataclass(frozen=True, slots=True)
 class LearningGroup:
-    """One group as the loss sees it: tokens and one advantage per completion."""
+    """One group as the loss sees it: tokens, what decoding gave each of them, and one advantage per completion."""
 
     prompt: list[int]
     completions: list[list[int]]
+    logprobs: list[list[float]]
     advantages: list[float]
 
     @property
@@ -60,28 +61,58 @@ class ScoredStep:
     learning: list[LearningGroup]
 
 
-def collect_step(source: RolloutSource, config: TrainConfig, step: int, problems: int) -> ScoredStep:
-    """Draw a step's groups with the weights of version ``step`` and score them.
+def draw_groups(
+    source: RolloutSource, config: TrainConfig, step: int, version: int, problems: int
+) -> list[ScoredGroup]:
+    """All groups of a step, decoded with the weights of ``version``, in the order in which they were drawn.
 
-    Uninformative groups are left out of the update when ``rollout.skip_uninformative``; further prompts are then drawn
-    up to ``rollout.max_extra_draws`` times, until ``rollout.prompts_per_step`` informative groups are there.
+    Where ``rollout.skip_uninformative`` leaves groups out of the update, further prompts are drawn up to
+    ``rollout.max_extra_draws`` times, until ``rollout.prompts_per_step`` informative groups are there.
 
     Raises:
         RuntimeError: the source gave other groups than asked for, or groups made with other weights.
     """
-    wanted, draws = config.rollout.prompts_per_step, 1 + config.rollout.max_extra_draws
+    wanted = config.rollout.prompts_per_step
     groups: list[ScoredGroup] = []
-    rewards: list[list[float]] = []
-    used: list[int] = []
-    for draw in range(draws):
-        indices = prompt_indices(config.seed, step, wanted, problems, draw, draws)
-        drawn = source.collect(step, step, indices, draw)
-        _check_drawn(drawn, indices, step)
+    for draw in range(1 + config.rollout.max_extra_draws):
+        indices = indices_of_draw(config, step, problems, draw)
+        drawn = source.collect(step, version, indices, draw)
+        check_drawn(drawn, indices, step, version)
         groups += drawn
-        rewards += [_rewards(group, config) for group in drawn]
-        used = [index for index, values in enumerate(rewards) if _is_used(values, config)][:wanted]
-        if len(used) == wanted:
+        if sum(_is_used(_rewards(group, config), config) for group in groups) >= wanted:
             break
+    return groups
+
+
+def indices_of_draw(config: TrainConfig, step: int, problems: int, draw: int = 0) -> list[int]:
+    """The problems of one draw of one training step, see :func:`bgrpo.rollouts.prompt_indices`."""
+    rollout = config.rollout
+    return prompt_indices(config.seed, step, rollout.prompts_per_step, problems, draw, 1 + rollout.max_extra_draws)
+
+
+def check_drawn(drawn: Sequence[ScoredGroup], indices: Sequence[int], step: int, version: int) -> None:
+    """Groups must be of the problems asked for, and made by exactly the weights that ``step`` is to learn from.
+
+    Raises:
+        RuntimeError: they are not.
+    """
+    if [group.index for group in drawn] != list(indices):
+        raise RuntimeError(f"asked for rollouts of problems {list(indices)}, got {[group.index for group in drawn]}")
+    for group in drawn:
+        if group.version != version:
+            raise RuntimeError(
+                f"stale rollouts: problem {group.index} was decoded by version {group.version} of the policy, "
+                f"but step {step} learns from rollouts of version {version}"
+            )
+        if not group.completions or not all(completion.tokens for completion in group.completions):
+            raise RuntimeError(f"problem {group.index} came back without completions, or with an empty one")
+
+
+def score_step(groups: list[ScoredGroup], config: TrainConfig) -> ScoredStep:
+    """Rewards and advantages of a step's groups; uninformative ones may be left out of the update."""
+    rewards = [_rewards(group, config) for group in groups]
+    used = [index for index, values in enumerate(rewards) if _is_used(values, config)]
+    used = used[: config.rollout.prompts_per_step]
     values = advantages(
         [rewards[index] for index in used],
         [[completion.logprob for completion in groups[index].completions] for index in used],
@@ -120,19 +151,6 @@ def split_update(groups: Sequence[LearningGroup], config: TrainConfig, rank: int
     return minibatches
 
 
-def _check_drawn(drawn: Sequence[ScoredGroup], indices: Sequence[int], version: int) -> None:
-    if [group.index for group in drawn] != list(indices):
-        raise RuntimeError(f"asked for rollouts of problems {list(indices)}, got {[group.index for group in drawn]}")
-    for group in drawn:
-        if group.version != version:
-            raise RuntimeError(
-                f"stale rollouts: problem {group.index} was decoded by version {group.version} of the policy, "
-                f"but the update is of version {version}"
-            )
-        if not group.completions or not all(completion.tokens for completion in group.completions):
-            raise RuntimeError(f"problem {group.index} came back without completions, or with an empty one")
-
-
 def _rewards(group: ScoredGroup, config: TrainConfig) -> list[float]:
     return group_rewards(
         group.outcomes,
@@ -149,7 +167,12 @@ def _is_used(rewards: Sequence[float], config: TrainConfig) -> bool:
 
 
 def _learning_group(group: ScoredGroup, values: list[float]) -> LearningGroup:
-    return LearningGroup(group.prompt_ids, [completion.tokens for completion in group.completions], values)
+    return LearningGroup(
+        group.prompt_ids,
+        [completion.tokens for completion in group.completions],
+        [completion.logprobs for completion in group.completions],
+        values,
+    )
 
 
 def _tokens(groups: Sequence[LearningGroup]) -> int:

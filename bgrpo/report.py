@@ -146,7 +146,7 @@ def _draw_curve(axes: Axes, panel: Panel, steps: Sequence[int], values: Sequence
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     elif min(values) >= 0:
         axes.set_ylim(0, max(max(values) * 1.08, 1e-6))
-    _tidy(axes, "y")
+    tidy(axes, "y")
 
 
 def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
@@ -176,10 +176,11 @@ def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
     problems = len(comparison.before.categories)
     axes.set_title(f"{problems} held-out problems, 95 % intervals", fontsize=10, color=INK, loc="left", pad=22)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9, borderaxespad=0.1)
-    _tidy(axes, "x")
+    tidy(axes, "x")
 
 
-def _tidy(axes: Axes, grid: Literal["x", "y"]) -> None:
+def tidy(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """Quiet axes with grid lines along one direction; names of bars stand out along the other."""
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

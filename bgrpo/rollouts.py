@@ -27,7 +27,17 @@ class RolloutSource(Protocol):
     """Makes scored groups with exactly the weights it is asked for."""
 
     def publish(self, version: int, model: PreTrainedModel) -> None:
-        """Make the model's present weights available as ``version``; called by learner 0 only."""
+        """Make the model's present weights available as ``version``; called by learner 0 only.
+
+        They stay available until version ``version + 1 + rollout.max_staleness`` is published.
+        """
+        ...
+
+    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
+        """Begin what ``collect(step, version, indices, draw=0)`` will be asked for; called by learner 0 only.
+
+        Returns at once, and never fails: what goes wrong is told by :meth:`collect`.
+        """
         ...
 
     def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
@@ -63,34 +73,50 @@ class LocalRolloutSource:
         self._texts = [problem.prompt for problem in problems]
         self._prompts = encode_texts(tokenizer, self._texts)
         self._settings = decode_settings(config, tokenizer)
-        self._version = -1
+        self._buffers: dict[int, np.ndarray] = {}  # published weights by version, oldest first
+        self._loaded = -1  # the version that the replica holds
         self._replica: PreTrainedModel | None = None
         self._engine: DecodeEngine | None = None
 
     def publish(self, version: int, model: PreTrainedModel) -> None:
         """Copy the weights, as a rollout actor would, so that updates do not reach them before the next version."""
         from bgrpo.decoding import DecodeEngine
-        from bgrpo.policies.flat import flatten_parameters, load_flat_parameters
+        from bgrpo.policies.flat import flatten_parameters
 
         if self._replica is None:
-            self._replica = _empty_replica(model, self._config.rollout.dtype)
-            self._engine = DecodeEngine(self._replica)
-        load_flat_parameters(self._replica, flatten_parameters(model))
-        self._version = version
+            self._replica = _empty_replica(model)
+            self._engine = DecodeEngine(self._replica, precision=self._config.rollout.dtype)
+        self._loaded = -1
+        self._buffers[version] = flatten_parameters(model)
+        for old in [held for held in self._buffers if held < version - self._config.rollout.max_staleness]:
+            del self._buffers[old]
+
+    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
+        """Nothing: there is no other process, so decoding ahead would save no time."""
 
     def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
         """See :meth:`RolloutSource.collect`.
 
         Raises:
-            RuntimeError: another version is held.
+            RuntimeError: this version is not held.
         """
-        if self._engine is None or version != self._version:
-            raise RuntimeError(f"asked for weights of version {version}, but version {self._version} is held")
+        engine = self._engine_with(version)
         prompts = [self._prompts[index] for index in indices]
         seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
-        groups = self._engine.decode(prompts, self._settings, seeds)
+        groups = engine.decode(prompts, self._settings, seeds)
         items = completions_to_check([self._texts[index] for index in indices], groups, self._tokenizer)
         return score_groups(indices, prompts, groups, self._check(items), version)
+
+    def _engine_with(self, version: int) -> DecodeEngine:
+        """The engine, its replica holding ``version``."""
+        from bgrpo.policies.flat import load_flat_parameters
+
+        if self._engine is None or self._replica is None or version not in self._buffers:
+            raise RuntimeError(f"asked for weights of version {version}; held: {list(self._buffers)}")
+        if self._loaded != version:
+            load_flat_parameters(self._replica, self._buffers[version])
+            self._loaded = version
+        return self._engine
 
 
 def prompt_indices(seed: int, step: int, count: int, size: int, draw: int = 0, draws: int = 1) -> list[int]:
@@ -178,12 +204,10 @@ def score_groups(
     return scored
 
 
-def _empty_replica(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
-    """A model of the same configuration on the same device, its weights still to be loaded."""
+def _empty_replica(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same configuration on the same device, in fp32, its weights still to be loaded."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    replica = AutoModelForCausalLM.from_config(
-        copy.deepcopy(model.config), dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
-    )
+    replica = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
     return replica.to(model.device).eval()

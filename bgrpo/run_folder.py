@@ -30,6 +30,7 @@ RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
 # What a resumed run may change: how far it goes, and where and how it runs, never what it computes.
 CHANGEABLE_ON_RESUME = (
     "steps",
+    "budget",
     "run",
     "out",
     "checkpoint",

@@ -33,7 +33,8 @@ def rollout_metrics(scored: ScoredStep, version: int, mode: str) -> dict[str, fl
     Returns:
         ``reward_mean`` and ``reward_std`` (within groups, mean over groups); the fractions of groups with a correct
         completion (``solved_groups``) and with rewards that differ (``informative_groups``); ``groups_drawn`` and
-        ``groups_used``; ``completion_length`` in tokens; ``staleness`` in versions; ``outcome/…``, a count each.
+        ``groups_used``; ``completion_length`` in tokens; ``staleness`` in versions, the largest, and ``staleness_mean``
+        over completions; ``outcome/…``, a count each.
     """
     groups, rewards = scored.groups, scored.rewards
     counts = Counter(outcome for group in groups for outcome in group.outcomes)
@@ -47,6 +48,11 @@ def rollout_metrics(scored: ScoredStep, version: int, mode: str) -> dict[str, fl
         "groups_used": float(len(scored.learning)),
         "completion_length": float(np.mean(lengths)),
         "staleness": float(max(version - group.version for group in groups)),
+        "staleness_mean": float(
+            np.average(
+                [version - group.version for group in groups], weights=[len(group.completions) for group in groups]
+            )
+        ),
     }
     if mode == "beam":
         metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
@@ -122,10 +128,17 @@ class _TokenSums:
 
 
 class StepClock:
-    """Where a step's time went, in seconds; what no other part took is the learning."""
+    """Where a step's time went, in seconds; what no other part took is the learning, the optimizer included.
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    Args:
+        overlapped: rollouts are decoded while the step before is learned, so that ``rollout`` is only the time that
+            the learner waited for them, and their rate is that of whole steps.
+    """
+
+    def __init__(self, overlapped: bool = False) -> None:
+        self._overlapped = overlapped
+        self._start = self._optimizer_start = time.perf_counter()
+        self._optimizer_s = 0.0
         self._parts: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -135,12 +148,24 @@ class StepClock:
         yield
         self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - start
 
+    def begin_optimizer(self) -> None:
+        """The optimizer starts to move the weights."""
+        self._optimizer_start = time.perf_counter()
+
+    def end_optimizer(self) -> None:
+        """The optimizer is done; its time is part of ``learn`` too."""
+        self._optimizer_s += time.perf_counter() - self._optimizer_start
+
+    def elapsed(self) -> float:
+        """Seconds of this step so far."""
+        return time.perf_counter() - self._start
+
     def restart(self, completions: int) -> dict[str, float]:
         """The step's ``seconds/…`` and ``rollouts_per_s``; the next step begins now."""
         now = time.perf_counter()
         total = now - self._start
         parts = {part: self._parts.get(part, 0.0) for part in ("rollout", "weights", "validation", "checkpoint")}
-        parts |= {"learn": total - sum(parts.values()), "total": total}
-        self._start, self._parts = now, {}
-        rate = completions / max(parts["rollout"], 1e-9)
+        parts |= {"learn": total - sum(parts.values()), "optimizer": self._optimizer_s, "total": total}
+        self._start, self._parts, self._optimizer_s = now, {}, 0.0
+        rate = completions / max(total if self._overlapped else parts["rollout"], 1e-9)
         return {f"seconds/{part}": seconds for part, seconds in parts.items()} | {"rollouts_per_s": rate}

@@ -114,13 +114,13 @@ class BGRPOTrainer(GRPOTrainer):
         self._detached_logps: Tensor | None = None
 
     def run(self) -> None:
-        """Train up to ``config.steps``; nothing happens when a resumed run is already there.
+        """Train up to ``config.steps`` or the end of ``config.budget``; nothing happens when a resumed run is there.
 
         Raises:
             DivergenceError: the loss or the gradient norm is not finite, or the KL passed ``learner.max_kl``.
             RuntimeError: stale or wrong rollouts.
         """
-        if self._outer.step < self._run_config.steps:
+        if not self._outer.is_complete:
             self.train()
 
     # --- overrides: what Trainer and GRPOTrainer are made to do differently ---
@@ -132,7 +132,7 @@ class BGRPOTrainer(GRPOTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The configured schedule, which moves with training steps, not optimizer steps."""
-        factor = functools.partial(_optimizer_step_factor, config=self._run_config)
+        factor = functools.partial(_optimizer_step_factor, config=self._run_config, outer=self._outer)
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -210,7 +210,7 @@ class BGRPOTrainer(GRPOTrainer):
         """
         device, pad = self.accelerator.device, self._tokenizer.pad_token_id
         real = [(group.prompt, group.completions) for group in groups]
-        packed = pack_groups(real or [([pad], [[pad]])], pad, device, rows)
+        packed = pack_groups(real or [([pad], [[pad]])], device, rows)
         nothing_B0 = packed.tokens_BC[:, :0]
         values = [value for group in groups for value in group.advantages]
         advantages_B = torch.zeros(len(nothing_B0), dtype=torch.float32, device=device)
@@ -227,7 +227,9 @@ class BGRPOTrainer(GRPOTrainer):
         with torch.no_grad():
             if self.ref_model is not None:
                 inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed)[0]
-            if self._run_config.learner.minibatches > 1:
+            if self._run_config.rollout.max_staleness:  # older weights than these decoded
+                inputs["old_per_token_logps"] = _rollout_logps(groups, packed)
+            elif self._run_config.learner.minibatches > 1:
                 inputs["old_per_token_logps"] = packed_logps(self._policy, packed)[0]
         return inputs
 
@@ -242,6 +244,19 @@ class BGRPOTrainer(GRPOTrainer):
         )
 
 
+def _rollout_logps(groups: list[LearningGroup], packed: PackedGroups) -> Tensor:
+    """What decoding gave each completion token, laid out as ``packed.tokens_BC``; 0 outside the completions.
+
+    With ``rollout.dtype=bf16`` these differ from the learner's log-probs even where the weights are equal; the clipped
+    ratio treats that difference as any other.
+    """
+    flat = [value for group in groups for logprobs in group.logprobs for value in logprobs]
+    old_BC = torch.zeros(packed.tokens_BC.shape, dtype=torch.float32)
+    if flat:  # an empty cut is one masked token
+        old_BC[packed.mask_BC.cpu()] = torch.tensor(flat, dtype=torch.float32)
+    return old_BC.to(packed.tokens_BC.device)
+
+
 def _disable_module_dropout(model: nn.Module) -> None:
     """Attention dropouts that models keep as plain numbers; TRL zeroes the modules."""
     for module in model.modules():
@@ -250,11 +265,11 @@ def _disable_module_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _optimizer_step_factor(optimizer_steps: int, config: TrainConfig) -> float:
+def _optimizer_step_factor(optimizer_steps: int, config: TrainConfig, outer: OuterLoop) -> float:
     learner = config.learner
     step = optimizer_steps // config.optimizer_steps_per_step
     return learning_rate_factor(
-        step, config.steps, learner.warmup_steps, learner.schedule, learner.min_learning_rate_ratio
+        step, outer.expected_steps(), learner.warmup_steps, learner.schedule, learner.min_learning_rate_ratio
     )
 
 

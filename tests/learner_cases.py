@@ -50,11 +50,15 @@ class ScriptedSource:
         self.published: list[int] = []
         self.weights: dict[int, torch.Tensor] = {}
         self.asked: list[tuple[int, int, list[int], int]] = []
+        self.prefetched: list[tuple[int, int, list[int]]] = []
         self.version_offset = 0
 
     def publish(self, version: int, model: PreTrainedModel) -> None:
         self.published.append(version)
         self.weights[version] = flat_weights(model)
+
+    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
+        self.prefetched.append((step, version, indices))
 
     def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
         self.asked.append((step, version, indices, draw))

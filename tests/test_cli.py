@@ -21,7 +21,22 @@ from bgrpo.evaluation import JudgedCompletion, LocalDecoder
 from bgrpo.run_folder import RunFolder
 from bgrpo.tasks.polynomial.task import PolynomialTask
 
-COMMANDS = ["train", "pretrain", "evaluate", "decode", "verify", "generate-data", "doctor", "bench", "bench task"]
+COMMANDS = [
+    "train",
+    "pretrain",
+    "evaluate",
+    "decode",
+    "verify",
+    "generate-data",
+    "doctor",
+    "bench",
+    "bench task",
+    "bench rollouts",
+    "bench step",
+    "bench scaling",
+    "sweep",
+    "report",
+]
 HEAVY = ("torch", "transformers", "ray", "mlflow", "trl", "numpy", "sympy", "flint", "matplotlib")
 GENERATE = ["generate-data", "--degrees", "2,2", "--coefficients", "3", "--count", "8"]
 

@@ -23,6 +23,7 @@ from bgrpo.config import (
     load_config,
 )
 from bgrpo.errors import UserError
+from bgrpo.sweep.config import SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
@@ -74,7 +75,8 @@ def test_every_option_is_described(section: type[Section]) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_load_and_survive_the_disk(path: Path, tmp_path: Path) -> None:
-    model = PretrainConfig if path.stem.startswith("pretrain") else TrainConfig
+    kind = PretrainConfig if path.stem.startswith("pretrain") else TrainConfig
+    model = SweepConfig if "arms:" in path.read_text("utf-8") else kind
     config = load_config(model, path.stem)
     assert load_config(model, str(path)) == config
     dump_config(config, tmp_path / "config.yaml")

@@ -153,3 +153,11 @@ def test_an_mlflow_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
     monkeypatch.setattr(Tracker, "start", lambda *args: Tracker(None, None, time.monotonic))
     assert doctor.check_mlflow(tmp_path / "new").detail == "its store cannot be made"
+
+
+def test_a_missing_compiler_is_a_warning_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check = doctor.check_kernel()
+    assert check.status == "warn"
+    assert "no-such-compiler failed" in check.detail

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from learner_cases import ScriptedSource, make_trainer, train_config
 
 from bgrpo.checkpoints import CheckpointStore
-from bgrpo.learning_batch import LearningGroup, collect_step, micro_batches_per_minibatch, split_update
+from bgrpo.learning_batch import LearningGroup, draw_groups, micro_batches_per_minibatch, score_step, split_update
 
 
 def learning_groups(count: int) -> list[LearningGroup]:
     rng = random.Random(count)
     return [
-        LearningGroup([index] * rng.randint(1, 9), [[index] * rng.randint(1, 5)] * rng.randint(1, 4), [0.0])
+        LearningGroup([index] * rng.randint(1, 9), [[index] * rng.randint(1, 5)] * rng.randint(1, 4), [], [0.0])
         for index in range(count)
     ]
 
@@ -52,7 +52,7 @@ def test_every_group_is_used_once_by_one_learner_in_whole(
 def test_rewards_and_advantages_are_over_the_groups_in_the_update() -> None:
     source = ScriptedSource(outcome=lambda rng: "correct" if rng.random() < 0.15 else "wrong")
     config = train_config(rollout={"skip_uninformative": True, "prompts_per_step": 8})
-    scored = collect_step(source, config, step=0, problems=100)
+    scored = score_step(draw_groups(source, config, step=0, version=0, problems=100), config)
     informative = [values for values in scored.rewards if len(set(values)) > 1]
     assert 0 < len(informative) < 8 and len(scored.learning) == len(informative)
     for group, rewards in zip(scored.learning, informative, strict=True):
@@ -63,8 +63,10 @@ def test_rewards_and_advantages_are_over_the_groups_in_the_update() -> None:
 def test_groups_that_are_all_right_still_teach_without_a_baseline() -> None:
     source = ScriptedSource(outcome=lambda rng: "correct")
     tree = {"algorithm": "reinforce", "rollout": {"skip_uninformative": True}}
-    assert len(collect_step(source, train_config(**tree, advantage={"kind": "none"}), 0, 10).learning) == 4
-    assert collect_step(source, train_config(**tree), 0, 10).learning == []
+    with_baseline, without = train_config(**tree), train_config(**tree, advantage={"kind": "none"})
+    groups = draw_groups(source, without, 0, 0, 10)
+    assert len(score_step(groups, without).learning) == 4
+    assert score_step(groups, with_baseline).learning == []
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_ends(tmp_path: Path) -> None:

@@ -355,7 +355,7 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
 def test_checkpoints_are_saved_when_due_at_a_validation_and_at_the_end(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", keep=9)
     config = train_config(steps=7, checkpoint={"every": 3}, evaluation={"every": 5})
-    scores = {5: 0.7}
+    scores = {5: 0.7, 7: 0.3}  # the last step is validated, due or not
     make_trainer(
         config, ScriptedSource(), tmp_path, store=store, validate=lambda step: {"beam_rank_score": scores[step]}
     ).run()

@@ -25,6 +25,11 @@ CASES: dict[str, dict[str, Any]] = {
         "reward": {"kind": "simple"},
         "advantage": {"kind": "batch"},
     },
+    "rollouts ahead": {
+        "rollout": {"group_size": GROUP_SIZE, "prompts_per_step": 12, "max_staleness": 1, "skip_uninformative": True},
+        "learner": {"minibatches": 2, "micro_groups": 1},
+        "reward": {"kind": "simple"},
+    },
     "whole shares": {"rollout": {"group_size": GROUP_SIZE, "prompts_per_step": 12}, "learner": {"beta": 0.0}},
 }
 
@@ -70,7 +75,7 @@ def test_several_learners_update_as_one(tmp_path: Path, processes: Any, case: st
         for gradient, expected in zip(result["gradients"], alone["gradients"], strict=True):
             assert (gradient - expected).norm() < 1e-6 * expected.norm()
         for metrics, expected_metrics in zip(result["steps"], alone["steps"], strict=True):
-            same = [name for name in metrics if not name.startswith(("seconds", "rollouts_per_s"))]
+            same = [name for name in metrics if not name.startswith(("seconds", "rollouts_per_s", "used/seconds"))]
             assert {n: metrics[n] for n in same} == pytest.approx({n: expected_metrics[n] for n in same}, rel=1e-4)
     first = results[0]
     assert sorted(first["weights"]) == [0, 1, 2], "learner 0 publishes"

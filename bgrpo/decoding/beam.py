@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgrpo.decoding.slots import NO_TOKEN, Slots
+from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots
 
 
 class BeamChooser:
-    """The K best of all completions that have ended and all extensions of those that have not.
+    """The K best of all completions that have ended and all extensions of those that have not, best first.
 
     A completion that has ended competes with its score as it is. Equal scores are kept or dropped by a fixed rule of
     ``torch.topk``, the same whenever the same tensors are compared.
@@ -19,30 +19,54 @@ class BeamChooser:
         eos_token_id: ends a completion.
     """
 
+    roots = 1
+
     def __init__(self, width: int, eos_token_id: int) -> None:
         self._width = width
         self._eos = eos_token_id
 
-    def choose(self, logits_GSV: Tensor, slots: Slots) -> Slots:
+    def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
-        rows, vocabulary = logits_GSV.shape[1:]
-        fan = min(self._width, vocabulary)  # the K best overall are among the K best of each row
-        logps_GSF, tokens_GSF = logits_GSV.log_softmax(-1).topk(fan, dim=-1)
-        extended_GSF = slots.scores_GW[:, :rows, None] + logps_GSF
-        extended_GSF = extended_GSF.masked_fill(~slots.live_GW[:, :rows, None], -torch.inf)
-        ended_GW = slots.scores_GW.masked_fill(slots.live_GW, -torch.inf)
-        candidates_GC = torch.cat([extended_GSF.flatten(1), ended_GW], 1)
-        scores_GK, picks_GK = candidates_GC.topk(min(self._width, candidates_GC.shape[1]), dim=-1)
-        tokens_GC = torch.cat([tokens_GSF.flatten(1), torch.full_like(slots.tokens_GW, NO_TOKEN)], 1)
-        logps_GC = torch.cat([logps_GSF.flatten(1), torch.zeros_like(slots.logps_GW)], 1)
-        tokens_GK = tokens_GC.gather(1, picks_GK)
+        groups, width = slots.scores_GK.shape
+        fan = min(width, logits.vocabulary)  # the K best overall are among the K best of each row
+        logps_RF, tokens_RF = logits.map(lambda logits_RV, _: _best(logits_RV, fan), len(rows.flat_R))
+        scores_R = slots.scores_GK.flatten()[rows.flat_R]
+        extended_RF = (scores_R[:, None] + logps_RF).masked_fill_(
+            ~slots.live_GK.flatten()[rows.flat_R, None], -torch.inf
+        )
+        scores_GC = scores_R.new_full((groups, width * fan + width), -torch.inf)
+        scores_GC[:, : width * fan].unflatten(1, (width, fan))[rows.prompt_R, rows.slot_R] = extended_RF
+        scores_GC[:, width * fan :] = slots.scores_GK.masked_fill(slots.live_GK, -torch.inf)
+        scores_GK, picks_GK = scores_GC.topk(width, dim=-1)
+        extends_GK = picks_GK < width * fan
+        parents_GK = torch.where(extends_GK, picks_GK // fan, picks_GK - width * fan)
+        # a pick among the extensions is place (row, nth best token); rows stand in the order of flat slots
+        row_GK = _rows_of_slots(rows, groups * width)[parents_GK + _first_slots(groups, width, parents_GK)]
+        place_GK = row_GK * fan + picks_GK % fan
+        extends_GK &= scores_GK > -torch.inf
+        tokens_GK = tokens_RF.flatten()[place_GK].where(extends_GK, NO_TOKEN)
         return Slots(
-            parents_GW=torch.where(picks_GK < rows * fan, picks_GK // fan, picks_GK - rows * fan),
-            tokens_GW=tokens_GK,
-            logps_GW=logps_GC.gather(1, picks_GK),
-            scores_GW=scores_GK,
-            live_GW=(tokens_GK != NO_TOKEN) & (tokens_GK != self._eos) & (scores_GK > -torch.inf),
-        ).live_first()
+            parents_GK=parents_GK,
+            tokens_GK=tokens_GK,
+            logps_GK=logps_RF.flatten()[place_GK].where(extends_GK, 0.0),
+            scores_GK=scores_GK,
+            live_GK=extends_GK & (tokens_GK != self._eos),
+        )
 
-    def keep(self, prompts: Tensor) -> None:
-        """A step of beam search depends on nothing but the slots."""
+
+def _best(logits_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and tokens of each row's best; the log-softmax of the other tokens is never stored."""
+    top_RF, tokens_RF = logits_RV.topk(count, dim=-1)
+    largest_R1 = top_RF[:, :1]
+    return (top_RF - largest_R1) - (logits_RV - largest_R1).exp_().sum(-1, keepdim=True).log_(), tokens_RF
+
+
+def _rows_of_slots(rows: Rows, slots: int) -> Tensor:
+    """For every flat slot its row, 0 where it has none."""
+    found = torch.zeros(slots, dtype=torch.long, device=rows.flat_R.device)
+    found[rows.flat_R] = torch.arange(len(rows.flat_R), device=rows.flat_R.device)
+    return found
+
+
+def _first_slots(groups: int, width: int, like: Tensor) -> Tensor:
+    return torch.arange(0, groups * width, width, device=like.device)[:, None]

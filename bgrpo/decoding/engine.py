@@ -9,6 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from bgrpo.decoding.beam import BeamChooser
+from bgrpo.decoding.compiled import compiled_kernel
+from bgrpo.decoding.fast_layers import Precision, fast_layers
+from bgrpo.decoding.replayed import replayed_search
 from bgrpo.decoding.sample import SampleChooser, uniform_streams
 from bgrpo.decoding.search import Traces, search
 from bgrpo.decoding.settings import DecodeSettings
@@ -25,20 +28,29 @@ class DecodeEngine:
     gives the identical result; in another batch a prompt gets the same result up to floating-point ties.
 
     Args:
-        model: decoder-only; its device and dtype are used.
+        model: decoder-only, fp32; its device is used.
+        precision: of the layers' matrix products. ``bf16`` is faster and rounds these products only: norms, attention,
+            head and scores are fp32 in both.
         max_rows: most completions decoded at once; bounds memory.
-        poll_every: steps between looks at whether all is finished. Default: 1 on the CPU; 8 on other devices, where
-            each look waits for the device.
+        compiled: use the compiled attention kernel where there is one (on the CPU, with a C++ compiler).
 
     Raises:
         UserError: the model cannot be decoded exactly.
     """
 
-    def __init__(self, model: PreTrainedModel, *, max_rows: int = 1024, poll_every: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, precision: Precision = "fp32", max_rows: int = 1024, compiled: bool = True
+    ) -> None:
         check_supported(model)
+        if model.dtype != torch.float32:
+            raise UserError(
+                f"the model's weights are {model.dtype}: load it with dtype=torch.float32; precision='bf16' rounds "
+                f"what may be rounded"
+            )
         self._model = model
+        self._precision = precision
         self._max_rows = max_rows
-        self._poll_every = poll_every or (1 if model.device.type == "cpu" else 8)
+        self._kernel = compiled_kernel() if compiled and model.device.type == "cpu" else None
 
     def decode(
         self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, seeds: Sequence[int] | None = None
@@ -63,21 +75,23 @@ class DecodeEngine:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
         size = max(1, self._max_rows // settings.completions)
         groups: dict[int, Group] = {}
-        with _evaluation_mode(self._model):
+        with _evaluation_mode(self._model), fast_layers(self._model, self._precision):
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
-                traces = search(
-                    self._model,
+                traces = self._search(
                     [prompts[index] for index in batch],
                     self._chooser(settings, [seeds[index] for index in batch]),
-                    width=settings.completions,
-                    steps=settings.max_new_tokens,
-                    pad=settings.pad_token_id,
-                    poll_every=self._poll_every,
+                    settings.completions,
+                    settings.max_new_tokens,
                 )
                 _check_numbers(traces, batch)
                 groups.update(zip(batch, _assemble(traces, settings), strict=True))
         return [groups[index] for index in range(len(prompts))]
+
+    def _search(self, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int) -> Traces:
+        if self._model.device.type == "cpu":
+            return search(self._model, prompts, chooser, width, steps, self._kernel)
+        return replayed_search(self._model, prompts, chooser, width, steps)
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":
@@ -141,7 +155,6 @@ def _assemble(traces: Traces, settings: DecodeSettings) -> list[Group]:
     lengths = (traces.tokens_GKT != NO_TOKEN).sum(-1).tolist()
     exists = (traces.scores_GK > -torch.inf).tolist()
     tokens, logps = traces.tokens_GKT.tolist(), traces.logps_GKT.tolist()
-    first_slots = traces.first_slots_GK.tolist()
     groups = []
     for g, group_lengths in enumerate(lengths):
         completions = [
@@ -151,7 +164,5 @@ def _assemble(traces: Traces, settings: DecodeSettings) -> list[Group]:
         ]
         if settings.mode == "beam":
             completions.sort(key=lambda completion: (-completion.logprob, completion.tokens))
-        else:
-            completions = [completions[k] for k in sorted(range(len(completions)), key=first_slots[g].__getitem__)]
         groups.append(Group(completions))
     return groups

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bgrpo.decoding.slots import NO_TOKEN, Slots
+from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots
 
 
 def uniform_streams(seeds: Sequence[int], samples: int, steps: int) -> Tensor:
@@ -20,18 +20,16 @@ def uniform_streams(seeds: Sequence[int], samples: int, steps: int) -> Tensor:
     return torch.from_numpy(np.stack(streams))
 
 
-def draw_tokens(logits_GSV: Tensor, uniforms_GS: Tensor, temperature: float) -> Tensor:
+def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> Tensor:
     """The tokens where the cumulative distribution passes the uniform numbers (inverse-CDF sampling, in fp64)."""
-    cumulative_GSV = (logits_GSV.double() / temperature).softmax(-1).cumsum(-1)
-    thresholds_GS1 = (uniforms_GS * cumulative_GSV[..., -1])[..., None]
-    tokens_GS = torch.searchsorted(cumulative_GSV, thresholds_GS1, right=True).squeeze(-1)
-    return tokens_GS.clamp_(max=logits_GSV.shape[-1] - 1)
+    cumulative_RV = (logits_RV.double() / temperature).softmax(-1).cumsum(-1)
+    thresholds_R1 = (uniforms_R * cumulative_RV[:, -1])[:, None]
+    tokens_R = torch.searchsorted(cumulative_RV, thresholds_R1, right=True).squeeze(-1)
+    return tokens_R.clamp_(max=logits_RV.shape[-1] - 1)
 
 
 class SampleChooser:
-    """Extends every live slot by one token drawn from the model's distribution.
-
-    Slots start in draw order and are moved so that live ones come first; each keeps its own row of the stream.
+    """Extends every live slot by one token drawn from the model's distribution; slots are in draw order and stay.
 
     Args:
         uniforms_GKT: from :func:`uniform_streams`, on the device of the logits.
@@ -40,39 +38,25 @@ class SampleChooser:
     """
 
     def __init__(self, uniforms_GKT: Tensor, eos_token_id: int, temperature: float) -> None:
+        self.roots = uniforms_GKT.shape[1]
         self._uniforms_GKT = uniforms_GKT
         self._eos = eos_token_id
         self._temperature = temperature
-        self._step = 0
-        groups, samples, _ = uniforms_GKT.shape
-        self._draws_GK = torch.arange(samples, device=uniforms_GKT.device).expand(groups, -1)
 
-    def choose(self, logits_GSV: Tensor, slots: Slots) -> Slots:
-        """See :meth:`bgrpo.decoding.slots.Chooser.choose`. The first step's slots stay in draw order."""
-        uniforms_GK = self._uniforms_GKT[:, :, self._step].gather(1, self._draws_GK)
-        self._step += 1
-        if self._step == 1:
-            from_root_GK = torch.zeros_like(self._draws_GK)
-            logits_GKV = logits_GSV.expand(-1, uniforms_GK.shape[1], -1)
-            return self._extend(logits_GKV, uniforms_GK, slots.take(from_root_GK), from_root_GK)
-        places_GK = torch.arange(uniforms_GK.shape[1], device=uniforms_GK.device).expand_as(uniforms_GK)
-        extended = self._extend(logits_GSV, uniforms_GK, slots, places_GK).live_first()
-        self._draws_GK = self._draws_GK.gather(1, extended.parents_GW)
-        return extended
+    def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
+        """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
+        uniforms_R = self._uniforms_GKT.index_select(2, step.view(1)).flatten()[rows.flat_R]
 
-    def keep(self, prompts: Tensor) -> None:
-        """See :meth:`bgrpo.decoding.slots.Chooser.keep`."""
-        self._uniforms_GKT = self._uniforms_GKT[prompts]
-        self._draws_GK = self._draws_GK[prompts]
+        def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
+            drawn_R = draw_tokens(logits_RV, uniforms_R[piece], self._temperature)
+            return drawn_R, logits_RV.log_softmax(-1).gather(-1, drawn_R[:, None]).squeeze(1)
 
-    def _extend(self, logits_GSV: Tensor, uniforms_GK: Tensor, slots: Slots, parents_GK: Tensor) -> Slots:
-        rows = logits_GSV.shape[1]
-        drawn_GS = draw_tokens(logits_GSV, uniforms_GK[:, :rows], self._temperature)
-        drawn_logps_GS = logits_GSV.log_softmax(-1).gather(-1, drawn_GS[..., None]).squeeze(-1)
-        live_GS = slots.live_GW[:, :rows]
-        tokens_GK = torch.full_like(slots.tokens_GW, NO_TOKEN)
-        tokens_GK[:, :rows] = drawn_GS.where(live_GS, NO_TOKEN)
-        logps_GK = torch.zeros_like(slots.logps_GW)
-        logps_GK[:, :rows] = drawn_logps_GS.where(live_GS, 0.0)
-        live_GK = slots.live_GW & (tokens_GK != self._eos)
-        return Slots(parents_GK, tokens_GK, logps_GK, slots.scores_GW + logps_GK, live_GK)
+        drawn_R, logps_R = logits.map(draw, len(rows.flat_R))
+        live_R = slots.live_GK.flatten()[rows.flat_R]
+        tokens_GK = torch.full_like(slots.parents_GK, NO_TOKEN)
+        tokens_GK.view(-1)[rows.flat_R] = drawn_R.where(live_R, NO_TOKEN)
+        logps_GK = torch.zeros_like(slots.logps_GK)
+        logps_GK.view(-1)[rows.flat_R] = logps_R.where(live_R, 0.0)
+        own_GK = torch.arange(self.roots, device=tokens_GK.device).expand_as(tokens_GK)
+        live_GK = slots.live_GK & (tokens_GK != self._eos)
+        return Slots(own_GK, tokens_GK, logps_GK, slots.scores_GK + logps_GK, live_GK)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
@@ -21,6 +23,7 @@ from bgrpo.distributed.pool_state import PoolState
 from bgrpo.errors import UserError
 
 WATCH_GROUP = "watch"
+logger = logging.getLogger(__name__)
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^[ ^]*\^[ ^]*\n", re.MULTILINE)
 
 
@@ -31,6 +34,9 @@ class Place:
     pid: int
     host: str
     node: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host}"
 
 
 class PooledActor:
@@ -72,12 +78,16 @@ class _Open:
 class ActorPool:
     """A pool of ``size`` actors that answers requests, whichever of them die.
 
+    Attributes:
+        answered: requests answered by each actor.
+
     Args:
         name: of one actor, in reports: ``"rollout actor"``.
         size: number of actors.
         limits: see :class:`PoolLimits`.
         spawn: creates one actor of a :class:`PooledActor` class that was made remote with :func:`remote_class`.
         fetch: object store reference of weights, for :meth:`PooledActor.load`.
+        on_load: called with an actor's number and the weights that it holds now.
     """
 
     def __init__(
@@ -87,11 +97,14 @@ class ActorPool:
         limits: PoolLimits,
         spawn: Callable[[], ActorHandle],
         fetch: Callable[[Any], ray.ObjectRef] | None = None,
+        on_load: Callable[[int, Hashable], None] | None = None,
     ) -> None:
         self.name = name
         self.state = PoolState(size, limits)
         self._spawn = spawn
         self._fetch = fetch
+        self._on_load = on_load
+        self.answered: Counter[int] = Counter()
         self._handles: dict[int, ActorHandle] = {}
         self._places: dict[int, Place] = {}
         self._open: dict[int, _Open] = {}
@@ -181,7 +194,8 @@ class ActorPool:
                     self._in_background(self._load(actor, self._handles[actor], weights))
                 case Dispatch(actor, request):
                     self._in_background(self._serve(actor, self._handles[actor], request, self._open[request].payload))
-                case Kill(actor, _):
+                case Kill(actor, reason):
+                    self._log(logging.WARNING, actor, f"killed because it was {reason}")
                     self._kill(actor)
                 case Answer(request):
                     future = self._open.pop(request).future
@@ -196,8 +210,9 @@ class ActorPool:
     async def _live(self, actor: int) -> None:
         handle = self._handles[actor] = self._spawn()
         try:
-            self._places[actor] = await handle.prepare.remote()
-            self._obey(self.state.spawned(actor, time.monotonic()))
+            place = self._places[actor] = await handle.prepare.remote()
+            self._log(logging.INFO, actor, "up")
+            self._obey(self.state.spawned(actor, time.monotonic(), str(place)))
             await handle.linger.remote()
         except UserError as error:
             self.started_wrong = True
@@ -215,6 +230,8 @@ class ActorPool:
             self._lose(actor, error)
         else:
             self._obey(self.state.loaded(actor, weights, time.monotonic()))
+            if self._on_load is not None:
+                self._on_load(actor, weights)
 
     async def _serve(self, actor: int, handle: ActorHandle, request: int, payload: Any) -> None:
         try:
@@ -225,13 +242,18 @@ class ActorPool:
         except RayError as error:
             self._lose(actor, error)
         else:
+            self.answered[actor] += 1
             self._obey(self.state.replied(actor, request, time.monotonic()), reply)
 
     def _lose(self, actor: int, error: Exception, fatal: bool = False) -> None:
-        place = self._places.get(actor)
-        where = f" (pid {place.pid} on {place.host})" if place is not None and not fatal else ""
+        if actor in self.state.actors:  # else it was killed for a reason that was logged then
+            self._log(logging.WARNING, actor, f"lost: {explain(error)}")
         self._kill(actor)
-        self._obey(self.state.died(actor, explain(error) + where, time.monotonic(), fatal))
+        self._obey(self.state.died(actor, explain(error), time.monotonic(), fatal))
+
+    def _log(self, level: int, actor: int, what: str) -> None:
+        name, place = f"{self.name} {actor}", self._places.get(actor, "not placed yet")
+        logger.log(level, "%s (%s): %s", name, place, what, extra={"actor": name})
 
     def _kill(self, actor: int) -> None:
         handle = self._handles.pop(actor, None)

@@ -24,7 +24,7 @@ class Failure:
     Attributes:
         when: seconds since 1970.
         final: doing it again would fail again (a :class:`UserError`), so learners are not restarted.
-        where: learner, process and host.
+        where: learner, its training steps done, process and host.
         message: of a ``final`` failure: the line for the user; else type and message.
         trace: the traceback.
     """
@@ -36,16 +36,18 @@ class Failure:
     trace: str
 
 
-def record_failure(run_dir: Path, error: Exception, rank: int) -> None:
-    """Append to the run's list of failures; several learners may do so at once.
+def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None = None) -> None:
+    """Log it and append it to the run's list of failures; several learners may do so at once.
 
     On a full disk nothing can be appended; the error that follows reaches the driver through Ray Train then.
     """
     final = isinstance(error, UserError)
+    after = "" if step is None else f" after step {step}"
+    logger.error("learner %d failed%s", rank, after, exc_info=error)
     failure = Failure(
         when=time.time(),
         final=final,
-        where=f"learner {rank} (process {os.getpid()} on {socket.gethostname()})",
+        where=f"learner {rank}{after} (process {os.getpid()} on {socket.gethostname()})",
         message=str(error) if final else f"{type(error).__name__}: {error}",
         trace="".join(traceback.format_exception(error)),
     )

@@ -12,7 +12,9 @@ from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.driving import STOP_FILE
 from bgrpo.distributed.failures import final_failure, record_failure
+from bgrpo.distributed.metrics import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource
+from bgrpo.distributed.run_log import RunLog, start_run_log
 from bgrpo.learner_state import policy_folder
 from bgrpo.problem_files import read_problems
 from bgrpo.run_folder import RunFolder
@@ -45,16 +47,17 @@ def learner_loop(settings: dict[str, LearnerJob]) -> None:
     """
     job = settings["job"]
     rank = ray.train.get_context().get_world_rank()
+    log = start_run_log(job.folder.name, f"learner {rank}")
     if final_failure(job.folder.path, job.started) is not None:
         return
     try:
-        _learn(job, rank)
+        _learn(job, rank, log)
     except Exception as error:
-        record_failure(job.folder.path, error, rank)
+        record_failure(job.folder.path, error, rank, log.step)
         raise
 
 
-def _learn(job: LearnerJob, rank: int) -> None:
+def _learn(job: LearnerJob, rank: int, log: RunLog) -> None:
     import torch
 
     from bgrpo.policies.io import load_policy
@@ -70,8 +73,9 @@ def _learn(job: LearnerJob, rank: int) -> None:
     policy = start if resume is None else load_policy(str(policy_folder(resume)))
     reference = start.model if config.learner.beta > 0 and resume is not None else None
     problems = len(read_problems(folder.data / "train.jsonl"))
+    log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
-        folder.truncate_after(0 if resume is None else store.step_of(resume))
+        folder.truncate_after(log.step)
     trainer = BGRPOTrainer(
         config,
         policy.model,
@@ -82,21 +86,34 @@ def _learn(job: LearnerJob, rank: int) -> None:
         reference=reference,
         store=store,
         resume=resume,
-        on_step=_StepWriter(folder) if rank == 0 else None,
+        on_step=_StepReporter(log, folder if rank == 0 else None),
         validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
         should_stop=(folder.path / STOP_FILE).exists,
     )
     trainer.run()
 
 
-class _StepWriter:
-    """Appends each step's metrics to the run's ``metrics.jsonl``, which the driver follows."""
+class _StepReporter:
+    """After each step: learner 0 appends its metrics to ``metrics.jsonl``, which the driver follows, and records them.
 
-    def __init__(self, folder: RunFolder) -> None:
+    Args:
+        log: told the step.
+        folder: of the run, on learner 0; None on others, which report nothing.
+    """
+
+    def __init__(self, log: RunLog, folder: RunFolder | None) -> None:
+        self._log = log
         self._folder = folder
+        if folder is not None:
+            self._recorder = MetricsRecorder(folder.name)
+            self._recorder.record([Sample("bgrpo_learner_starts_total", 1)])
+            self._recorder.refresh_forever()
 
     def __call__(self, metrics: dict[str, float]) -> None:
-        self._folder.append_metrics(int(metrics["step"]), metrics)
+        self._log.step = int(metrics["step"])
+        if self._folder is not None:
+            self._folder.append_metrics(self._log.step, metrics)
+            self._recorder.record(step_samples(metrics))
 
 
 class _Validator:
@@ -112,4 +129,5 @@ class _Validator:
         from bgrpo.evaluation import RANK_WIDTH, evaluate
 
         decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
-        return evaluate(decode, self._problems, [RANK_WIDTH], samples=0, seed=self._job.config.seed).metrics()
+        samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed
+        return evaluate(decode, self._problems, [RANK_WIDTH], samples, seed).metrics()

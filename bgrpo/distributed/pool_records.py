@@ -94,6 +94,7 @@ class Actor:
         slot: which of the pool's places it fills.
         since: when it entered its state.
         limit_s: how long it may stay in its state.
+        where: process and host, once it is up.
         holds: weights it holds; None after the start.
         loading: weights on their way, while ``loading``.
         request: what it works on, while ``busy``.
@@ -104,6 +105,7 @@ class Actor:
     since: float
     limit_s: float
     state: ActorState = ActorState.STARTING
+    where: str = ""
     holds: Hashable = None
     loading: Hashable = None
     request: int | None = None

@@ -86,11 +86,12 @@ class PoolState:
         self.preferred = weights
         return self._proceed(now)
 
-    def spawned(self, number: int, now: float) -> list[Command]:
-        """The actor is up, and holds no weights."""
+    def spawned(self, number: int, now: float, where: str = "") -> list[Command]:
+        """The actor is up, and holds no weights; ``where`` (process and host) joins the cause of its death."""
         actor = self._in_state(number, ActorState.STARTING)
         if actor is None:
             return []
+        actor.where = where
         self._enter(actor, ActorState.IDLE, math.inf, now)
         return self._proceed(now)
 
@@ -209,6 +210,8 @@ class PoolState:
 
     def _bury(self, number: int, cause: str, now: float, fatal: bool = False) -> None:
         actor = self.actors.pop(number)
+        if actor.where:
+            cause = f"{cause} ({actor.where})"
         failure = Failure(number, now, self._doing(actor), cause)
         self.first_failure = self.first_failure or failure
         self._root = self._root or failure

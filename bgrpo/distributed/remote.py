@@ -60,6 +60,10 @@ class ServiceRolloutSource:
         buffer = ray.put(flatten_parameters(model))
         answer(self._service.publish.remote(version, [buffer]), self._limit_s)
 
+    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
+        """Have the service decode draw 0 of ``step`` while this process does something else."""
+        self._service.prefetch.remote(step, version, indices, self._limit_s)
+
     def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
         """Scored groups of ``indices``, in their order, decoded by exactly ``version``."""
         rollouts = self._service.collect.remote(step, version, draw, indices, self._limit_s)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ray.actor import ActorHandle
 
+from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.actor_pool import Place, PooledActor, remote_class
 from bgrpo.distributed.weights import Weights
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bgrpo.decoding import DecodeSettings
-
-# Without these the C library gives every large tensor back to the system at once and pays page faults for the next one.
-ALLOCATOR_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "2147483647"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +62,14 @@ class RolloutActor(PooledActor):
 
     Args:
         policy: path as in :func:`bgrpo.policies.io.load_policy`; gives architecture and tokenizer.
-        dtype: of the weights.
+        precision: of the layers' matrix products.
         threads: torch threads.
         device: ``cpu`` or ``cuda``.
     """
 
-    def __init__(self, policy: str, dtype: Literal["fp32", "bf16"], threads: int, device: str) -> None:
+    def __init__(self, policy: str, precision: Literal["fp32", "bf16"], threads: int, device: str) -> None:
         self._policy = policy
-        self._dtype = dtype
+        self._precision = precision
         self._threads = threads
         self._device = device
         self._weights: Hashable = None
@@ -84,8 +82,8 @@ class RolloutActor(PooledActor):
         from bgrpo.policies.io import load_policy
 
         torch.set_num_threads(self._threads)
-        self._loaded = load_policy(self._policy, self._dtype, self._device)
-        self._engine = DecodeEngine(self._loaded.model)
+        self._loaded = load_policy(self._policy, self._device)
+        self._engine = DecodeEngine(self._loaded.model, precision=self._precision)
         return super().prepare()
 
     def load(self, weights: Hashable, buffer: np.ndarray) -> None:

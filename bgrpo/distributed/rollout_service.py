@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from bgrpo.config import TrainConfig
 from bgrpo.distributed.actor_pool import ActorPool, PoolError
 from bgrpo.distributed.pool_records import ActorState, PoolLimits
 from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest, spawn_rollout_actor
+from bgrpo.distributed.run_log import start_run_log
+from bgrpo.distributed.service_metrics import ServiceMetrics
 from bgrpo.distributed.verifier_pool import VerifierPool, all_of
 from bgrpo.distributed.weights import Weights, WeightStore
 from bgrpo.errors import UserError
@@ -38,6 +40,7 @@ Prompt = tuple[str, list[int]]
 TICK_S = 0.1
 STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
+REQUEST_TIMES_KEPT = 256
 logger = logging.getLogger(__name__)
 
 
@@ -48,16 +51,22 @@ class RolloutService:
         config: of the run.
         settings: how training groups are decoded.
         prompts: of the training problems; indices point into them.
+        run: name of the run, for metrics and log lines.
     """
 
-    def __init__(self, config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt]) -> None:
+    def __init__(self, config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], run: str) -> None:
         self._config = config
         self._settings = settings
         self._prompts = prompts
-        self._outcomes: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque()  # (time, completions) of the last minute
         self._collections: dict[tuple[int, int, Weights], tuple[list[int], asyncio.Task[list[ScoredGroup]]]] = {}
+        # With both, a step's further draws need older weights than the newest: actors that loaded those in advance
+        # would load twice per draw.
+        self._draws_of_older_weights = config.rollout.max_staleness > 0 and config.rollout.max_extra_draws > 0
+        self._request_s: deque[float] = deque(maxlen=REQUEST_TIMES_KEPT)
         self._reported = 0.0
+        self._log = start_run_log(run, "rollout service")
+        self._metrics = ServiceMetrics(run)
 
     async def start(self) -> None:
         """Spawn the actors; does not wait for them, see :meth:`ready`."""
@@ -69,6 +78,7 @@ class RolloutService:
             limits,
             spawn=lambda: spawn_rollout_actor(self._config),
             fetch=self._weights.reference,
+            on_load=lambda actor, weights: self._metrics.loaded(actor, weights, self._rollouts.state),
         )
         self._verifiers = VerifierPool(self._config)
         self._pools = [self._rollouts, self._verifiers.pool]
@@ -98,7 +108,20 @@ class RolloutService:
             wrapped: one reference to the buffer of :func:`bgrpo.policies.flat.flatten_parameters`. The service makes
                 its own copy, which survives the learner.
         """
-        self._rollouts.prefer(await self._weights.publish(version, await wrapped[0]))
+        weights = await self._weights.publish(version, wrapped[0])
+        self._metrics.published(weights)
+        if not self._draws_of_older_weights or self._rollouts.state.preferred not in self._weights:
+            self._rollouts.prefer(weights)
+        await self._weights.adopt(weights)
+
+    async def prefetch(self, step: int, version: int, indices: list[int], timeout_s: float) -> None:
+        """Begin what ``collect(step, version, 0, indices, …)`` will be asked for; does not wait for it.
+
+        What goes wrong is told by :meth:`collect`.
+        """
+        weights = await self._weights.wait(version, timeout_s)
+        self._rollouts.prefer(weights)
+        self._collection(step, 0, weights, indices)
 
     async def collect(
         self, step: int, version: int, draw: int, indices: list[int], timeout_s: float
@@ -149,7 +172,10 @@ class RolloutService:
             raise TimeoutError(self._late(f"decoding {len(prompts)} prompts is not complete", timeout_s)) from None
 
     async def status(self) -> dict[str, Any]:
-        """State of both pools, versions, rates and counts; ``failure`` is what ends the run, None while it works."""
+        """State of both pools, versions, rates and counts; ``failure`` is what ends the run, None while it works.
+
+        ``request_s`` are decode times of the latest requests, ``cpu_s`` is the processor time of this process.
+        """
         self._forget_old(time.monotonic())
         span = time.monotonic() - self._recent[0][0] if self._recent else 0.0
         rollout = self._rollouts.status()
@@ -160,8 +186,10 @@ class RolloutService:
             "rollout": rollout,
             "verifier": self._verifiers.pool.status(),
             "versions": self._weights.versions,
-            "outcomes": dict(self._outcomes),
+            "outcomes": dict(self._metrics.outcomes),
             "rollouts_per_s": sum(count for _, count in self._recent) / span if span > 0 else 0.0,
+            "request_s": list(self._request_s),
+            "cpu_s": time.process_time(),
             "failure": next((pool.state.failure for pool in self._pools if pool.state.failure is not None), None),
         }
 
@@ -181,9 +209,12 @@ class RolloutService:
         """The one task that computes (step, draw); older steps' tasks are dropped."""
         key = (step, draw, weights)
         if key not in self._collections:
+            self._log.step = step
             seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
             work = self._score(indices, [self._prompts[i] for i in indices], seeds, self._settings, weights)
-            self._collections[key] = indices, asyncio.get_running_loop().create_task(work)
+            task = asyncio.get_running_loop().create_task(work)
+            task.add_done_callback(_know_outcome)
+            self._collections[key] = indices, task
             newest = list(dict.fromkeys((old, of.publication) for old, _, of in reversed(self._collections)))
             for old in [old for old in self._collections if (old[0], old[2].publication) not in newest[:STEPS_KEPT]]:
                 self._collections.pop(old)[1].cancel()
@@ -215,9 +246,11 @@ class RolloutService:
         reply: RolloutReply = await self._rollouts.request(request, request.weights, limit_s)
         if reply.weights != request.weights:
             raise RuntimeError(f"asked for weights {request.weights}, got rollouts of {reply.weights}")
+        self._request_s.append(reply.seconds)
+        self._metrics.decoded(reply.seconds)
         results = await self._verifiers.check(reply.items)
         groups = score_groups(indices, request.prompts, reply.groups, results, request.weights.version)
-        self._outcomes.update(outcome for group in groups for outcome in group.outcomes)
+        self._metrics.scored(groups)
         self._recent.append((time.monotonic(), sum(len(group.completions) for group in groups)))
         return groups
 
@@ -232,7 +265,9 @@ class RolloutService:
             await asyncio.sleep(TICK_S)
             for pool in self._pools:
                 pool.tick()
-            self._watch(time.monotonic())
+            now = time.monotonic()
+            self._watch(now)
+            self._metrics.sample({"rollout": self._rollouts, "verifier": self._verifiers.pool}, now)
 
     def _watch(self, now: float) -> None:
         """Say who waits for whom, once per ``watchdog.stall_s`` without an answer."""
@@ -240,6 +275,7 @@ class RolloutService:
         waits = [pool.state.oldest_wait(now) for pool in self._pools]
         if max(waits) > stall_s and now - self._reported > stall_s:
             self._reported = now
+            self._metrics.stalls += 1
             logger.warning("nothing came back for %.0f s\n%s", max(waits), self._report())
 
     def _forget_old(self, now: float) -> None:
@@ -253,8 +289,14 @@ class RolloutService:
         return "\n".join(line for pool in self._pools for line in pool.report())
 
 
+def _know_outcome(task: asyncio.Task[list[ScoredGroup]]) -> None:
+    """A learner that died collects no more: without this, asyncio would complain that nobody looked at the error."""
+    if not task.cancelled():
+        task.exception()
+
+
 def start_service(
-    config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], name: str | None = None
+    config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], name: str | None = None, run: str = ""
 ) -> ActorHandle:
     """Create the service of a run; it ends with the process that created it.
 
@@ -263,8 +305,12 @@ def start_service(
         settings: how training groups are decoded, see :func:`bgrpo.rollouts.decode_settings`.
         prompts: of the training problems.
         name: to find the actor with ``ray.get_actor``.
+        run: name of the run.
     """
     actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(RolloutService)
-    service: Any = actor_class.options(name=name).remote(config, settings, ray.put(prompts))
+    outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors
+    service: Any = actor_class.options(name=name, scheduling_strategy=outside).remote(
+        config, settings, ray.put(prompts), run
+    )
     ray.get(service.start.remote())
     return service

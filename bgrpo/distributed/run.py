@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from rich.console import Console
 
+from bgrpo.budget import Spent, is_spent
 from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.driving import (
@@ -41,6 +43,8 @@ from bgrpo.tracking import Tracker, open_command, tracking_uri
 POLL_S = 0.25
 START_S = 180.0
 WATCHDOG_ANSWER_S = 10.0
+
+OnStep = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,12 @@ def run_from_command_line(config_name: str | None, overrides: list[str], resume:
 
 
 def run_training(
-    config: TrainConfig, config_name: str | None = None, resume: bool = False, console: Console | None = None
+    config: TrainConfig,
+    config_name: str | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    tags: Mapping[str, str] | None = None,
+    on_step: OnStep | None = None,
 ) -> RunResult:
     """Train as ``config`` says, on the cluster we run on or on a local Ray.
 
@@ -82,6 +91,8 @@ def run_training(
         config_name: part of a new run's default name.
         resume: go on with an existing run from its newest complete checkpoint.
         console: for the progress display.
+        tags: of the MLflow run, besides those that every run has.
+        on_step: called with each training step and its metrics, soon after a learner wrote them.
 
     Raises:
         UserError: bad input, before any process starts; or a divergence, a full disk.
@@ -96,7 +107,7 @@ def run_training(
         status = "failed"
         try:
             with stop_on_signal(folder.path, console):
-                result = _Run(config, folder, prepared, console).go()
+                result = _Run(config, folder, prepared, console, tags or {}, on_step).go()
             status = "stopped" if result.stopped else "finished"
             return result
         finally:
@@ -118,11 +129,22 @@ def _open_folder(
 class _Run:
     """The parts of one attempt at a run, in the order in which :meth:`go` uses them."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, prepared: Preparation, console: Console) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        prepared: Preparation,
+        console: Console,
+        tags: Mapping[str, str],
+        on_step: OnStep | None,
+    ) -> None:
         self._config = config
         self._folder = folder
         self._prepared = prepared
         self._console = console
+        self._tags = tags
+        self._on_step = on_step
+        self._store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
         self._started = time.time()
         self._tokenizer = prepared.policy.tokenizer
 
@@ -130,7 +152,8 @@ class _Run:
         config, folder = self._config, self._folder
         tracker = self._start_tracking()
         status = "FAILED"
-        self._service = start_service(config, decode_settings(config, self._tokenizer), self._prepared.prompts)
+        settings = decode_settings(config, self._tokenizer)
+        self._service = start_service(config, settings, self._prepared.prompts, run=folder.name)
         try:
             answer(self._service.ready.remote(START_S), START_S + 30)
             before = self._evaluate_before()
@@ -153,7 +176,7 @@ class _Run:
     def _start_tracking(self) -> Tracker:
         config, folder = self._config, self._folder
         params = flatten(config.model_dump(mode="json"))
-        tags = {"algorithm": config.algorithm, "seed": str(config.seed), "run_folder": folder.name}
+        tags = {"algorithm": config.algorithm, "seed": str(config.seed), "run_folder": folder.name, **self._tags}
         known = folder.info().get("mlflow_run_id")
         tracker = Tracker.start(config.tracking, config.run.dir, folder.name, params, tags, run_id=known)
         folder.update(mlflow_run_id=tracker.run_id or known)
@@ -186,14 +209,14 @@ class _Run:
         return before
 
     def _evaluate_after(self) -> Evaluation:
-        return self._evaluate(load_policy(str(self._folder.policy)), self._config.steps, "after")
+        return self._evaluate(load_policy(str(self._folder.policy)), self._spent().steps, "after")
 
     def _train(self, tracker: Tracker) -> bool:
         """Run the learners to the last step, showing and recording what they write; True when asked to stop before."""
-        newest = CheckpointStore(self._folder.checkpoints, self._config.checkpoint.keep).latest()
-        start = 0 if newest is None else CheckpointStore.step_of(newest)
-        if start >= self._config.steps:
+        spent = self._spent()
+        if is_spent(self._config, spent):
             return False
+        start = spent.steps
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
         with TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress:
@@ -203,12 +226,21 @@ class _Run:
                 for step, metrics in tail.new_steps():
                     progress.update(step, metrics)
                     tracker.log(step, metrics)
+                    if self._on_step is not None:
+                        self._on_step(step, metrics)
                     moved = time.monotonic()
                 if time.monotonic() - moved > self._config.watchdog.stall_s:
                     moved = time.monotonic()
                     progress.note(self._stall_report(tail.last_step))
         raise_failure(self._folder.path, self._started, learners.error)
-        return (self._folder.path / STOP_FILE).exists() and tail.last_step < self._config.steps
+        return (self._folder.path / STOP_FILE).exists() and not is_spent(self._config, self._spent())
+
+    def _spent(self) -> Spent:
+        """What the run has spent up to its newest checkpoint."""
+        newest = self._store.latest()
+        if newest is None:
+            return Spent()
+        return replace(Spent.from_metrics(self._store.metrics(newest)), steps=CheckpointStore.step_of(newest))
 
     def _stall_report(self, step: int) -> str:
         """Who waits for whom, when no step has come for a while."""
@@ -226,7 +258,7 @@ class _Run:
 
     def _export_policy(self) -> None:
         """The newest checkpoint's policy becomes the run's."""
-        newest = CheckpointStore(self._folder.checkpoints, self._config.checkpoint.keep).latest()
+        newest = self._store.latest()
         if newest is None:
             raise RuntimeError(f"{self._folder.checkpoints}: training ended without a complete checkpoint")
         policy = load_policy(str(policy_folder(newest)))
@@ -236,7 +268,7 @@ class _Run:
         if comparison is not None:
             table = {row.metric: (row.before.mean, row.after.mean) for row in comparison.rows()}
             tracker.log(0, {f"test/{metric}": before for metric, (before, _) in table.items()})
-            tracker.log(self._config.steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
+            tracker.log(self._spent().steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
             tracker.artifact(self._folder.evaluation_path)
         for path in (self._folder.config_path, self._folder.report_path):
             tracker.artifact(path)

@@ -67,9 +67,9 @@ def ray_session(demands: list[Demand]) -> Iterator[None]:
         UserError: no cluster answers at ``RAY_ADDRESS``, or it is too small for ``demands``.
     """
     already = ray.is_initialized()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not already:
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             ray.init(
                 address=os.environ.get("RAY_ADDRESS", "local"),

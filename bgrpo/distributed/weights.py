@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 import ray
 
-KEPT = 2  # newest publications, besides those in use
+KEPT = 2  # newest publications, besides those in use: what rollout.max_staleness=1 needs
 
 
 class Weights(NamedTuple):
@@ -28,7 +27,11 @@ class Weights(NamedTuple):
 
 
 class WeightStore:
-    """The versions that can be asked for. The store owns the buffers, so they outlive the learner that made them."""
+    """The versions that can be asked for.
+
+    A version can be loaded as soon as it is published, from its publisher's buffer; :meth:`adopt` then makes a copy
+    which the store owns, so that it outlives the learner.
+    """
 
     def __init__(self) -> None:
         self._references: dict[Weights, ray.ObjectRef] = {}
@@ -37,24 +40,37 @@ class WeightStore:
         self._publications = 0
         self._published = asyncio.Condition()
 
+    def __contains__(self, weights: object) -> bool:
+        """True for what can be asked for."""
+        return weights in self._known
+
     @property
     def versions(self) -> list[int]:
         """Versions that can be asked for, oldest first."""
         return [weights.version for weights in self._known]
 
-    async def publish(self, version: int, buffer: np.ndarray) -> Weights:
+    async def publish(self, version: int, buffer: ray.ObjectRef) -> Weights:
         """Make ``buffer`` (see :mod:`bgrpo.policies.flat`) available as ``version``.
 
         Versions that are not older than ``version`` belong to learners that are gone, and cannot be asked for any more.
         """
         weights = Weights(version, self._publications)
         self._publications += 1
-        self._references[weights] = ray.put(buffer)
+        self._references[weights] = buffer
         self._known = [*(known for known in self._known if known.version < version), weights][-KEPT:]
         self._drop_unused()
         async with self._published:
             self._published.notify_all()
         return weights
+
+    async def adopt(self, weights: Weights) -> None:
+        """Copy the buffer while others load it; later loads take the copy, which does not end with its publisher."""
+        published = self._references.get(weights)
+        if published is None:  # dropped already
+            return
+        copy = await asyncio.to_thread(ray.put, await published)
+        if weights in self._references:
+            self._references[weights] = copy
 
     async def wait(self, version: int, timeout_s: float) -> Weights:
         """The weights of ``version``; waits when it is still to come.

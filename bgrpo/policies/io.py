@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 SHIPPED_POLICY = Path(__file__).resolve().parents[1] / "assets" / "policy"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
@@ -60,12 +59,11 @@ class LoadedPolicy:
     path: str
 
 
-def load_policy(path: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str | torch.device = "cpu") -> LoadedPolicy:
-    """Load a causal language model with its tokenizer.
+def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
+    """Load a causal language model, in fp32, with its tokenizer.
 
     Args:
         path: ``shipped``, a directory in Hugging Face format, or a model id of the Hugging Face Hub.
-        dtype: of the weights in memory.
         device: where the weights go.
 
     Raises:
@@ -82,7 +80,7 @@ def load_policy(path: str, dtype: Literal["fp32", "bf16"] = "fp32", device: str 
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
-                dtype=DTYPES[dtype],
+                dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # so that they are listed in info

@@ -74,7 +74,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         head = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     made = Cluster(f"http://127.0.0.1:{dashboard}", environment)
     try:
-        wait_for(lambda: head.poll() is not None or made.ray_job("list").wait(60) == 0, 120, "the head")
+        nothing = ("submit", "--no-wait", "--", "true")  # refused until the node's agent is up, later than the head
+        wait_for(lambda: head.poll() is not None or made.ray_job(*nothing).wait(60) == 0, 120, "the head")
         assert head.poll() is None, log.read_text()
         yield made
     finally:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding.engines import torch_engine
 from decoding.tiny_models import bias_token, ragged_prompts, tiny_model
 from transformers import (
     AutoModelForCausalLM,
@@ -71,13 +72,13 @@ def test_beams_do_not_depend_on_the_batch(kind: str) -> None:
             assert_close(found, expected)
 
 
-def test_max_rows_bounds_a_batch() -> None:
-    model = tiny_model(vocabulary=13)
-    rows = []
-    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape))
-    DecodeEngine(model, max_rows=10).decode(ragged_prompts(5, 13, seed=1, longest=1), beams(4, 6))
-    assert max(prompts * slots for prompts, slots in rows) == 8  # two prompts at once
-    assert sum(slots == 1 for _, slots in rows) == 3
+def test_max_rows_bounds_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    engine = DecodeEngine(tiny_model(vocabulary=13), max_rows=10)
+    batch = engine._search
+    monkeypatch.setattr(engine, "_search", lambda prompts, *rest: sizes.append(len(prompts)) or batch(prompts, *rest))
+    engine.decode(ragged_prompts(5, 13, seed=1), beams(4, 6))
+    assert sizes == [2, 2, 1]
 
 
 def test_the_same_request_gives_identical_bits() -> None:
@@ -88,25 +89,41 @@ def test_the_same_request_gives_identical_bits() -> None:
         assert first == second
 
 
-def test_search_stops_when_all_have_ended_and_drops_dead_nodes() -> None:
+def test_search_stops_when_all_have_ended() -> None:
     model = bias_token(tiny_model(vocabulary=9, seed=6, context=200), EOS, 8.0)
-    masks = []
-    model.register_forward_pre_hook(
-        lambda _module, _args, inputs: masks.append(inputs["attention_mask"].shape), with_kwargs=True
-    )
-    groups = DecodeEngine(model).decode([[1] * 5, [3] * 4], beams(4, 100))
+    fed = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].shape[1]))
+    groups = DecodeEngine(model).decode([[1] * 5, [3] * 4], beams(40, 100))
     longest = max(len(completion.tokens) for group in groups for completion in group.completions)
     assert all(completion.finished for group in groups for completion in group.completions)
-    assert len(masks) == longest < 100
-    assert masks[-1][2] < 4, "beams that have ended are not fed"
+    assert len(fed) == 1 + longest < 100
+    assert fed[-1] < max(fed), "beams that have ended are not fed"
 
-    masks.clear()
-    bias_token(model, EOS, -1e4)
-    DecodeEngine(model).decode([[1] * 5, [3] * 4], beams(4, 100))
-    assert len(masks) == 100
-    ancestors_only = 4 + 100
-    everything = 4 + 1 + 4 * 99
-    assert ancestors_only <= masks[-1][-1] < 0.5 * everything
+
+def test_prompts_of_any_length_and_number_are_read_in_bounded_passes() -> None:
+    model = tiny_model(vocabulary=9, seed=6, context=3000)
+    fed = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].shape[1]))
+    prompts = [[1, 3, 4, 5, 6] * 500, [7] * 2900, [4], [5] * 1000, [6] * 1000, [8, 3]]
+    together = DecodeEngine(model).decode(prompts, beams(3, 4))
+    reading = fed[:-4]
+    assert sum(reading) == sum(len(prompt) - 1 for prompt in prompts) and max(reading) <= 4096
+    for prompt, group in zip(prompts, together, strict=True):
+        assert_close(group, torch_engine(model).decode([prompt], beams(3, 4))[0])
+
+
+def test_a_large_vocabulary_is_scored_a_few_rows_at_a_time() -> None:
+    model = tiny_model(vocabulary=300_000, seed=1)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, output: seen.append(output.numel()))
+    prompts = ragged_prompts(3, 300_000, seed=1)
+    for settings in (beams(10, 3), beams(10, 3, mode="sample")):
+        group = DecodeEngine(model).decode(prompts, settings, seeds=range(3))[1]
+        assert max(seen) <= 1 << 22 < 3 * 10 * 300_000
+        ids = torch.tensor([[*prompts[1], *group.completions[3].tokens]])
+        logps = model(ids, use_cache=False).logits.double().log_softmax(-1)[0, len(prompts[1]) - 1 : -1]
+        exact = logps.gather(1, ids[0, len(prompts[1]) :, None]).squeeze(1)
+        assert group.completions[3].logprobs == pytest.approx(exact.tolist(), abs=1e-4)
 
 
 def test_pad_is_a_token_like_any_other() -> None:
@@ -250,6 +267,11 @@ def _flash_attention() -> PreTrainedModel:
 def test_models_that_cannot_be_decoded_exactly_are_refused_by_name(build: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         DecodeEngine(build())
+
+
+def test_rounded_weights_are_refused() -> None:
+    with pytest.raises(UserError, match=r"torch\.bfloat16: load it with dtype=torch\.float32"):
+        DecodeEngine(tiny_model().to(torch.bfloat16))
 
 
 @pytest.mark.gpu

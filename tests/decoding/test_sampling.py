@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from decoding.engines import ENGINES
 from decoding.tiny_models import bias_token, ragged_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,21 +83,22 @@ def test_logprobs_are_those_of_a_full_forward_pass_at_temperature_one(temperatur
             assert completion.finished or len(completion.tokens) == 20
 
 
-def test_a_prompts_samples_depend_on_its_own_seed_only() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_prompts_samples_depend_on_its_own_seed_only(engine: str) -> None:
     model = bias_token(tiny_model(vocabulary=9, seed=5), EOS, 1.5)
     prompts, seeds = ragged_prompts(7, 9, seed=4), [3, 1, 4, 1, 5, 9, 2]
-    together = DecodeEngine(model).decode(prompts, samples(6, 30), seeds)
+    together = ENGINES[engine](model).decode(prompts, samples(6, 30), seeds)
     lengths = [len(completion.tokens) for group in together for completion in group.completions]
     assert min(lengths) == 1 and max(lengths) > 16, "early and late ends must be mixed"
-    reverse = DecodeEngine(model, max_rows=20, poll_every=8).decode(prompts[::-1], samples(6, 30), seeds[::-1])
+    reverse = ENGINES[engine](model, max_rows=20).decode(prompts[::-1], samples(6, 30), seeds[::-1])
     for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        alone = DecodeEngine(model).decode([prompt], samples(6, 30), [seed])[0]
+        alone = ENGINES[engine](model).decode([prompt], samples(6, 30), [seed])[0]
         for other in (alone, reverse[len(prompts) - 1 - index]):
             for a, b in zip(together[index].completions, other.completions, strict=True):
                 assert a.tokens == b.tokens
                 assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
-    assert together == DecodeEngine(model).decode(prompts, samples(6, 30), seeds)
-    assert together != DecodeEngine(model).decode(prompts, samples(6, 30), [seed + 1 for seed in seeds])
+    assert together == ENGINES[engine](model).decode(prompts, samples(6, 30), seeds)
+    assert together != ENGINES[engine](model).decode(prompts, samples(6, 30), [seed + 1 for seed in seeds])
 
 
 def test_samples_keep_draw_order() -> None:
@@ -123,11 +125,9 @@ def test_streams_use_the_whole_seed() -> None:
 
 @settings(deadline=None, derandomize=True)
 @given(
-    logits=arrays(np.float32, (1, 2, 5), elements=st.floats(-30, 30, width=32)),
+    logits=arrays(np.float32, (2, 5), elements=st.floats(-30, 30, width=32)),
     impossible=st.sets(st.integers(0, 4), max_size=4),
-    uniforms=arrays(
-        np.float64, (1, 2), elements=st.sampled_from([0.0, 1 - 2**-53]) | st.floats(0, 1, exclude_max=True)
-    ),
+    uniforms=arrays(np.float64, 2, elements=st.sampled_from([0.0, 1 - 2**-53]) | st.floats(0, 1, exclude_max=True)),
     temperature=st.floats(0.1, 5),
 )
 def test_only_possible_tokens_are_drawn_where_the_cumulative_passes(
@@ -136,10 +136,10 @@ def test_only_possible_tokens_are_drawn_where_the_cumulative_passes(
     logits[..., list(impossible)] = -np.inf
     drawn = draw_tokens(torch.from_numpy(logits), torch.from_numpy(uniforms), temperature)
     for row in range(2):
-        token = int(drawn[0, row])
-        tempered = logits[0, row].astype(np.float64) / temperature
+        token = int(drawn[row])
+        tempered = logits[row].astype(np.float64) / temperature
         weights = np.exp(tempered - tempered.max())
         weights /= weights.sum()
-        assert token not in impossible or uniforms[0, row] > 1 - 1e-12
-        assert weights[:token].sum() <= uniforms[0, row] + 1e-12
-        assert weights[: token + 1].sum() >= uniforms[0, row] - 1e-12
+        assert token not in impossible or uniforms[row] > 1 - 1e-12
+        assert weights[:token].sum() <= uniforms[row] + 1e-12
+        assert weights[: token + 1].sum() >= uniforms[row] - 1e-12

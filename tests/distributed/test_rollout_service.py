@@ -249,6 +249,31 @@ def test_killed_in_the_middle(trio: Client, pool: str) -> None:
     assert status["failure"] is None
 
 
+def test_a_step_begun_ahead_is_computed_once_whatever_happens_meanwhile(trio: Client) -> None:
+    """While it is decoded, newer weights come, a validation with them runs, and an actor dies."""
+    trio.publish_model(34, policy(34))
+    victim, *others = trio.ready_pids("rollout", 3)
+    before = sum(trio.status()["outcomes"].values())
+    for pid in (victim, *others):
+        os.kill(pid, signal.SIGSTOP)
+    trio.prefetch(35, 34, INDICES, WAIT_S)
+    trio.publish_model(35, policy(35))
+    settings = decode_settings(trio.config, TOKENIZER)
+    validation = trio.actor.run.remote(texts_and_ids(INDICES), settings, 35, [0] * len(INDICES), WAIT_S)
+    time.sleep(0.5)
+    os.kill(victim, signal.SIGKILL)
+    for pid in others:
+        os.kill(pid, signal.SIGCONT)
+    groups = trio.collect(35, 34, 0, INDICES, WAIT_S)
+    assert_equal(groups, local(trio.config, policy(34), step=35), version=34)
+    validated = ray.get(validation, timeout=WAIT_S)
+    assert [group.outcomes for group in validated] == [
+        group.outcomes for group in local(trio.config, policy(35), step=0)
+    ]
+    computed = sum(trio.status()["outcomes"].values()) - before
+    assert computed == sum(len(group.completions) for group in [*groups, *validated])
+
+
 def test_a_killed_check_process_costs_nothing(trio: Client) -> None:
     """The verifiers' children, not the verifiers."""
     trio.publish_model(33, policy(33))
@@ -325,11 +350,31 @@ def test_what_cannot_start_says_why(policy_dir: Path) -> None:
         with pytest.raises(UserError, match="/nowhere/policy"):
             client.ready(WAIT_S)
         client.publish_model(0, policy(0))
+        client.prefetch(0, 0, INDICES, WAIT_S)  # fails in the background; its cause comes with collect
         with pytest.raises(UserError, match="/nowhere/policy"):
             client.collect(0, 0, 0, INDICES, WAIT_S)
         assert "/nowhere/policy" in client.status()["failure"]
         client.shutdown()
         assert client.pids("verifier") == []
+
+
+def test_weights_outlive_the_process_that_published_them(policy_dir: Path) -> None:
+    """An actor that starts after the publisher's death still loads them."""
+
+    class Publisher:  # in here, so that it travels by value
+        def publish(self, service: Any, config: TrainConfig, model: PreTrainedModel) -> None:
+            from bgrpo.distributed.remote import ServiceRolloutSource
+
+            ServiceRolloutSource(service, config).publish(0, model)
+
+    with service(configuration(policy_dir, rollout={"actors": 1})) as client:
+        publisher: Any = ray.remote(num_cpus=0)(Publisher).remote()
+        ray.get(publisher.publish.remote(client.actor, client.config, policy(5)), timeout=WAIT_S)
+        ray.kill(publisher)
+        (victim,) = client.ready_pids("rollout", 1)
+        os.kill(victim, signal.SIGKILL)
+        groups = client.collect(0, 0, 0, INDICES, WAIT_S)
+        assert_equal(groups, local(client.config, policy(5), step=0), version=0)
 
 
 def test_rollout_actor_refuses_other_weights(policy_dir: Path) -> None:

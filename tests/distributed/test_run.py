@@ -173,6 +173,35 @@ def test_two_learners_stopped_and_resumed_make_the_update_of_one(
     torch.testing.assert_close(weights(result), weights(undisturbed), rtol=1e-3, atol=1e-4)
 
 
+AHEAD = {"max_staleness": 1, "max_extra_draws": 1}
+
+
+@pytest.fixture(scope="module")
+def ahead(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """Each step decoded while the one before is learned."""
+    return run_training(config(policy, tmp_path_factory.mktemp("runs"), "ahead", rollout=AHEAD))
+
+
+def test_rollouts_ahead_are_one_version_old(ahead: RunResult, undisturbed: RunResult) -> None:
+    assert [line["staleness"] for line in ahead.folder.metrics()] == [0.0] + [1.0] * (STEPS - 1)
+    first, other = ahead.folder.metrics()[0], undisturbed.folder.metrics()[0]
+    assert first["reward_mean"] == other["reward_mean"]
+    assert not torch.equal(weights(ahead), weights(undisturbed))
+
+
+def test_rollouts_ahead_stopped_resumed_and_disturbed_change_nothing(
+    ahead: RunResult, policy: Path, tmp_path: Path
+) -> None:
+    run, folder = config(policy, tmp_path, "ahead", rollout=AHEAD), tmp_path / "ahead"
+    acts = {1: kill("ray::RolloutActor"), 3: (folder / STOP_FILE).touch}
+    with Saboteur(folder / "metrics.jsonl", acts):
+        assert run_training(run).stopped
+    with Saboteur(folder / "metrics.jsonl", {6: kill("RayTrainWorker")}) as saboteur:
+        result = run_training(run, resume=True)
+    assert saboteur.done == [6]
+    assert torch.equal(weights(result), weights(ahead))
+
+
 def test_a_divergence_ends_the_run_with_its_reason(policy: Path, tmp_path: Path) -> None:
     learner = {"learning_rate": 10.0, "warmup_steps": 0, "max_kl": 0.01, "threads": 1}
     start = time.monotonic()

@@ -13,13 +13,17 @@ from bgrpo.distributed.weights import WeightStore
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
+def buffer(value: int) -> ray.ObjectRef:
+    return ray.put(np.full(4, value, np.uint8))
+
+
 def test_dropped_only_when_nobody_uses_them() -> None:
     async def test() -> None:
         store = WeightStore()
-        first = await store.publish(0, np.zeros(4, np.uint8))
+        first = await store.publish(0, buffer(0))
         with store.in_use(first):
             for version in (1, 2, 3):
-                await store.publish(version, np.full(4, version, np.uint8))
+                await store.publish(version, buffer(version))
             assert (await store.reference(first) == 0).all()
         with pytest.raises(KeyError):
             store.reference(first)
@@ -35,10 +39,10 @@ def test_waiting_for_a_version_that_is_still_to_come() -> None:
     async def test() -> None:
         store = WeightStore()
         waiting = asyncio.create_task(store.wait(1, 5.0))
-        await store.publish(0, np.zeros(4, np.uint8))
+        await store.publish(0, buffer(0))
         await asyncio.sleep(0)
         assert not waiting.done()
-        published = await store.publish(1, np.ones(4, np.uint8))
+        published = await store.publish(1, buffer(1))
         assert await waiting == published
         with pytest.raises(TimeoutError, match=r"version 2 were not published within 0.05 s; held: \[0, 1\]"):
             await store.wait(2, 0.05)
@@ -49,8 +53,8 @@ def test_waiting_for_a_version_that_is_still_to_come() -> None:
 def test_publishing_an_older_version_forgets_what_came_after() -> None:
     async def test() -> None:
         store = WeightStore()
-        before = [await store.publish(version, np.zeros(4, np.uint8)) for version in (7, 8)]
-        again = await store.publish(7, np.ones(4, np.uint8))
+        before = [await store.publish(version, buffer(0)) for version in (7, 8)]
+        again = await store.publish(7, buffer(1))
         assert store.versions == [7]
         assert again != before[0], "the same version, but not the same weights"
         with pytest.raises(TimeoutError):

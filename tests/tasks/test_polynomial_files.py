@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bgrpo import bench_task
+from bgrpo.bench import task as bench_task
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome
 from bgrpo.tasks.polynomial import files

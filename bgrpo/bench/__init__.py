@@ -1,0 +1,1 @@
+"""Benchmarks: what ``bgrpo bench`` measures, one module or package per subcommand."""

@@ -1,0 +1,184 @@
+"""Do the engines compute the same? Asked before anything is timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+import torch
+from transformers import PreTrainedModel
+
+from bgrpo.bench.rollouts.cases import Case, EngineSpec
+from bgrpo.bench.rollouts.engines import Beam, Prompts
+
+LOGPROB_TOLERANCE = {"fp32": 2e-3, "bf16": 1.0}
+"""Largest error of a completion's summed log-probability, in nats. Rounding to bf16 moves each token by some 0.01."""
+
+MAX_DIFFERING = 0.02
+"""Largest share of beams that another fp32 engine may not have: beams with nearly equal scores have no defined order,
+and what descends from them differs."""
+
+MAX_DIFFERING_BY_RULE = 0.2
+"""The same for engines whose rule for ended beams is another one; the best beam must then be the same."""
+
+MAX_MEAN_GAP = 0.5
+"""bf16 searches another distribution, so how many beams differ is reported, not limited. They must be as good: this is
+the largest difference of the mean log-probability, in nats."""
+
+MIN_SAME_BEST = 0.9
+MAX_STANDARD_ERRORS = 5.0
+
+_RESCORED_PROMPTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How an engine's completions compare with the reference's.
+
+    Attributes:
+        differing: share of the reference's beams that the engine lacks; None for samples.
+        logprob_error: largest error of a summed log-probability found, in nats.
+        problems: what is wrong, one sentence each; empty where the engine may be timed.
+    """
+
+    differing: float | None
+    logprob_error: float
+    problems: list[str]
+
+
+def compare(
+    spec: EngineSpec,
+    case: Case,
+    model: PreTrainedModel,
+    prompts: Prompts,
+    reference: Sequence[Sequence[Beam]],
+    found: Sequence[Sequence[Beam]],
+) -> Agreement:
+    """Compare an engine's completions of some prompts with those of the reference, our own engine in fp32.
+
+    Args:
+        spec: the engine.
+        case: gives K and the mode.
+        model: in fp32; scores some completions anew by a plain forward pass, which no engine has a part in.
+        prompts: the prompts that were decoded.
+        reference: what the reference made of these.
+        found: what the engine made of these.
+    """
+    problems = _counts(case, found)
+    tolerance = LOGPROB_TOLERANCE[spec.dtype]
+    errors = [0.0]
+    for prompt, group in list(zip(prompts, found, strict=True))[:_RESCORED_PROMPTS]:
+        for beam in {group[0], group[-1]} if group else ():
+            errors.append(abs(beam.logprob - score(model, prompt, beam.tokens)))
+    differing = None
+    if case.mode == "beam":
+        differing = differing_share(reference, found)
+        errors += _shared_errors(reference, found)
+        problems += _different_beams(spec, case, reference, found, differing)
+    else:
+        problems += _different_distribution(reference, found)
+    error = math.nan if any(map(math.isnan, errors)) else max(errors)
+    if not error <= tolerance:
+        problems.append(f"summed log-probabilities are off by up to {error:.3g}, more than {tolerance}")
+    return Agreement(differing, error, problems)
+
+
+def score(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int]) -> float:
+    """Summed log-probability of a completion by one forward pass over all of it, without a cache."""
+    with torch.inference_mode():
+        ids = torch.tensor([[*prompt, *tokens]])
+        logits_TV = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+        logps_TV = logits_TV[len(prompt) - 1 : -1].double().log_softmax(-1)
+        return float(logps_TV.gather(1, torch.tensor(tokens)[:, None]).sum())
+
+
+def differing_share(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> float:
+    """Share of the reference's beams that are not among those found for the same prompt."""
+    missing = sum(len(_tokens(ours) - _tokens(theirs)) for ours, theirs in zip(reference, found, strict=True))
+    return missing / sum(map(len, reference))
+
+
+def _tokens(group: Sequence[Beam]) -> set[tuple[int, ...]]:
+    return {beam.tokens for beam in group}
+
+
+def _counts(case: Case, found: Sequence[Sequence[Beam]]) -> list[str]:
+    """Every prompt must have K completions, as long as asked; beams all different."""
+    problems = []
+    for index, group in enumerate(found):
+        if len(group) != case.beam_width:
+            problems.append(f"prompt {index} has {len(group)} completions, expected {case.beam_width}")
+        elif case.mode == "beam" and len(_tokens(group)) != len(group):
+            problems.append(f"prompt {index} has the same beam twice")
+        elif not case.ends and {len(beam.tokens) for beam in group} != {case.new_tokens}:
+            problems.append(f"prompt {index} has completions that are not {case.new_tokens} tokens long")
+    return problems[:1]
+
+
+def _shared_errors(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> list[float]:
+    """Differences of log-probability of the beams that both have."""
+    errors = []
+    for ours, theirs in zip(reference, found, strict=True):
+        expected = dict(ours)
+        errors += [abs(beam.logprob - expected[beam.tokens]) for beam in theirs if beam.tokens in expected]
+    return errors
+
+
+def _different_beams(
+    spec: EngineSpec,
+    case: Case,
+    reference: Sequence[Sequence[Beam]],
+    found: Sequence[Sequence[Beam]],
+    differing: float,
+) -> list[str]:
+    if spec.dtype == "bf16":
+        gap = _mean_gap(reference, found)
+        return [] if abs(gap) <= MAX_MEAN_GAP else [f"mean log-probability of the beams differs by {gap:.3g}"]
+    by_rule = case.ends and spec.engine not in ("bgrpo", "loop")
+    limit = MAX_DIFFERING_BY_RULE if by_rule else MAX_DIFFERING
+    problems = []
+    if differing > limit and not _same_scores(reference, found):
+        problems.append(f"{differing:.1%} of the beams differ, more than {limit:.0%}")
+    same = fmean(_best(ours) == _best(theirs) for ours, theirs in zip(reference, found, strict=True))
+    if by_rule and same < MIN_SAME_BEST:
+        problems.append(f"the best beam is the same for {same:.0%} of the prompts only, expected {MIN_SAME_BEST:.0%}")
+    return problems
+
+
+def _same_scores(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> bool:
+    """Whether the beams are equally good one by one, so that those that differ are ties."""
+    return all(
+        len(ours) == len(theirs)
+        and all(
+            abs(a - b) <= LOGPROB_TOLERANCE["fp32"]
+            for a, b in zip(sorted(c.logprob for c in ours), sorted(c.logprob for c in theirs), strict=True)
+        )
+        for ours, theirs in zip(reference, found, strict=True)
+    )
+
+
+def _mean_gap(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> float:
+    """Mean log-probability of the reference's completions less that of those found, prompt by prompt."""
+    pairs = zip(reference, found, strict=True)
+    return fmean(fmean(b.logprob for b in ours) - fmean(b.logprob for b in theirs) for ours, theirs in pairs)
+
+
+def _best(group: Sequence[Beam]) -> tuple[int, ...] | None:
+    return max(group, key=lambda beam: beam.logprob).tokens if group else None
+
+
+def _different_distribution(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> list[str]:
+    """Samples of the same distribution have the same mean log-probability, up to a few standard errors."""
+    gap = _mean_gap(reference, found)
+    spread = sum(_mean_variance(group) for group in [*reference, *found])
+    standard_error = math.sqrt(spread) / len(reference)
+    if not abs(gap) <= MAX_STANDARD_ERRORS * standard_error + 1e-9:
+        return [f"mean log-probability of the samples differs by {gap:.3g}, standard error {standard_error:.3g}"]
+    return []
+
+
+def _mean_variance(group: Sequence[Beam]) -> float:
+    """Variance of the mean log-probability of one prompt's samples."""
+    return variance(beam.logprob for beam in group) / len(group) if len(group) > 1 else 0.0

@@ -1,0 +1,160 @@
+"""What ``bgrpo bench rollouts`` measures: the cases and the engines, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bgrpo.errors import UserError
+
+Mode = Literal["beam", "sample"]
+
+
+class DisagreementError(Exception):
+    """An engine computes something else than ours, so nothing is timed; the message says which, where and what."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One engine in one precision.
+
+    Attributes:
+        name: as typed after ``--engine``.
+        engine: as printed, ``bgrpo`` for both of ours.
+        dtype: of the layers' weights.
+        label: for tables and pictures.
+        whole_request: True where one call decodes all prompts; False where it takes one prompt at a time, so that a
+            few of the prompts measure the rate.
+        modes: what it is measured at.
+    """
+
+    name: str
+    engine: str
+    dtype: Literal["fp32", "bf16"]
+    label: str
+    whole_request: bool = True
+    modes: tuple[Mode, ...] = ("beam",)
+
+
+ENGINES = {
+    spec.name: spec
+    for spec in (
+        EngineSpec("bgrpo", "bgrpo", "fp32", "bgrpo fp32", modes=("beam", "sample")),
+        EngineSpec("bgrpo-bf16", "bgrpo", "bf16", "bgrpo bf16", modes=("beam", "sample")),
+        EngineSpec("generate", "generate", "fp32", "generate", modes=("beam", "sample")),
+        EngineSpec("ctranslate2", "ctranslate2", "fp32", "CTranslate2", whole_request=False),
+        EngineSpec("ctranslate2-batched", "ctranslate2-batched", "fp32", "CT2 batched"),
+        EngineSpec("loop", "loop", "fp32", "loop", whole_request=False),
+    )
+}
+OURS_AND_GENERATE = ("bgrpo", "bgrpo-bf16", "generate")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A GPT-2-shaped model with random weights; see :func:`bgrpo.bench.rollouts.workload.build_workload`."""
+
+    layers: int
+    heads: int
+    width: int
+    context: int
+    vocabulary: int
+
+
+SHAPES = {
+    "19M": ModelShape(layers=6, heads=8, width=512, context=320, vocabulary=49),
+    "19M, context 2,304": ModelShape(layers=6, heads=8, width=512, context=2304, vocabulary=49),
+    "2 x 256, vocabulary 151,936": ModelShape(layers=2, heads=4, width=256, context=320, vocabulary=151_936),
+    "tiny": ModelShape(layers=2, heads=2, width=32, context=64, vocabulary=19),
+}
+"""Models by name; ``shipped`` is the policy that comes with the package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One request, decoded by every engine.
+
+    Attributes:
+        name: as typed after ``--case``.
+        model: a key of :data:`SHAPES`, or ``shipped``.
+        prompts: G.
+        beam_width: K, beams or samples per prompt.
+        prompt_tokens: length of every prompt, of random tokens; None: the shipped policy's own problems.
+        new_tokens: decoded per completion where nothing ends; with the policy's own problems the most.
+        mode: beam search or sampling.
+        engines: those that take part.
+    """
+
+    name: str
+    model: str
+    prompts: int
+    beam_width: int
+    prompt_tokens: int | None
+    new_tokens: int
+    mode: Mode = "beam"
+    engines: tuple[str, ...] = tuple(ENGINES)
+
+    @property
+    def ends(self) -> bool:
+        """Whether completions end by themselves; otherwise the end token is made impossible, for equal work."""
+        return self.prompt_tokens is None
+
+    @property
+    def beams(self) -> int:
+        """Completions of the request."""
+        return self.prompts * self.beam_width
+
+    def taking_part(self, names: Sequence[str]) -> list[EngineSpec]:
+        """Of the named engines, those that this case is for, in the order of :data:`ENGINES`."""
+        return [
+            spec for name, spec in ENGINES.items() if name in names and name in self.engines and self.mode in spec.modes
+        ]
+
+
+_WIDTHS = ((1, 10), (1, 30), (8, 25), (16, 30))
+STANDARD_CASES = {
+    case.name: case
+    for case in (
+        *(Case(f"19M-{g}x{k}", "19M", g, k, prompt_tokens=220, new_tokens=60) for g, k in _WIDTHS),
+        Case("19M-sample-8x25", "19M", 8, 25, prompt_tokens=220, new_tokens=60, mode="sample"),
+        *(Case(f"shipped-{g}x{k}", "shipped", g, k, prompt_tokens=130, new_tokens=60) for g, k in _WIDTHS),
+        Case("shipped-answers-32x10", "shipped", 32, 10, prompt_tokens=None, new_tokens=24),
+        Case("shipped-sample-answers-32x10", "shipped", 32, 10, prompt_tokens=None, new_tokens=24, mode="sample"),
+    )
+}
+EXTRA_CASES = {
+    case.name: case
+    for case in (
+        Case("long-prompt-2x10", "19M, context 2,304", 2, 10, 2000, 60, engines=OURS_AND_GENERATE),
+        Case("large-vocabulary-4x10", "2 x 256, vocabulary 151,936", 4, 10, 64, 60, engines=OURS_AND_GENERATE),
+        Case("tiny-2x4", "tiny", 2, 4, prompt_tokens=12, new_tokens=6),
+        Case("tiny-sample-2x4", "tiny", 2, 4, prompt_tokens=12, new_tokens=6, mode="sample"),
+    )
+}
+
+
+def choose_cases(names: Sequence[str]) -> list[Case]:
+    """The cases of these names; ``standard`` and ``extra`` stand for all of a kind.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    groups = {"standard": STANDARD_CASES, "extra": EXTRA_CASES}
+    chosen: dict[str, Case] = {}
+    for name in names:
+        if name in groups:
+            chosen |= groups[name]
+        elif name in STANDARD_CASES | EXTRA_CASES:
+            chosen[name] = (STANDARD_CASES | EXTRA_CASES)[name]
+        else:
+            known = ", ".join([*groups, *STANDARD_CASES, *EXTRA_CASES])
+            raise UserError(f"--case {name}: expected one of {known}")
+    return list(chosen.values())
+
+
+def check_engines(names: Sequence[str]) -> None:
+    """Raise UserError for a name that is no engine."""
+    for name in names:
+        if name not in ENGINES:
+            raise UserError(f"--engine {name}: expected one of {', '.join(ENGINES)}")

@@ -1,0 +1,180 @@
+"""The floor: what the matrix products of a whole decode take alone, at the rate measured at exactly their shapes.
+
+Counted is a decode that reads every prompt once and every beam once per step: the prefill of G·P rows, then T - 1
+passes of G·K rows (the first token comes from the prefill), the head on the rows whose next token is chosen, and the
+operations of attention, taken to run at the same rate as the matrix products. Nothing else is: no norms, no
+activations, no choosing of beams, no memory traffic of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from bgrpo.bench.rollouts.cases import Case
+from bgrpo.bench.rollouts.timing import Turn, timed
+
+Multiply = Callable[[Tensor], Tensor]
+Way = Callable[[Tensor, int], Multiply]
+"""Prepares the product of some number of rows with a weight [inputs, outputs]."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_TRIALS = 3  # per way of multiplying, to find the fastest
+_PASSES = 3  # of a decode step, per measurement
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Work of a whole decode.
+
+    Attributes:
+        matrices: (inputs, outputs) of every weight matrix of the layers, layer by layer.
+        head: (inputs, outputs) of the head.
+        prefill_rows: G·P.
+        step_rows: G·K.
+        steps: passes over the beams, T - 1.
+        head_rows: of the prefill, G.
+        attention_flops: of all passes: scores and weighted values, each place that a token sees.
+    """
+
+    matrices: tuple[tuple[int, int], ...]
+    head: tuple[int, int]
+    prefill_rows: int
+    step_rows: int
+    steps: int
+    head_rows: int
+    attention_flops: int
+
+    @property
+    def matrix_flops(self) -> int:
+        """Of all products with the layers' weights."""
+        return 2 * (self.prefill_rows + self.steps * self.step_rows) * sum(a * b for a, b in self.matrices)
+
+
+def count_operations(model: PreTrainedModel, case: Case) -> Operations:
+    """The work of a case whose prompts all have ``prompt_tokens`` and whose completions do not end.
+
+    Raises:
+        ValueError: the case's prompts or completions have lengths of their own.
+    """
+    if case.prompt_tokens is None:
+        raise ValueError(f"{case.name}: completions end by themselves, so the work is not known beforehand")
+    head = model.get_output_embeddings()
+    layers = model.config.num_hidden_layers
+    prompt, steps, rows = case.prompt_tokens, case.new_tokens - 1, case.beams
+    seen = case.prompts * prompt * (prompt + 1) // 2 + rows * sum(prompt + step for step in range(1, steps + 1))
+    return Operations(
+        matrices=tuple(_matrix_shape(module) for module in model.base_model.modules() if _is_matrix(module)),
+        head=(head.in_features, head.out_features),
+        prefill_rows=case.prompts * prompt,
+        step_rows=rows,
+        steps=steps,
+        head_rows=case.prompts,
+        attention_flops=4 * model.config.hidden_size * layers * seen,
+    )
+
+
+class FloorProbe:
+    """Measures the floor of one precision.
+
+    For every shape the fastest way to multiply on this machine is found first; then :meth:`turn` runs the products
+    of whole passes, each matrix with weights of its own, as a decode would. The head is in fp32 always.
+
+    Args:
+        operations: of the whole decode.
+        dtype: of the layers' products.
+        plain: multiply with ``torch.mm`` only, as an unmodified model does.
+    """
+
+    def __init__(self, operations: Operations, dtype: str, plain: bool = False) -> None:
+        self._operations = operations
+        ways, kind = [_plain] if plain else _ways(), _DTYPES[dtype]
+        layer_rows = (operations.prefill_rows, operations.step_rows)
+        self._prefill, self._step = (_Products(operations.matrices, rows, kind, ways) for rows in layer_rows)
+        head_rows = (operations.head_rows, operations.step_rows)
+        self._first_head, self._head = (_Products([operations.head], rows, torch.float32, ways) for rows in head_rows)
+
+    def turn(self) -> Turn:
+        """The floor of a whole decode, from one prefill and a few steps run now."""
+        work = self._operations
+        step = min((self._step.turn() for _ in range(_PASSES)), key=lambda turn: turn.seconds)
+        matrices = self._prefill.turn() + step * work.steps
+        return matrices * (1 + work.attention_flops / work.matrix_flops) + (
+            self._first_head.turn() + self._head.turn() * work.steps
+        )
+
+
+class _Products:
+    """One pass of [rows, inputs] times every matrix, each in the way that is fastest for its shape."""
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], rows: int, dtype: torch.dtype, ways: Sequence[Way]) -> None:
+        chosen = {shape: _fastest_way(rows, *shape, dtype, ways) for shape in set(shapes)}
+        generator = torch.Generator().manual_seed(0)
+        self._inputs = {
+            inputs: torch.randn(rows, inputs, generator=generator).to(dtype) for inputs in {a for a, _ in shapes}
+        }
+        self._multiply: list[tuple[int, Multiply]] = [
+            (inputs, chosen[inputs, outputs](torch.randn(inputs, outputs, generator=generator).to(dtype), rows))
+            for inputs, outputs in shapes
+        ]
+
+    @torch.inference_mode()
+    def turn(self) -> Turn:
+        return timed(self._run)
+
+    def _run(self) -> None:
+        for inputs, multiply in self._multiply:
+            multiply(self._inputs[inputs])
+
+
+def _fastest_way(rows: int, inputs: int, outputs: int, dtype: torch.dtype, ways: Sequence[Way]) -> Way:
+    """The way with the best median over a few trials, taken in turns after one to warm up."""
+    x, weight = torch.zeros(rows, inputs, dtype=dtype), torch.zeros(inputs, outputs, dtype=dtype)
+    with torch.inference_mode():
+        ready = [way(weight, rows) for way in ways]
+        seconds: list[list[float]] = [[] for _ in ways]
+        for trial, (place, multiply) in product(range(1 + _TRIALS), enumerate(ready)):
+            turn = timed(partial(multiply, x))
+            if trial:
+                seconds[place].append(turn.seconds)
+    return ways[min(range(len(ways)), key=lambda place: median(seconds[place]))]
+
+
+def _ways() -> list[Way]:
+    """Ways to multiply that this machine has; MKL is slow on some processors where oneDNN is not."""
+    return [_plain, _transposed, _packed] if torch.backends.mkldnn.is_available() else [_plain, _transposed]
+
+
+def _plain(weight: Tensor, rows: int) -> Multiply:
+    return lambda x: torch.mm(x, weight)
+
+
+def _transposed(weight: Tensor, rows: int) -> Multiply:
+    rowwise = weight.T.contiguous()
+    return lambda x: functional.linear(x, rowwise)
+
+
+def _packed(weight: Tensor, rows: int) -> Multiply:
+    """oneDNN, with the weight in blocks that it chose for this number of rows."""
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, None, "none", [], "")
+
+
+def _is_matrix(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear | Conv1D)
+
+
+def _matrix_shape(module: torch.nn.Module) -> tuple[int, int]:
+    """(inputs, outputs); GPT-2 stores its matrices the other way round than ``torch.nn.Linear``."""
+    weight = module.get_parameter("weight")
+    first, second = weight.shape
+    return (first, second) if isinstance(module, Conv1D) else (second, first)

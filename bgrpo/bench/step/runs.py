@@ -1,0 +1,145 @@
+"""Real training runs on a local Ray, and where their steps' time went."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from bgrpo.bench.step.workload import LARGE, endless_policy
+from bgrpo.config import TrainConfig, load_config
+from bgrpo.distributed.remote import ServiceRolloutSource, answer
+from bgrpo.distributed.rollout_service import start_service
+from bgrpo.distributed.run import run_training
+from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.policies.io import load_policy, save_policy
+from bgrpo.preparation import check_input
+from bgrpo.rollouts import decode_settings
+from bgrpo.tasks.base import Outcome
+from bgrpo.tasks.polynomial.task import PolynomialTask
+from bgrpo.tracking import Tracker
+
+PARTS = ("rollout", "weights", "learn", "optimizer", "total")
+RUNS = {"quickstart": 12, "19M": 4}
+"""Configurations, and training steps of each run."""
+
+LEARNERS = (1, 2)
+WARM_UP = 2  # steps that are left out: processes and kernels start
+_READY_S = 180.0
+_TRACKED_STEPS = 100
+_CHECK_ROUNDS = 5
+
+
+def measure_runs(names: Sequence[str], on_run: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """One row per configuration and number of learners: medians over the steps of a run, in seconds.
+
+    ``rollout`` is the time that the learner waited, checks included; ``learn`` is all its own work, ``optimizer`` the
+    part of it that moves the weights. The last rows say what checking adds to decoding, and what tracking costs.
+
+    Args:
+        names: keys of :data:`RUNS`.
+        on_run: called after each row.
+    """
+    with tempfile.TemporaryDirectory(prefix="bgrpo-bench-") as folder:
+        configs = {name: _config(name, Path(folder)) for name in names}
+        widest = max(configs.values(), key=lambda config: config.rollout.cpus_per_actor)
+        rows: list[dict[str, Any]] = []
+        with ray_session(training_demand(_with_learners(widest, max(LEARNERS)))):
+            for name, config in configs.items():
+                for learners in LEARNERS:
+                    rows.append({"run": name} | _measure_run(_with_learners(config, learners)))
+                    yield rows[-1]
+                    on_run()
+            config = next(iter(configs.values()))
+            yield _measure_checks(config) | {"run": names[0]}
+            on_run()
+        yield _measure_tracking(config, Path(folder), rows[0]["total"]) | {"run": names[0]}
+        on_run()
+
+
+def _config(name: str, folder: Path) -> TrainConfig:
+    common = [
+        "evaluation.final=false",
+        f"checkpoint.every={10 * RUNS[name]}",
+        f"steps={RUNS[name] + WARM_UP}",
+        f"run.dir={folder / 'runs'}",
+    ]
+    if name == "quickstart":
+        return load_config(TrainConfig, "quickstart", common)
+    tokenizer = load_policy("shipped").tokenizer
+    if LARGE.shape is None:
+        raise ValueError(f"{LARGE.name} has no shape")
+    policy = folder / "policy"
+    save_policy(endless_policy(replace(LARGE.shape, context=512), tokenizer), tokenizer, policy)
+    problems = "{kind: single, degrees: [[4, 4]], coefficients: 5, leading: positive}"
+    large = [f"task.{part}.options={problems}" for part in ("train", "validation", "test")]
+    large += [f"task.{part}.count={count}" for part, count in (("train", 200), ("validation", 20), ("test", 20))]
+    large += [f"rollout.group_size={LARGE.size}", f"rollout.prompts_per_step={LARGE.groups}"]
+    large += [f"rollout.max_new_tokens={LARGE.new_tokens}", "rollout.prompts_per_request=2"]
+    return load_config(
+        TrainConfig, "quickstart", [*common, *large, "rollout.skip_uninformative=false", f"policy.path={policy}"]
+    )
+
+
+def _with_learners(config: TrainConfig, learners: int) -> TrainConfig:
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"workers": learners})})
+
+
+def _measure_run(config: TrainConfig) -> dict[str, Any]:
+    result = run_training(config, console=Console(quiet=True))
+    steps = result.folder.metrics()[WARM_UP:]
+    parts = {part: statistics.median(step[f"seconds/{part}"] for step in steps) for part in PARTS}
+    return {"part": "run", "learners": config.learner.workers, "steps": len(steps), **parts}
+
+
+class UncheckedTask(PolynomialTask):
+    """Polynomials whose answers are all called wrong, unread: what decoding costs without checks."""
+
+    def check(self, prompt: str, completion: str) -> Outcome:
+        return Outcome.WRONG
+
+
+def _measure_checks(config: TrainConfig) -> dict[str, Any]:
+    """Seconds of one step's rollouts with the task's checks and without, in turns."""
+    unread = config.task.model_copy(update={"name": f"{UncheckedTask.__module__}:{UncheckedTask.__name__}"})
+    prepared = check_input(config)
+    configs = {"checked": config, "unchecked": config.model_copy(update={"task": unread})}
+    settings = decode_settings(config, prepared.policy.tokenizer)
+    services = {name: start_service(each, settings, prepared.prompts) for name, each in configs.items()}
+    turns: dict[str, list[float]] = {name: [] for name in services}
+    indices = list(range(config.rollout.prompts_per_step))
+    try:
+        sources = {name: ServiceRolloutSource(service, config) for name, service in services.items()}
+        for name, source in sources.items():
+            answer(services[name].ready.remote(_READY_S), _READY_S + 30)
+            source.publish(0, prepared.policy.model)
+        for step in range(1 + _CHECK_ROUNDS):
+            for name, source in sources.items():
+                started = time.perf_counter()
+                source.collect(step, 0, indices, draw=0)
+                turns[name].append(time.perf_counter() - started)
+    finally:
+        for service in services.values():
+            ray.get(service.shutdown.remote(), timeout=30)
+    medians = {f"{name}_s": statistics.median(seconds[1:]) for name, seconds in turns.items()}
+    return {"part": "verification", **medians, "ratio": medians["checked_s"] / medians["unchecked_s"]}
+
+
+def _measure_tracking(config: TrainConfig, folder: Path, step_s: float) -> dict[str, Any]:
+    """Processor seconds of recording one step in the embedded store, and their share of a step."""
+    tracker = Tracker.start(config.tracking, folder / "tracking", "bench", {})
+    metrics = {f"metric_{number}": float(number) for number in range(32)}
+    tracker.log(0, metrics)
+    started = time.process_time()
+    for step in range(1, 1 + _TRACKED_STEPS):
+        tracker.log(step, metrics)
+    tracker.finish("FINISHED")
+    seconds = (time.process_time() - started) / _TRACKED_STEPS
+    return {"part": "tracking", "seconds_per_step": seconds, "share": seconds / step_s}

@@ -1,0 +1,140 @@
+"""The packed update against padded rows with the same gradient: forward and backward of one update."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bgrpo.bench.step.workload import UpdateCase, build_workload, without_sharing
+from bgrpo.groups import ScoredGroup
+from bgrpo.matrix_products import OneDNNProducts
+from bgrpo.packing import pack_groups, packed_logps
+
+TOLERANCE = 1e-5
+"""Largest relative difference between the gradients."""
+
+CHECKED_COMPLETIONS = 5
+
+
+def measure_sharing(case: UpdateCase, padded_groups: int, rounds: int) -> list[dict[str, Any]]:
+    """Two rows: beams of the case's own policy, and completions that share nothing.
+
+    Padded rows are what transformers makes of [prompt | completion]: one row per completion, as many at a time as a
+    group has (so its tensors stay small), log-probabilities at completion places only. The packed side includes the
+    packing. All run in turns.
+
+    Args:
+        case: one whose weights are random: all prompts and completions are equally long, so padding itself is free.
+        padded_groups: groups of the padded update that are timed; its time for all is taken as proportional, since it
+            goes group by group.
+        rounds: turns of each; the medians count.
+
+    Returns:
+        Per row: CPU seconds of an update ``packed_s``, ``padded_s``, and ``padded_onednn_s`` where the padded rows get
+        the packed side's matrix products too; ``ratio`` and ``same_products_ratio`` of them to ``packed_s``;
+        ``tokens`` of the packed row and ``padded_tokens``.
+
+    Raises:
+        RuntimeError: the gradients differ.
+    """
+    workload = build_workload(case)
+    model = workload.model.train()
+    kinds = {
+        "beams": workload.groups,
+        "sharing nothing": without_sharing(workload.groups, model.config.vocab_size),
+    }
+    errors = {name: _gradient_error(model, groups) for name, groups in kinds.items()}
+    some = workload.groups[:padded_groups]
+    turns: dict[str, list[float]] = {name: [] for name in (*kinds, "padded", "padded_onednn")}
+    for _ in range(rounds):
+        for name, groups in kinds.items():
+            turns[name].append(_seconds(partial(_packed, model, groups)))
+        turns["padded"].append(_seconds(partial(_padded, model, some)))
+        turns["padded_onednn"].append(_seconds(partial(_padded, model, some, OneDNNProducts)))
+    medians = {name: statistics.median(seconds) for name, seconds in turns.items()}
+    scale = len(workload.groups) / len(some)
+    return [
+        {
+            "case": case.name,
+            "completions": name,
+            "packed_s": medians[name],
+            "padded_s": scale * medians["padded"],
+            "padded_onednn_s": scale * medians["padded_onednn"],
+            "ratio": scale * medians["padded"] / medians[name],
+            "same_products_ratio": scale * medians["padded_onednn"] / medians[name],
+            "gradient_error": errors[name],
+            "tokens": pack_groups(_pairs(groups), "cpu").input_ids_1T.shape[1],
+            "padded_tokens": sum(len(prompt) + len(tokens) for prompt, rows in _pairs(groups) for tokens in rows),
+        }
+        for name, groups in kinds.items()
+    ]
+
+
+def _gradient_error(model: PreTrainedModel, groups: Sequence[ScoredGroup]) -> float:
+    """Relative difference of the packed gradient from that of padded rows, on a few completions of two groups.
+
+    Raises:
+        RuntimeError: it is too large.
+    """
+    few = [replace(group, completions=group.completions[:CHECKED_COMPLETIONS]) for group in groups[:2]]
+    expected = _gradient(model, partial(_padded, model, few))
+    error = float((_gradient(model, partial(_packed, model, few)) - expected).norm() / expected.norm())
+    if not error < TOLERANCE:
+        raise RuntimeError(f"the packed gradient differs from that of padded rows by {error:.1e}")
+    return error
+
+
+def _packed(model: PreTrainedModel, groups: Sequence[ScoredGroup]) -> None:
+    packed = pack_groups(_pairs(groups), "cpu")
+    logps_BC, _ = packed_logps(model, packed)
+    weights_B1 = torch.tensor(_weights(groups))[:, None]
+    (logps_BC * weights_B1).sum().backward()
+
+
+def _padded(
+    model: PreTrainedModel,
+    groups: Sequence[ScoredGroup],
+    products: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> None:
+    weights = iter(_weights(groups))
+    for group in groups:
+        rows = [group.prompt_ids + completion.tokens for completion in group.completions]
+        (length,) = {len(completion.tokens) for completion in group.completions}
+        ids_KN = torch.tensor(rows)
+        with products():
+            logits_KMV = model(input_ids=ids_KN, use_cache=False, logits_to_keep=length + 1).logits[:, :-1]
+        logps_KC = logits_KMV.log_softmax(-1).gather(-1, ids_KN[:, -length:, None])[..., 0]
+        weights_K1 = torch.tensor([next(weights) for _ in rows])[:, None]
+        (logps_KC * weights_K1).sum().backward()
+
+
+def _pairs(groups: Sequence[ScoredGroup]) -> list[tuple[list[int], list[list[int]]]]:
+    return [(group.prompt_ids, [completion.tokens for completion in group.completions]) for group in groups]
+
+
+def _weights(groups: Sequence[ScoredGroup]) -> list[float]:
+    """One per completion, of both signs, as advantages are."""
+    generator = torch.Generator().manual_seed(len(groups))
+    return torch.randn(sum(len(group.completions) for group in groups), generator=generator).tolist()
+
+
+def _gradient(model: PreTrainedModel, run: Callable[[], None]) -> Tensor:
+    model.zero_grad()
+    run()
+    return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None])
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    started = time.process_time()
+    run()
+    return time.process_time() - started

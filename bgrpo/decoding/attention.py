@@ -1,0 +1,184 @@
+"""How a model's attention reads the search tree: an attention function of transformers, and two stores behind it.
+
+The model is called without a cache and with ``tree=``, an object with :class:`Attends`; transformers hands it on to
+every layer's attention function, here :func:`tree_attention`, together with the new tokens' queries, keys and values.
+
+Shape letters: G prompts, H heads, P prompt places (a prompt's tokens but the last), N nodes, R rows, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from bgrpo.decoding.compiled import LANES, TILE, TreeAttentionKernel, tiles_of
+from bgrpo.decoding.paths import NodePaths, ReusingPaths
+from bgrpo.decoding.slots import Rows
+
+TREE_ATTENTION = "bgrpo_tree"
+"""Name of the attention implementation, registered below."""
+
+
+class Attends(Protocol):
+    """What stands behind the attention of one forward pass."""
+
+    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+        """Outputs [R, H, D] of the pass's tokens in one layer; keeps their keys and values."""
+        ...
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    tree: Attends,
+    **_unused: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers over one batch row: query [1, H, R, D] in, [1, R, H, D] out."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return tree.attend(int(module.layer_idx), query[0], key[0], value[0], scale)[None], None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(TREE_ATTENTION, tree_attention)
+
+
+class TreeStore(Protocol):
+    """Keys and values of all prompts and nodes, and attention over them."""
+
+    def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
+        """Keep equally long prompts, ``first`` and those after it."""
+        ...
+
+    def begin_step(self, rows: Rows) -> None:
+        """Note which rows the next forward pass holds; their nodes are in the paths already."""
+        ...
+
+    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+        """See :class:`Attends`."""
+        ...
+
+
+class CompiledStore:
+    """A store for the compiled kernel, on the CPU: prompt keys in transposed tiles, head widths of whole vectors.
+
+    Args:
+        kernel: see :func:`bgrpo.decoding.compiled.compiled_kernel`.
+        paths: which nodes each slot's path has.
+        lengths_G: prompt places in use (int64).
+    """
+
+    def __init__(self, kernel: TreeAttentionKernel, paths: ReusingPaths, lengths_G: Tensor) -> None:
+        self._kernel = kernel
+        self._paths = paths
+        self._lengths_G = lengths_G.to(torch.int32)
+        self._tiles = -(-int(lengths_G.max()) // TILE)
+        self._layers: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
+        """See :class:`TreeStore`."""
+        groups, _, places, width = keys_GHPD.shape
+        prompt_keys, prompt_values, *_ = self._layer(layer, keys_GHPD)
+        prompt_keys[first : first + groups, :, :, :width] = tiles_of(keys_GHPD, self._tiles)
+        prompt_values[first : first + groups, :, :places, :width] = values_GHPD
+
+    def begin_step(self, rows: Rows) -> None:
+        """See :class:`TreeStore`."""
+        self._paths_RT = self._paths.paths_GKT.flatten(0, 1).index_select(0, rows.flat_R)
+        bounds = torch.arange(len(self._lengths_G) + 1)
+        self._first_rows_G = torch.searchsorted(rows.prompt_R, bounds).to(torch.int32)
+
+    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+        """See :class:`Attends`."""
+        prompt_keys, prompt_values, node_keys, node_values = self._layer(layer, key_HRD)
+        missing = self._paths.capacity - node_keys.shape[2]
+        if missing:
+            node_keys, node_values = (functional.pad(nodes, (0, 0, 0, missing)) for nodes in (node_keys, node_values))
+            self._layers[layer] = prompt_keys, prompt_values, node_keys, node_values
+        return self._kernel(
+            query_HRD, key_HRD, value_HRD, prompt_keys, prompt_values, node_keys, node_values,
+            self._lengths_G, self._first_rows_G, self._paths_RT, self._paths.depth, scale,
+        )  # fmt: skip
+
+    def _layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if layer not in self._layers:
+            groups, heads, width = len(self._lengths_G), like.shape[-3], -(-like.shape[-1] // LANES) * LANES
+            self._layers[layer] = (
+                like.new_zeros(groups, heads, self._tiles, width, TILE),
+                like.new_zeros(groups, heads, self._tiles * TILE, width),
+                like.new_zeros(groups, heads, self._paths.capacity, width),
+                like.new_zeros(groups, heads, self._paths.capacity, width),
+            )
+        return self._layers[layer]
+
+
+class TorchStore:
+    """A store for PyTorch's attention, on any device: prompt places, then nodes, under a mask. Shapes depend on the
+    capacity of the paths only, not on how many rows there are.
+
+    Args:
+        paths: which nodes each slot's path has.
+        lengths_G: prompt places in use.
+        places: P, the most of them.
+    """
+
+    def __init__(self, paths: NodePaths, lengths_G: Tensor, places: int) -> None:
+        self._paths = paths
+        self._lengths_G = lengths_G
+        self._places = places
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
+        """See :class:`TreeStore`."""
+        groups, _, places, _ = keys_GHPD.shape
+        keys, values = self._layer(layer, keys_GHPD)
+        keys[first : first + groups, :, :places] = keys_GHPD
+        values[first : first + groups, :, :places] = values_GHPD
+
+    def begin_step(self, rows: Rows) -> None:
+        """See :class:`TreeStore`."""
+        places_P = torch.arange(self._places, device=self._lengths_G.device)
+        paths_GKT = self._paths.known_paths()
+        self._mask_GKM = torch.full(
+            (*paths_GKT.shape[:2], self._places + self._paths.capacity), -torch.inf, device=self._lengths_G.device
+        )
+        self._mask_GKM[..., : self._places].masked_fill_((places_P < self._lengths_G[:, None])[:, None], 0.0)
+        self._mask_GKM.scatter_(2, self._places + paths_GKT, 0.0)
+        self._rows = rows
+        self._nodes_R = self._places + self._paths.own_nodes(rows)
+
+    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+        """See :class:`Attends`."""
+        keys, values = self._layer(layer, key_HRD)
+        rows, count = self._rows, len(self._rows.flat_R)
+        keys[rows.prompt_R, :, self._nodes_R] = key_HRD[:, :count].transpose(0, 1)
+        values[rows.prompt_R, :, self._nodes_R] = value_HRD[:, :count].transpose(0, 1)
+        (groups, key_heads, _, width), slots, heads = keys.shape, self._mask_GKM.shape[1], query_HRD.shape[0]
+        shared = heads // key_heads  # query heads of one key-value head become further rows
+        query_SHD = query_HRD.new_zeros(groups * slots, heads, width)
+        query_SHD[rows.flat_R] = query_HRD[:, :count].transpose(0, 1)
+        query_GHSD = query_SHD.view(groups, slots, key_heads, shared, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        mask_G1SM = self._mask_GKM.repeat(1, shared, 1)[:, None]
+        output_GHSD = functional.scaled_dot_product_attention(query_GHSD, keys, values, mask_G1SM, scale=scale)
+        output_GHSD = output_GHSD.unflatten(2, (shared, slots)).permute(0, 3, 1, 2, 4)
+        output_RHD = query_HRD.new_zeros(query_HRD.shape[1], heads, width)
+        output_RHD[:count] = output_GHSD.reshape(groups * slots, heads, width)[rows.flat_R]
+        return output_RHD
+
+    def _layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        size = self._places + self._paths.capacity
+        if layer not in self._layers:
+            shape = (len(self._lengths_G), like.shape[-3], size, like.shape[-1])
+            self._layers[layer] = like.new_zeros(shape), like.new_zeros(shape)
+        keys, values = self._layers[layer]
+        if keys.shape[2] < size:
+            missing = (0, 0, 0, size - keys.shape[2])
+            self._layers[layer] = functional.pad(keys, missing), functional.pad(values, missing)
+        return self._layers[layer]

@@ -1,0 +1,256 @@
+"""The compiled attention kernel: built on first use for the processor at hand, checked, and optional.
+
+The library is kept in the user's cache folder under a name that holds the source, the compiler's flags and the
+processor's instruction set, so that a home directory shared by different machines never gives one the other's code.
+Where there is no C++ compiler, or the result fails its check, the same attention runs in PyTorch, slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SOURCE = Path(__file__).parent / "kernels" / "tree_attention.cpp"
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+LANES = 16
+"""Floats of one vector in the kernel; head widths are padded to a multiple."""
+TILE = 64
+"""Prompt places whose keys lie together; prompts are padded to a multiple."""
+
+_BUILD_LIMIT_S = 120.0
+_POINTERS = ("prompt_keys", "prompt_values", "node_keys", "node_values", "prompt_lengths", "first_rows", "paths")
+_SIZES = ("prompts", "heads", "key_heads", "head_width", "width", "places", "nodes", "path_stride", "depth")
+logger = logging.getLogger(__name__)
+
+
+class TreeAttentionArguments(ctypes.Structure):
+    """``struct TreeAttention`` of the source, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((f"{name}_{axis}", ctypes.c_int64) for name in ("query", "key", "value") for axis in ("row", "head")),
+        ("output", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("scale", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class KernelUnavailable(Exception):
+    """Why the compiled kernel cannot be used here."""
+
+
+class TreeAttentionKernel:
+    """The loaded library.
+
+    Args:
+        path: of the shared library.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._function = ctypes.CDLL(str(path)).bgrpo_tree_attention
+        except (OSError, AttributeError) as error:
+            raise KernelUnavailable(f"{path} cannot be loaded: {error}") from error
+        self._function.argtypes = [ctypes.POINTER(TreeAttentionArguments)]
+        self._function.restype = None
+
+    def __call__(
+        self,
+        query_HRD: Tensor,
+        key_HRD: Tensor,
+        value_HRD: Tensor,
+        prompt_keys_GHTDP: Tensor,
+        prompt_values_GHPD: Tensor,
+        node_keys_GHND: Tensor,
+        node_values_GHND: Tensor,
+        prompt_lengths_G: Tensor,
+        first_rows_G: Tensor,
+        paths_RT: Tensor,
+        depth: int,
+        scale: float,
+    ) -> Tensor:
+        """Store the rows' keys and values in their nodes, and attend. All floats fp32, all integers int32, on the CPU.
+
+        Args:
+            query_HRD: of the rows; further rows beyond those of ``first_rows_G`` are fillers.
+            key_HRD: likewise, for the key-value heads.
+            value_HRD: likewise.
+            prompt_keys_GHTDP: tiles of :data:`TILE` places, transposed; head width padded to whole :data:`LANES`.
+            prompt_values_GHPD: padded likewise.
+            node_keys_GHND: changed in place.
+            node_values_GHND: changed in place.
+            prompt_lengths_G: places in use.
+            first_rows_G: [prompts + 1], where each prompt's rows begin and the last one's end.
+            paths_RT: nodes of each row from the root on, its own at ``depth - 1``.
+            depth: nodes on each path.
+            scale: of the scores.
+
+        Returns:
+            [R, query heads, head width]; zero for fillers.
+        """
+        query, key, value = (
+            tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query_HRD, key_HRD, value_HRD)
+        )
+        heads, rows, head_width = query.shape
+        output_RHD = query.new_empty(rows, heads, head_width)
+        output_RHD[paths_RT.shape[0] :] = 0
+        arguments = TreeAttentionArguments(
+            query=query.data_ptr(),
+            key=key.data_ptr(),
+            value=value.data_ptr(),
+            query_row=query.stride(1),
+            query_head=query.stride(0),
+            key_row=key.stride(1),
+            key_head=key.stride(0),
+            value_row=value.stride(1),
+            value_head=value.stride(0),
+            output=output_RHD.data_ptr(),
+            prompt_keys=prompt_keys_GHTDP.data_ptr(),
+            prompt_values=prompt_values_GHPD.data_ptr(),
+            node_keys=node_keys_GHND.data_ptr(),
+            node_values=node_values_GHND.data_ptr(),
+            prompt_lengths=prompt_lengths_G.data_ptr(),
+            first_rows=first_rows_G.data_ptr(),
+            paths=paths_RT.data_ptr(),
+            prompts=prompt_lengths_G.shape[0],
+            heads=heads,
+            key_heads=key.shape[0],
+            head_width=head_width,
+            width=prompt_values_GHPD.shape[3],
+            places=prompt_values_GHPD.shape[2],
+            nodes=node_keys_GHND.shape[2],
+            path_stride=paths_RT.stride(0),
+            depth=depth,
+            scale=scale,
+            threads=torch.get_num_threads(),
+        )
+        self._function(ctypes.byref(arguments))
+        return output_RHD
+
+
+def tiles_of(keys_PD: Tensor, tiles: int) -> Tensor:
+    """Keys [..., P, D] as the kernel reads them: [..., tiles, D, TILE], zero beyond P."""
+    padded_PD = functional.pad(keys_PD, (0, 0, 0, tiles * TILE - keys_PD.shape[-2]))
+    return padded_PD.unflatten(-2, (tiles, TILE)).transpose(-1, -2)
+
+
+@functools.cache
+def compiled_kernel() -> TreeAttentionKernel | None:
+    """The kernel, built if need be; None where it is not available, which is logged once with the reason."""
+    try:
+        return load_kernel()
+    except KernelUnavailable as error:
+        logger.warning("decoding uses PyTorch's attention, which is slower: %s", error)
+        return None
+
+
+def load_kernel() -> TreeAttentionKernel:
+    """Build the kernel unless that was done before, load it, and check it.
+
+    Raises:
+        KernelUnavailable: no compiler, a failed build, or wrong results.
+    """
+    path = _cache_folder() / f"tree_attention-{_identity()}.so"
+    if not path.is_file():
+        _build(path)
+    kernel = TreeAttentionKernel(path)
+    _check(kernel)
+    return kernel
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = (Path(base) if base else Path.home() / ".cache") / "bgrpo" / "kernels"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        raise KernelUnavailable(f"there is no cache folder that can be written: {error}") from error
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise KernelUnavailable(f"{folder} can be written by other users: code is not loaded from there")
+    return folder
+
+
+def _identity() -> str:
+    parts = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), _instruction_set().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:20]
+
+
+def _instruction_set() -> str:
+    """What ``-march=native`` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    wanted = ("flags", "features", "model name", "cpu part")
+    found = {line.partition(":")[0].strip().lower(): line.partition(":")[2] for line in lines if ":" in line}
+    return platform.machine() + "".join(found.get(name, "") for name in wanted)
+
+
+def _build(path: Path) -> None:
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise KernelUnavailable("there is no C++ compiler (c++, g++ or clang++)")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # complete or absent, also for processes side by side
+        target = Path(folder) / path.name
+        try:
+            subprocess.run(
+                [compiler, *FLAGS, "-o", str(target), str(SOURCE)],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_BUILD_LIMIT_S,
+            )
+        except subprocess.CalledProcessError as error:
+            raise KernelUnavailable(f"{compiler} failed: {error.stderr.strip()[-400:]}") from error
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise KernelUnavailable(f"{compiler} failed: {error}") from error
+        target.replace(path)
+
+
+def _check(kernel: TreeAttentionKernel) -> None:
+    """A small attention with grouped heads, ragged prompts and fillers, against the plain formula in fp64."""
+    heads, key_heads, head_width, lengths, rows, depth = 4, 2, 8, [0, 3, TILE + 21], [2, 1, 19], 2
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(count, sum(rows) + 1, head_width, generator=draw) for count in (heads, key_heads, key_heads)
+    )
+    prompt_keys = torch.zeros(3, key_heads, 2, LANES, TILE)
+    prompt_values = torch.zeros(3, key_heads, 2 * TILE, LANES)
+    nodes = torch.zeros(2, 3, key_heads, 1 + max(rows), LANES)
+    nodes[..., 0, :head_width] = torch.randn(2, 3, key_heads, head_width, generator=draw)
+    paths, first, expected = [], [0], []
+    for g, (length, count) in enumerate(zip(lengths, rows, strict=True)):
+        keys_of_prompt = torch.randn(key_heads, length, head_width, generator=draw)
+        prompt_keys[g, :, :, :head_width] = tiles_of(keys_of_prompt, prompt_keys.shape[2])
+        prompt_values[g, :, :length, :head_width] = torch.randn(key_heads, length, head_width, generator=draw)
+        for row in range(first[-1], first[-1] + count):
+            own = [nodes[0, g, :, :1, :head_width], key[:, row : row + 1]]
+            keys = torch.cat([keys_of_prompt, *own], 1).double()
+            own = [nodes[1, g, :, :1, :head_width], value[:, row : row + 1]]
+            values = torch.cat([prompt_values[g, :, :length, :head_width], *own], 1).double()
+            queries = query[:, row].double().view(key_heads, -1, head_width)
+            expected.append(((queries @ keys.transpose(1, 2) * 0.3).softmax(-1) @ values).view(heads, head_width))
+            paths.append([0, 1 + row - first[-1]])
+        first.append(first[-1] + count)
+    found = kernel(
+        query, key, value, prompt_keys, prompt_values, nodes[0], nodes[1],
+        torch.tensor(lengths, dtype=torch.int32), torch.tensor(first, dtype=torch.int32),
+        torch.tensor(paths, dtype=torch.int32), depth, 0.3,
+    )  # fmt: skip
+    error = float((found[:-1] - torch.stack(expected)).abs().max())
+    if not error < 1e-5 or found[-1].abs().max() > 0:
+        raise KernelUnavailable(f"the compiled kernel's check failed: its result is off by {error:.2g}")

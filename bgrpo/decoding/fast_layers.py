@@ -1,0 +1,110 @@
+"""A model's own layers, made fast while it decodes: the modules stay, some of their computations are replaced.
+
+- Matrix products of the layers run on weights that were packed (fp32) or rounded (bf16) once per call. In bf16 only
+  these products are: residual stream, norms, attention, head and scores stay fp32.
+- ``gelu_new`` is computed in one pass instead of eight; where it follows a matrix product, within that.
+- Attention is the search tree's, see :mod:`bgrpo.decoding.attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
+from transformers.pytorch_utils import Conv1D
+
+from bgrpo.decoding.attention import TREE_ATTENTION
+
+Precision = Literal["fp32", "bf16"]
+"""Of the layers' matrix products."""
+
+_TYPICAL_ROWS = 256  # what packed weights are laid out for; any number of rows may follow
+
+
+@contextmanager
+def fast_layers(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
+    """Replace computations of the model's modules inside the block; its parameters stay as they are.
+
+    Args:
+        model: fp32, in evaluation mode. Changes of its weights inside the block are not seen.
+        precision: of the layers' matrix products.
+    """
+    head = model.get_output_embeddings()
+    attention = model.config._attn_implementation
+    replaced: list[nn.Module] = []
+    try:
+        model.config._attn_implementation = TREE_ATTENTION
+        before_gelu = _fused_with_gelu(model)
+        for module in model.modules():
+            forward = _fast_forward(module, "fp32" if module is head else precision, before_gelu)
+            if forward is not None:
+                module.forward = forward  # hides the class's method
+                replaced.append(module)
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+        model.config._attn_implementation = attention
+
+
+def _fused_with_gelu(model: PreTrainedModel) -> dict[nn.Module, nn.Module]:
+    """Matrix products whose result goes straight into a tanh-GELU, with that activation."""
+    if model.device.type != "cpu" or not can_pack():
+        return {}
+    pairs = {
+        module.c_fc if isinstance(module, GPT2MLP) else module.dense_h_to_4h: module.act
+        for module in model.modules()
+        if isinstance(module, GPT2MLP | GPTNeoXMLP)
+    }
+    return {product: act for product, act in pairs.items() if isinstance(act, NewGELUActivation | GELUTanh)}
+
+
+def _fast_forward(
+    module: nn.Module, precision: Precision, before_gelu: dict[nn.Module, nn.Module]
+) -> Callable[[Tensor], Tensor] | None:
+    if module in before_gelu.values():
+        return _unchanged
+    if isinstance(module, nn.Linear | Conv1D):
+        weight_OI = module.weight if isinstance(module, nn.Linear) else module.weight.t()
+        return _matrix_product(weight_OI, module.bias, precision, module in before_gelu)
+    if isinstance(module, NewGELUActivation):
+        return _gelu
+    return None
+
+
+def _matrix_product(
+    weight_OI: Tensor, bias_O: Tensor | None, precision: Precision, then_gelu: bool
+) -> Callable[[Tensor], Tensor] | None:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    weight = weight_OI.detach().to(dtype)
+    bias = None if bias_O is None else bias_O.detach().to(dtype)
+    if weight.device.type == "cpu" and can_pack():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
+        multiply = torch.ops.mkldnn._linear_pointwise
+        if then_gelu:  # the next product takes what this one gives, without a detour through fp32
+            return lambda inputs: multiply(inputs.to(dtype), packed, bias, "gelu", [], "tanh")
+        return lambda inputs: multiply(inputs.to(dtype), packed, bias, "none", [], "").float()
+    if precision == "fp32":
+        return None
+    return lambda inputs: functional.linear(inputs.to(dtype), weight, bias).float()
+
+
+def can_pack() -> bool:
+    """Whether this build of PyTorch multiplies by packed weights (oneDNN)."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def _unchanged(inputs: Tensor) -> Tensor:
+    return inputs
+
+
+def _gelu(inputs: Tensor) -> Tensor:
+    return functional.gelu(inputs, approximate="tanh")

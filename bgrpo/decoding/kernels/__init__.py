@@ -1,0 +1,1 @@
+"""C++ that is compiled on first use; see :mod:`bgrpo.decoding.compiled`."""

@@ -1,0 +1,314 @@
+// Attention of the rows of search trees: each row attends to its prompt, which all rows of the prompt share, and to its
+// own path of nodes. Exact softmax over both; fp32 throughout.
+//
+// Rows of one prompt that read the same key-value head are taken together: scores and outputs over the prompt are
+// register-blocked matrix products, the path is read node by node. Vectors of 16 floats are split by the compiler where the
+// machine's are narrower. Head width is padded to a multiple of 16 by zeros (`width`).
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int BLOCK_ROWS = 6;   // rows whose sums are held in registers
+constexpr int PANEL_ROWS = 30;  // rows that use a tile of keys or values while it is in the first-level cache
+constexpr int TILE = 64;        // prompt places in a tile
+using Vector = float __attribute__((vector_size(LANES * sizeof(float))));
+using Integers = int32_t __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+inline Vector load(const float* from) {
+    Vector value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
+
+inline Vector broadcast(float value) { return Vector{} + value; }
+
+inline float sum(Vector value) {
+    float parts[LANES];
+    store(parts, value);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+    return parts[0];
+}
+
+// Sums of neighbouring lanes: those of `a`, then those of `b`.
+inline Vector add_neighbours(Vector a, Vector b) {
+    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+// Lane i of the result is the sum of values[i].
+inline Vector sums_of(Vector (&values)[LANES]) {
+    for (int count = LANES / 2; count; count /= 2)
+        for (int i = 0; i < count; ++i) values[i] = add_neighbours(values[2 * i], values[2 * i + 1]);
+    return values[0];
+}
+
+// exp(x) for x <= 0, relative error below 2e-7; 0 where x is below -87 (also for -infinity).
+inline Vector exp_nonpositive(Vector x) {
+    const Vector lowest = broadcast(-87.0f);
+    const Integers is_zero = x < lowest;
+    x = is_zero ? lowest : x;
+    const Vector shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Vector rounded = x * 1.44269504f + shifter;
+    const Vector n = rounded - shifter;
+    const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Vector p = broadcast(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Integers bits;
+    std::memcpy(&bits, &rounded, sizeof bits);
+    bits = (bits - 0x4B400000 + 127) << 23;
+    Vector scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return is_zero ? Vector{} : p * scale;
+}
+
+// scores[r][0 .. 16 V) = queries[r] . keys, keys transposed [width][TILE]
+template <int R, int V>
+void score_tile(const float* queries, int64_t width, const float* keys, float* scores, int64_t score_stride) {
+    Vector sums[R][V] = {};
+    for (int64_t d = 0; d < width; ++d) {
+        Vector key[V];
+        for (int v = 0; v < V; ++v) key[v] = load(keys + d * TILE + v * LANES);
+        for (int r = 0; r < R; ++r) {
+            const Vector query = broadcast(queries[r * width + d]);
+            for (int v = 0; v < V; ++v) sums[r][v] += query * key[v];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store(scores + r * score_stride + v * LANES, sums[r][v]);
+}
+
+// outputs[r][0 .. 16 V) += sum over places of weights[r][place] * values[place]
+template <int R, int V>
+inline void mix_columns(const float* weights, int64_t weight_stride, const float* values, int64_t width, int64_t places,
+                        float* outputs) {
+    Vector sums[R][V];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sums[r][v] = load(outputs + r * width + v * LANES);
+    for (int64_t p = 0; p < places; ++p) {
+        Vector value[V];
+        for (int v = 0; v < V; ++v) value[v] = load(values + p * width + v * LANES);
+        for (int r = 0; r < R; ++r) {
+            const Vector weight = broadcast(weights[r * weight_stride + p]);
+            for (int v = 0; v < V; ++v) sums[r][v] += weight * value[v];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) store(outputs + r * width + v * LANES, sums[r][v]);
+}
+
+template <int R>
+void mix_tile(const float* weights, int64_t weight_stride, const float* values, int64_t width, int64_t places,
+              float* outputs) {
+    int64_t d = 0;
+    for (; d + 4 * LANES <= width; d += 4 * LANES)
+        mix_columns<R, 4>(weights, weight_stride, values + d, width, places, outputs + d);
+    for (; d + 2 * LANES <= width; d += 2 * LANES)
+        mix_columns<R, 2>(weights, weight_stride, values + d, width, places, outputs + d);
+    for (; d < width; d += LANES)
+        mix_columns<R, 1>(weights, weight_stride, values + d, width, places, outputs + d);
+}
+
+// Writes whole vectors of scores: `scores` has room for one more.
+template <int V>
+inline void score_path(const float* query, const float* keys, int64_t width, const int32_t* path, int64_t length,
+                       float* scores) {
+    Vector part[V];
+    for (int v = 0; v < V; ++v) part[v] = load(query + v * LANES);
+    for (int64_t j = 0; j < length; j += LANES) {
+        Vector products[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i) {
+            const float* key = keys + path[j + i < length ? j + i : length - 1] * width;
+            Vector total = part[0] * load(key);
+            for (int v = 1; v < V; ++v) total += part[v] * load(key + v * LANES);
+            products[i] = total;
+        }
+        store(scores + j, sums_of(products));
+    }
+}
+
+template <int V>
+inline void mix_path(const float* weights, const float* values, int64_t width, const int32_t* path, int64_t length,
+                     float* output) {
+    Vector sums[V];
+    for (int v = 0; v < V; ++v) sums[v] = load(output + v * LANES);
+    for (int64_t j = 0; j < length; ++j) {
+        const Vector weight = broadcast(weights[j]);
+        const float* value = values + path[j] * width;
+        for (int v = 0; v < V; ++v) sums[v] += weight * load(value + v * LANES);
+    }
+    for (int v = 0; v < V; ++v) store(output + v * LANES, sums[v]);
+}
+
+void score_any_path(const float* query, const float* keys, int64_t width, const int32_t* path, int64_t length,
+                    float* scores) {
+    switch (width / LANES) {
+        case 1: return score_path<1>(query, keys, width, path, length, scores);
+        case 2: return score_path<2>(query, keys, width, path, length, scores);
+        case 4: return score_path<4>(query, keys, width, path, length, scores);
+        case 8: return score_path<8>(query, keys, width, path, length, scores);
+    }
+    for (int64_t j = 0; j < length; ++j) {
+        Vector total{};
+        for (int64_t d = 0; d < width; d += LANES) total += load(query + d) * load(keys + path[j] * width + d);
+        scores[j] = sum(total);
+    }
+}
+
+void mix_any_path(const float* weights, const float* values, int64_t width, const int32_t* path, int64_t length,
+                  float* output) {
+    switch (width / LANES) {
+        case 1: return mix_path<1>(weights, values, width, path, length, output);
+        case 2: return mix_path<2>(weights, values, width, path, length, output);
+        case 4: return mix_path<4>(weights, values, width, path, length, output);
+        case 8: return mix_path<8>(weights, values, width, path, length, output);
+    }
+    for (int64_t d = 0; d < width; d += LANES) mix_path<1>(weights, values + d, width, path, length, output + d);
+}
+
+// Turns scores into weights exp(score - largest), in place; returns their sum. `count` is followed by room for a vector.
+float soften(float* scores, int64_t count) {
+    for (int64_t i = count; i % LANES; ++i) scores[i] = -std::numeric_limits<float>::infinity();
+    Vector largest = load(scores);
+    for (int64_t i = LANES; i < count; i += LANES) {
+        const Vector here = load(scores + i);
+        largest = here > largest ? here : largest;
+    }
+    float top = largest[0];
+    for (int lane = 1; lane < LANES; ++lane) top = largest[lane] > top ? largest[lane] : top;
+    Vector total{};
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Vector weight = exp_nonpositive(load(scores + i) - top);
+        store(scores + i, weight);
+        total += weight;
+    }
+    return sum(total);
+}
+
+using ScoreTile = void (*)(const float*, int64_t, const float*, float*, int64_t);
+using MixTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*);
+#define FOR_ROWS(R) {score_tile<R, 1>, score_tile<R, 2>, score_tile<R, 3>, score_tile<R, 4>}
+constexpr ScoreTile SCORE[BLOCK_ROWS][TILE / LANES] = {FOR_ROWS(1), FOR_ROWS(2), FOR_ROWS(3),
+                                                       FOR_ROWS(4), FOR_ROWS(5), FOR_ROWS(6)};
+constexpr MixTile MIX[BLOCK_ROWS] = {mix_tile<1>, mix_tile<2>, mix_tile<3>, mix_tile<4>, mix_tile<5>, mix_tile<6>};
+
+// Ask for part `part` of `parts` of the tile that is needed next, while this one is worked on.
+inline void prefetch(const float* tile, int64_t size, int64_t part, int64_t parts) {
+    constexpr int64_t LINE = 64 / sizeof(float);
+    for (int64_t i = size * part / parts / LINE * LINE; i < size * (part + 1) / parts; i += LINE)
+        __builtin_prefetch(tile + i, 0, 2);
+}
+
+inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+}  // namespace
+
+extern "C" {
+
+struct TreeAttention {
+    // new rows, [rows, heads, head width] with strides of rows and heads in floats
+    const float *query, *key, *value;
+    int64_t query_row, query_head, key_row, key_head, value_row, value_head;
+    float* output;                  // [rows, query heads, head width]
+    // the store
+    const float* prompt_keys;       // [prompts, key heads, prompt places / TILE, width, TILE]
+    const float* prompt_values;     // [prompts, key heads, prompt places, width]
+    float *node_keys, *node_values; // [prompts, key heads, nodes, width]
+    const int32_t* prompt_lengths;  // [prompts]
+    const int32_t* first_rows;      // [prompts + 1]: rows of a prompt follow each other
+    const int32_t* paths;           // [rows, path_stride]: nodes of the row from the root on, its own last
+    int64_t prompts, heads, key_heads, head_width, width, places, nodes, path_stride;
+    int64_t depth;                  // nodes on each row's path
+    float scale;
+    int32_t threads;
+};
+
+// Put the new rows' keys and values into their nodes, then attend.
+void bgrpo_tree_attention(const TreeAttention* a) {
+    const int64_t shared = a->heads / a->key_heads;
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(a->threads) if (a->threads > 1)
+    for (int64_t g = 0; g < a->prompts; ++g) {
+        for (int64_t h = 0; h < a->key_heads; ++h) {
+            const int64_t first = a->first_rows[g], count = a->first_rows[g + 1] - first;
+            if (!count) continue;
+            float* node_keys = a->node_keys + (g * a->key_heads + h) * a->nodes * a->width;
+            float* node_values = a->node_values + (g * a->key_heads + h) * a->nodes * a->width;
+            for (int64_t row = first; row < first + count; ++row) {
+                const int64_t own = a->paths[row * a->path_stride + a->depth - 1] * a->width;
+                const size_t bytes = a->head_width * sizeof(float);
+                std::memcpy(node_keys + own, a->key + row * a->key_row + h * a->key_head, bytes);
+                std::memcpy(node_values + own, a->value + row * a->value_row + h * a->value_head, bytes);
+            }
+            const int64_t tiles = a->places / TILE, tile_size = a->width * TILE;
+            const float* prompt_keys = a->prompt_keys + (g * a->key_heads + h) * tiles * tile_size;
+            const float* prompt_values = a->prompt_values + (g * a->key_heads + h) * tiles * tile_size;
+            const int64_t length = a->prompt_lengths[g];
+            const int64_t score_stride = padded(length) + padded(a->depth) + LANES;
+            static thread_local std::vector<float> scratch;
+            scratch.resize(PANEL_ROWS * (score_stride + 2 * a->width));
+            float* scores = scratch.data();
+            float* queries = scores + PANEL_ROWS * score_stride;
+            float* outputs = queries + PANEL_ROWS * a->width;
+            for (int64_t start = 0; start < count * shared; start += PANEL_ROWS) {
+                const int64_t rows = smaller(PANEL_ROWS, count * shared - start);
+                const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+                for (int64_t r = 0; r < rows; ++r) {
+                    const int64_t row = first + (start + r) / shared, head = h * shared + (start + r) % shared;
+                    const float* query = a->query + row * a->query_row + head * a->query_head;
+                    for (int64_t d = 0; d < a->head_width; ++d) queries[r * a->width + d] = query[d] * a->scale;
+                    for (int64_t d = a->head_width; d < a->width; ++d) queries[r * a->width + d] = 0;
+                }
+                for (int64_t p = 0; p < length; p += TILE) {
+                    const int64_t vectors = padded(smaller(TILE, length - p)) / LANES;
+                    for (int64_t r = 0; r < rows; r += BLOCK_ROWS) {
+                        prefetch(prompt_keys + (p + TILE) * a->width, tile_size, r / BLOCK_ROWS, blocks);
+                        SCORE[smaller(BLOCK_ROWS, rows - r) - 1][vectors - 1](
+                            queries + r * a->width, a->width, prompt_keys + p * a->width, scores + r * score_stride + p,
+                            score_stride);
+                    }
+                }
+                float sums[PANEL_ROWS];
+                for (int64_t r = 0; r < rows; ++r) {
+                    const int32_t* path = a->paths + (first + (start + r) / shared) * a->path_stride;
+                    float* own = scores + r * score_stride;
+                    score_any_path(queries + r * a->width, node_keys, a->width, path, a->depth, own + length);
+                    sums[r] = soften(own, length + a->depth);
+                }
+                std::memset(outputs, 0, rows * a->width * sizeof(float));
+                for (int64_t p = 0; p < length; p += TILE)
+                    for (int64_t r = 0; r < rows; r += BLOCK_ROWS) {
+                        prefetch(prompt_values + (p + TILE) * a->width, tile_size, r / BLOCK_ROWS, blocks);
+                        MIX[smaller(BLOCK_ROWS, rows - r) - 1](scores + r * score_stride + p, score_stride,
+                                                               prompt_values + p * a->width, a->width,
+                                                               smaller(TILE, length - p), outputs + r * a->width);
+                    }
+                for (int64_t r = 0; r < rows; ++r) {
+                    const int64_t row = first + (start + r) / shared, head = h * shared + (start + r) % shared;
+                    float* own = outputs + r * a->width;
+                    mix_any_path(scores + r * score_stride + length, node_values, a->width,
+                                 a->paths + row * a->path_stride, a->depth, own);
+                    float* to = a->output + (row * a->heads + head) * a->head_width;
+                    const float scale = 1 / sums[r];
+                    for (int64_t d = 0; d < a->head_width; ++d) to[d] = own[d] * scale;
+                }
+            }
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,101 @@
+"""The prompts' own forward pass: keys and values of all prompt tokens but the last, which becomes the tree's root.
+
+Prompts lie one behind the other in a single row, so that none is padded. Of the last layer only keys and values are
+needed, so the pass ends there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from bgrpo.decoding.attention import TreeStore
+
+_TOKENS_AT_ONCE = 4096  # bounds the memory of activations
+
+
+class _LastLayerReached(Exception):
+    """Ends a forward pass whose remaining results nobody reads."""
+
+
+class PromptPass:
+    """Attention of one forward pass over whole prompts: causal within each, stored layer by layer.
+
+    Args:
+        store: keeps keys and values.
+        first: index of the first prompt.
+        runs: (prompts, places) of equally long prompts that follow each other.
+        last_layer: where the pass ends.
+    """
+
+    def __init__(self, store: TreeStore, first: int, runs: Sequence[tuple[int, int]], last_layer: int) -> None:
+        self._store = store
+        self._first = first
+        self._runs = runs
+        self._last_layer = last_layer
+
+    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+        """See :class:`bgrpo.decoding.attention.Attends`."""
+        outputs = []
+        first, start = self._first, 0
+        for prompts, places in self._runs:
+            end = start + prompts * places
+            query, key, value = (
+                states[:, start:end].unflatten(1, (prompts, places)).transpose(0, 1)
+                for states in (query_HRD, key_HRD, value_HRD)
+            )
+            self._store.add_prompts(layer, first, key, value)
+            if layer < self._last_layer:
+                grouped = query.shape[1] != key.shape[1]
+                output_GHPD = functional.scaled_dot_product_attention(
+                    query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
+                )
+                outputs.append(output_GHPD.transpose(1, 2).flatten(0, 1))
+            first, start = first + prompts, end
+        if layer == self._last_layer:
+            raise _LastLayerReached
+        return torch.cat(outputs)
+
+
+def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], store: TreeStore) -> None:
+    """Fill the store with the prompts.
+
+    Args:
+        model: see :func:`bgrpo.decoding.fast_layers.fast_layers`.
+        prompts: none of them empty; those of one token have nothing to store.
+        store: for exactly these prompts.
+    """
+    for first, batch in _batches([prompt[:-1] for prompt in prompts]):
+        ids_1R = torch.tensor([[token for prompt in batch for token in prompt]], device=model.device)
+        positions_1R = torch.tensor([[place for prompt in batch for place in range(len(prompt))]], device=model.device)
+        runs = [(len(list(same)), length) for length, same in itertools.groupby(map(len, batch))]
+        tree = PromptPass(store, first, runs, model.config.num_hidden_layers - 1)
+        try:
+            model.base_model(
+                input_ids=ids_1R,
+                attention_mask=torch.ones_like(ids_1R),
+                position_ids=positions_1R,
+                use_cache=False,
+                tree=tree,
+            )
+        except _LastLayerReached:
+            continue
+        raise RuntimeError(f"{type(model).__name__} has fewer layers than its configuration says")
+
+
+def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Sequence[int]]]]:
+    """Consecutive prompts of few tokens together, each batch with the index of its first; empty prompts end a batch."""
+    batch: list[Sequence[int]] = []
+    for index, prompt in enumerate(prompts):
+        if batch and (not prompt or sum(map(len, batch)) + len(prompt) > _TOKENS_AT_ONCE):
+            yield index - len(batch), batch
+            batch = []
+        if prompt:
+            batch.append(prompt)
+    if batch:
+        yield len(prompts) - len(batch), batch

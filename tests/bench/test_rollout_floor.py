@@ -1,0 +1,80 @@
+"""The floor's arithmetic, counted by hand and by torch's own counter, and how its products are measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bgrpo.bench.rollouts import floor
+from bgrpo.bench.rollouts.cases import EXTRA_CASES, SHAPES
+from bgrpo.bench.rollouts.floor import FloorProbe, Multiply, count_operations
+from bgrpo.bench.rollouts.timing import Turn
+from bgrpo.bench.rollouts.workload import random_model
+
+CASE = EXTRA_CASES["tiny-2x4"]  # 2 layers of width 32; 2 prompts of 12 tokens, 4 beams, 6 new tokens
+LAYER = [(32, 96), (32, 32), (32, 128), (128, 32)]
+
+
+def test_operations_counted_by_hand() -> None:
+    work = count_operations(random_model(SHAPES["tiny"]), CASE)
+    assert list(work.matrices) == LAYER * 2
+    assert work.head == (32, 19)
+    assert (work.prefill_rows, work.step_rows, work.steps, work.head_rows) == (24, 8, 5, 2)
+    assert work.matrix_flops == 2 * (24 + 5 * 8) * 2 * 12 * 32 * 32
+    seen_in_prefill, seen_in_steps = 2 * (12 * 13 // 2), 8 * (13 + 14 + 15 + 16 + 17)
+    assert work.attention_flops == 2 * 2 * 32 * 2 * (seen_in_prefill + seen_in_steps)
+
+
+def test_matrix_operations_agree_with_torchs_counter() -> None:
+    model = random_model(SHAPES["tiny"])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.base_model(torch.zeros(2, 12, dtype=torch.long))
+        for _ in range(5):
+            model.base_model(torch.zeros(8, 1, dtype=torch.long))
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.addmm]
+    assert count_operations(model, CASE).matrix_flops == counted
+
+
+def test_no_floor_where_completions_end() -> None:
+    with pytest.raises(ValueError, match="end by themselves"):
+        count_operations(random_model(SHAPES["tiny"]), replace(CASE, prompt_tokens=None))
+
+
+def test_turn_adds_up_prefill_steps_heads_and_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = count_operations(random_model(SHAPES["tiny"]), CASE)
+    probe = FloorProbe(work, "fp32")
+    for name, seconds in (("_prefill", 3.0), ("_step", 0.5), ("_first_head", 0.01), ("_head", 0.002)):
+        monkeypatch.setattr(getattr(probe, name), "turn", lambda seconds=seconds: Turn(seconds, seconds / 2))
+    matrices = 3.0 + 5 * 0.5
+    expected = matrices * (1 + work.attention_flops / work.matrix_flops) + 0.01 + 5 * 0.002
+    assert probe.turn().seconds == pytest.approx(expected)
+    assert probe.turn().cpu_seconds == pytest.approx(expected / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_way_computes_the_product(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(5, 16, dtype=dtype), torch.randn(16, 24, dtype=dtype)
+    for way in floor._ways():
+        result = way(weight, 5)(x)
+        torch.testing.assert_close(result.double(), x.double() @ weight.double(), rtol=2e-2, atol=5e-2)
+
+
+def test_the_fastest_way_is_taken() -> None:
+    def slow(weight: Tensor, rows: int) -> Multiply:
+        def multiply(x: Tensor) -> Tensor:
+            time.sleep(0.01)
+            return x @ weight
+
+        return multiply
+
+    assert floor._fastest_way(4, 8, 8, torch.float32, [slow, floor._plain, slow]) is floor._plain
+
+
+def test_probe_measures_something() -> None:
+    turn = FloorProbe(count_operations(random_model(SHAPES["tiny"]), CASE), "bf16").turn()
+    assert 0 < turn.seconds < 5

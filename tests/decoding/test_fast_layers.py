@@ -1,0 +1,52 @@
+"""What is replaced while decoding, that the results are the model's own, and that nothing stays replaced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from decoding.tiny_models import OPTIONS, tiny_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from bgrpo.decoding import fast_layers as module_under_test
+from bgrpo.decoding.attention import TREE_ATTENTION
+from bgrpo.decoding.fast_layers import fast_layers
+
+
+def own_forwards(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "relu"])
+@pytest.mark.parametrize("kind", sorted(OPTIONS))
+def test_layers_compute_what_they_did(kind: str, activation: str, packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not packs:
+        monkeypatch.setattr(module_under_test, "can_pack", lambda: False)
+    name = "activation_function" if kind == "gpt2" else "hidden_act"
+    model = tiny_model(kind, vocabulary=9, seed=1, **{name: activation})
+    blocks = [module for name, module in model.named_modules() if name.endswith(".mlp")]
+    inputs = torch.randn(1, 37, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = [block(inputs) for block in blocks] + [model.get_output_embeddings()(inputs)]
+        with fast_layers(model, "fp32"):
+            found = [block(inputs) for block in blocks] + [model.get_output_embeddings()(inputs)]
+        with fast_layers(model, "bf16"):
+            rounded = [block(inputs) for block in blocks] + [model.get_output_embeddings()(inputs)]
+    assert blocks
+    for exact, fast, rough in zip(expected, found, rounded, strict=True):
+        torch.testing.assert_close(fast, exact, atol=2e-5, rtol=2e-5)
+        assert rough.dtype == torch.float32
+    assert any((a - b).abs().max() > 1e-4 for a, b in zip(expected[:-1], rounded[:-1], strict=True))
+    torch.testing.assert_close(rounded[-1], expected[-1], atol=2e-5, rtol=2e-5)  # the head is never rounded
+
+
+def test_everything_is_put_back_also_after_an_error() -> None:
+    model = tiny_model()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(RuntimeError, match="planted"), fast_layers(model, "bf16"):
+        assert own_forwards(model) and model.config._attn_implementation == TREE_ATTENTION
+        raise RuntimeError("planted")
+    assert not own_forwards(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
