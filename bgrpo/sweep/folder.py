@@ -1,0 +1,193 @@
+"""The folder of a sweep: what was asked for, the state of its trials, and their run folders."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bgrpo.config import build_config, load_config
+from bgrpo.errors import UserError
+from bgrpo.files import write_atomically
+from bgrpo.run_folder import installed_versions, settle_runs
+from bgrpo.sweep.config import SweepConfig
+from bgrpo.tracking import REDACTED, redact_credentials
+
+CONFIG, TRIALS, VERSIONS, LOCK = "sweep.yaml", "trials.json", "versions.json", "driver.lock"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+GIT_S = 5.0
+# What a resumed sweep may change: where and how it runs, never what it compares.
+CHANGEABLE = ("max_concurrent", "tracking", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFolder:
+    """``<run.dir>/<sweep name>/``. One driver writes, see :meth:`exclusive`; any process may read."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, sweep: SweepConfig, config_name: str | None) -> SweepFolder:
+        """Make the folder of a new sweep and write what was asked for.
+
+        Raises:
+            UserError: the name is taken or no plain folder name, or the folder cannot be written.
+        """
+        stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(config_name or "defaults").stem).lstrip(".-_") or "config"
+        name = sweep.run.name or f"{stem}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit"
+            )
+        folder = cls(Path(sweep.run.dir) / name)
+        try:
+            folder.trials.mkdir(parents=True)
+            folder.write_config(sweep)
+            write_atomically(folder.path / VERSIONS, json.dumps(describe_machine(), indent=1) + "\n")
+        except FileExistsError:
+            raise UserError(
+                f"sweep {name!r} exists in {sweep.run.dir}/: go on with it by --resume {name}, or set another run.name"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"run.dir={sweep.run.dir}: the sweep's folder cannot be written ({error.strerror or error}): free some "
+                f"space or set run.dir to a folder that can be written"
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, runs: Path | str, name: str) -> SweepFolder:
+        """The folder of an existing sweep, by its name in ``runs`` or by its path."""
+        for path in (Path(runs) / name, Path(name)):
+            if (path / CONFIG).is_file():
+                return cls(path.resolve())
+        known = sorted(path.parent.name for path in Path(runs).glob(f"*/{CONFIG}"))
+        raise UserError(
+            f"no sweep {name!r} in {runs}/: "
+            + (f"there are {', '.join(known[-5:])}" if known else "it holds none; give run.dir=… if it is elsewhere")
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep: of its folder."""
+        return self.path.name
+
+    @property
+    def trials(self) -> Path:
+        """Folder of the trials' run folders."""
+        return self.path / "trials"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what each trial printed."""
+        return self.path / "logs"
+
+    def write_config(self, sweep: SweepConfig) -> None:
+        """Keep the configuration, without passwords."""
+        tree = sweep.model_dump(mode="json")
+        tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
+        if tree["tracking"]["uri"] is not None:
+            tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
+        write_atomically(self.path / CONFIG, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+    def read_plan(self) -> dict[str, Any]:
+        """What :meth:`write_plan` wrote; empty before the first time."""
+        try:
+            plan: dict[str, Any] = json.loads((self.path / TRIALS).read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / TRIALS}: cannot be read: {error}") from error
+        return plan
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Replace the state of the trials, completely or not at all."""
+        write_atomically(self.path / TRIALS, json.dumps(plan, indent=1) + "\n")
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Be the only driver of this sweep; the lock ends with the process, however it ends.
+
+        Raises:
+            UserError: another driver works on it.
+        """
+        with (self.path / LOCK).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"sweep {self.name} is being run by process {file.read().strip() or 'unknown'}: wait for it, or "
+                    f"end it, then resume"
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
+
+def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, SweepFolder]:
+    """A sweep that goes on, with the user's overrides on top.
+
+    Args:
+        name: of the sweep in ``run.dir`` of the overrides (``runs`` by default), or the path of its folder.
+        overrides: ``key.path=value`` each.
+
+    Raises:
+        UserError: unknown sweep, or an override that would change what it compares.
+    """
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    folder = SweepFolder.open(settle_runs(given.get("run.dir", SweepConfig().run.dir)), name)
+    saved = load_config(SweepConfig, str(folder.path / CONFIG), [])
+    sweep = load_config(SweepConfig, str(folder.path / CONFIG), overrides)
+    changed = [key for key in SweepConfig.model_fields if getattr(saved, key) != getattr(sweep, key)]
+    refused = [key for key in changed if key not in CHANGEABLE]
+    if refused:
+        raise UserError(
+            f"sweep {folder.name} cannot be resumed with another {', '.join(refused)}: that would change what it "
+            f"compares; start a new sweep for that, or resume without it"
+        )
+    if REDACTED in (sweep.tracking.uri or ""):
+        raise UserError(
+            f"sweep {folder.name}: tracking.uri={sweep.tracking.uri} was stored without its password; give "
+            f"tracking.uri=… again, or tracking.enabled=false"
+        )
+    tree = sweep.model_dump(mode="json")
+    tree["run"] |= {"dir": str(folder.path.parent), "name": folder.name}
+    return build_config(SweepConfig, tree, str(folder.path / CONFIG)), folder
+
+
+def load_new_sweep(config: str | None, overrides: list[str]) -> SweepConfig:
+    """The configuration of a new sweep; ``run.dir`` becomes absolute."""
+    sweep = load_config(SweepConfig, config, overrides)
+    tree = sweep.model_dump(mode="json")
+    tree["run"]["dir"] = str(settle_runs(sweep.run.dir))
+    return build_config(SweepConfig, tree, config or "defaults")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions of packages, commit of the code where it is a git checkout, and the machine."""
+    code = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(code), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=GIT_S, check=False
+        )
+        commit = found.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    return {
+        "versions": installed_versions(),
+        "commit": commit,
+        "machine": {"platform": platform.platform(), "node": platform.node(), "cores": os.cpu_count()},
+    }

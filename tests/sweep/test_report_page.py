@@ -1,0 +1,242 @@
+"""The report as files: what it says, that it stands alone, and that it can be made from any state of a sweep."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fabricated_sweep import Arm, Fabrication, fabricate_sweep, read_plan, write_plan
+from PIL import Image
+
+from bgrpo.cli import main
+from bgrpo.config import TrainConfig
+from bgrpo.errors import UserError
+from bgrpo.evaluation import EvaluationComparison
+from bgrpo.run_folder import RunFolder
+from bgrpo.sweep.page import width_sentence
+from bgrpo.sweep.records import read_sweep
+from bgrpo.sweep.report import write_sweep_report
+from bgrpo.sweep.summary import summarize
+
+VOID = ("meta", "img", "br", "link")
+PICTURES = ["learning", "outcomes", "ranks", "results", "validation_steps", "validation_tokens", "widths"]
+PLANTED = {"grpo": Arm("grpo", 0.4), "bgrpo_simple": Arm("bgrpo", 0.4), "bgrpo_rank": Arm("bgrpo", 1.6, tokens=18.0)}
+
+
+class Page(HTMLParser):
+    """Text, attributes and nesting of an HTML page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data + " "
+
+
+def _page(path: Path) -> Page:
+    return Page(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep in which bgrpo_rank is better, with its report."""
+    folder = tmp_path_factory.mktemp("sweeps") / "planted"
+    fabricate_sweep(folder, Fabrication(PLANTED, seeds=3, problems=300, points=2))
+    write_sweep_report(folder)
+    return folder
+
+
+def test_a_planted_effect_is_named(planted: Path) -> None:
+    text = _page(planted / "report" / "index.html").text
+    assert "bgrpo_rank beats grpo in beam-rank score." in text
+    assert "bgrpo_simple against grpo: no difference shown" in text
+    assert "Budgets differ: bgrpo_rank used 20 % more decoded tokens than grpo." in text
+    assert "Budget of each trial: 20 steps" in text
+
+
+def test_without_an_effect_none_is_shown(tmp_path: Path) -> None:
+    arms = {"grpo": Arm("grpo"), "bgrpo": Arm("bgrpo")}
+    folder = fabricate_sweep(tmp_path / "same", Fabrication(arms, seeds=5, problems=150, number=4))
+    verdict = summarize(read_sweep(folder)).verdict
+    assert verdict.headline == "No difference shown between bgrpo and grpo in beam-rank score."
+    assert verdict.winner is None
+
+
+def test_the_page_stands_alone(planted: Path) -> None:
+    page = _page(planted / "report" / "index.html")
+    assert page.open == []
+    images = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == len(PICTURES)
+    for image in images:
+        kind, _, content = image.partition(",")
+        assert kind == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(content))).width > 600
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    anchors = {str(attributes.get("id")) for _, attributes in page.tags}
+    for tag, attributes in page.tags:
+        if tag == "a":
+            assert (attributes["href"] or "").removeprefix("#") in anchors
+    assert sorted(path.stem for path in (planted / "report").glob("*.png")) == PICTURES
+
+
+def test_every_part_is_there(planted: Path) -> None:
+    text = _page(planted / "report" / "index.html").text
+    for expected in (
+        "pass@10",
+        "decoded tokens",
+        "core-hours",
+        "sign-flip p",
+        "learner.learning_rate",
+        "Selected by the last value: mean over seeds 0.810",
+        "sweep.yaml",
+        "packages torch",
+        "bgrpo_rank-confirm-seed1000 (confirm)",
+        "inference compute",
+    ):
+        assert expected in text, expected
+
+
+def test_hostile_text_is_escaped(planted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "<b>sweep"
+    shutil.copytree(planted, folder)
+    plan = read_plan(folder)
+    plan["trials"][0] |= {
+        "state": "failed",
+        "reason": "<script>alert(1)</script>",
+        "algorithm": '"><img src=x>$\\frac$',
+    }
+    write_plan(folder, plan)
+    (folder / "sweep.yaml").write_text("metric: beam_rank_score # </pre><script>alert(2)</script>\n", "utf-8")
+    page = _page(write_sweep_report(folder))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<script>alert(1)</script>" in page.text
+    assert "<script>alert(2)</script>" in page.text
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == len(PICTURES)
+
+
+def test_a_sweep_that_runs_and_one_with_failures(planted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "running"
+    shutil.copytree(planted, folder)
+    plan = read_plan(folder)
+    failed, running, pending = plan["trials"][-3:]
+    failed |= {"state": "failed", "reason": "training diverged at step 7: KL 24"}
+    running |= {"state": "running", "ended": None}
+    pending |= {"state": "pending", "started": None}
+    for trial in (failed, running, pending):
+        (folder / "trials" / trial["id"] / "evaluation.json").unlink()
+    shutil.rmtree(folder / "trials" / pending["id"])
+    with (folder / "trials" / running["id"] / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "kl": 0.')
+    plan["state"] = "running"
+    write_plan(folder, plan)
+    text = _page(write_sweep_report(folder)).text
+    assert "training diverged at step 7: KL 24" in text
+    assert "Confirm trials of bgrpo_rank that failed: 1;" in text
+    assert "without a result yet: bgrpo_rank 2" in text
+    assert "1 running, 1 pending, 1 failed" in text
+    assert "bgrpo_rank beats" not in text
+
+
+def test_a_search_without_any_step_still_has_a_page(tmp_path: Path) -> None:
+    folder = fabricate_sweep(tmp_path / "early", Fabrication({"grpo": Arm()}, seeds=1, problems=5, steps=1))
+    shutil.rmtree(folder / "trials" / "grpo-confirm-seed1000")
+    page = _page(write_sweep_report(folder))
+    assert page.open == []
+    assert "No result yet" in page.text
+    assert list((folder / "report").glob("*.png")) == []
+
+
+def test_the_tables_are_the_trials_own_numbers(planted: Path) -> None:
+    with (planted / "report" / "curves.csv").open() as file:
+        curves = list(csv.DictReader(file))
+    name = "bgrpo_rank-confirm-seed1001"
+    lines = [json.loads(line) for line in (planted / "trials" / name / "metrics.jsonl").read_text().splitlines()]
+    expected = [(line["step"], line["used/tokens"], line["kl"]) for line in lines]
+    found = [row for row in curves if row["trial"] == name and row["metric"] == "kl"]
+    assert [(float(row["steps"]), float(row["tokens"]), float(row["value"])) for row in found] == expected
+    with (planted / "report" / "trials.csv").open() as file:
+        trials = {row["id"]: row for row in csv.DictReader(file)}
+    comparison = EvaluationComparison.load(planted / "trials" / name / "evaluation.json")
+    assert float(trials[name]["test/beam@5/after"]) == comparison.after.metrics()["beam@5"]
+    assert trials["grpo-search-01-seed0"]["learner.learning_rate"] == "5e-05"
+    assert len(trials) == 15
+
+
+def test_the_summary_is_strict_json(planted: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    tree = json.loads((planted / "report" / "summary.json").read_text("utf-8"), parse_constant=refuse)
+    assert tree["verdict"]["winner"] == "bgrpo_rank"
+    assert tree["differences"]["beam_rank_score"]["bgrpo_rank"]["conclusion"] == "better"
+    assert tree["arms"]["grpo"]["seeds"] == [1000, 1001, 1002]
+
+
+def test_a_report_that_cannot_be_written_is_a_users_error(planted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "blocked"
+    shutil.copytree(planted, folder, ignore=shutil.ignore_patterns("report"))
+    (folder / "report").write_text("in the way", "utf-8")
+    with pytest.raises(UserError, match="the report cannot be written"):
+        write_sweep_report(folder)
+
+
+def test_the_sentence_about_widths_says_whether_it_halves(planted: Path) -> None:
+    arms = {arm.name: width_sentence(arm) for arm in summarize(read_sweep(planted)).arms}
+    assert arms["bgrpo_rank"].endswith("the width is at least halved.")
+    assert "% less inference compute" in arms["bgrpo_rank"]
+
+
+def test_the_command_reports_a_sweep_by_name(planted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "planted", "--runs", str(planted.parent)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("bgrpo_rank beats grpo in beam-rank score.")
+    assert f"report: {planted / 'report' / 'index.html'}" in shown
+
+
+def test_the_command_redraws_a_single_run_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder.create(TrainConfig.model_validate({"run": {"dir": str(tmp_path), "name": "alone"}}), None)
+    run.append_metrics(1, {"reward_mean": 0.5, "kl": 0.0})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 2, "rew')
+    assert main(["report", "alone", "--runs", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(run.report_path)}
+    assert Image.open(run.report_path).width > 600
+
+
+def test_the_command_speaks_json_and_names_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fabricate_sweep(tmp_path / "known", Fabrication({"grpo": Arm()}, seeds=1, problems=5, steps=1))
+    assert main(["report", str(folder), "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["report"] == str(folder / "report" / "index.html")
+    assert tree["verdict"]["headline"] == "No comparison: grpo is the only arm."
+    assert main(["report", "unknown", "--runs", str(tmp_path)]) == 2
+    assert f"no sweep or run 'unknown' in {tmp_path}/: it holds known" in capsys.readouterr().err
+
+
+def test_reading_a_command_line_needs_nothing_heavy() -> None:
+    absent = ["ray", "torch", "transformers", "mlflow", "matplotlib", "scipy", "jinja2"]
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport bgrpo.sweep.report"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,120 @@
+"""Intervals and tests against closed forms, tables, brute force and SciPy's own permutation test."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from bgrpo.sweep.statistics import (
+    bootstrap_mean,
+    holm,
+    paired_effect,
+    sign_flip_p_value,
+    smallest_sign_flip_p,
+    t_interval,
+    t_p_value,
+)
+
+T_QUANTILES = {2: 12.706204736, 3: 4.302652730, 5: 2.776445105, 10: 2.262157163}  # 97.5 %, by number of values: tables
+SMALL = st.floats(-1, 1).map(lambda x: round(x, 3))
+
+
+@pytest.mark.parametrize("n", T_QUANTILES)
+def test_the_t_interval_is_the_tables(n: int) -> None:
+    values = np.random.default_rng(n).normal(3, 2, n)
+    half = T_QUANTILES[n] * math.sqrt(sum((values - values.mean()) ** 2) / (n - 1) / n)
+    interval = t_interval(values.tolist())
+    assert interval == pytest.approx((values.mean(), values.mean() - half, values.mean() + half), rel=1e-7)
+
+
+@given(st.lists(SMALL, min_size=2, max_size=3))
+def test_the_t_test_has_its_closed_form_for_one_and_two_degrees_of_freedom(values: list[float]) -> None:
+    assume(np.ptp(values) > 1e-3)
+    n = len(values)
+    t = abs(np.mean(values)) / (np.std(values, ddof=1) / math.sqrt(n))
+    closed = 1 - 2 / math.pi * math.atan(t) if n == 2 else 1 - t / math.sqrt(2 + t * t)
+    assert t_p_value(values) == pytest.approx(closed, abs=1e-9)
+
+
+def test_a_single_value_and_equal_values() -> None:
+    assert t_p_value([0.3]) == 1.0
+    assert t_interval([0.3]) == (0.3, -math.inf, math.inf)
+    assert t_p_value([0.0, 0.0, 0.0]) == 1.0
+    assert t_p_value([0.1 + 0.2, 0.3, 0.3]) == 0.0  # equal up to rounding
+    assert sign_flip_p_value([0.0, 0.0]) == 1.0
+
+
+@given(st.lists(SMALL, min_size=1, max_size=7))
+def test_sign_flips_are_those_of_brute_force(values: list[float]) -> None:
+    observed = abs(math.fsum(values))
+    sums = [
+        abs(math.fsum(sign * value for sign, value in zip(signs, values, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(values))
+    ]
+    p = sign_flip_p_value(values)
+    assert p == sum(total >= observed - 1e-9 for total in sums) / len(sums)
+    assert p >= smallest_sign_flip_p(len(values)) or p == 1.0
+    assert p == sign_flip_p_value([-1000 * value for value in values])
+
+
+def test_sign_flips_agree_with_scipy() -> None:
+    values = np.random.default_rng(3).normal(0.4, 1, 9)
+    theirs = scipy.stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    assert sign_flip_p_value(values.tolist()) == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+def test_many_seeds_are_flipped_at_random() -> None:
+    values = np.random.default_rng(5).normal(0.35, 1, 30)
+    # for many values, the sum of flips is near normal with the values' squares as variance
+    normal = 2 * scipy.stats.norm.sf(abs(values.sum()) / math.sqrt((values**2).sum()))
+    assert sign_flip_p_value(values.tolist()) == pytest.approx(normal, abs=0.01)
+    assert 0 < sign_flip_p_value([1.0] * 40) < 1e-4
+
+
+def test_the_bootstrap_of_three_is_their_range_and_of_many_is_normal() -> None:
+    assert bootstrap_mean([0.1, 0.5, 0.3]) == pytest.approx((0.3, 0.1, 0.5))
+    values = np.random.default_rng(1).normal(0, 1, 2000)
+    mean, low, high = bootstrap_mean(values.tolist())
+    half = 1.96 * values.std() / math.sqrt(2000)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=6))
+def test_holms_adjustment_rejects_what_his_procedure_rejects(p_values: dict[str, float]) -> None:
+    adjusted = holm(p_values)
+    assert list(adjusted) == list(p_values)
+    for level in (0.01, 0.05, 0.3):
+        rejected = set()
+        for i, name in enumerate(
+            sorted(p_values, key=lambda name: p_values[name])
+        ):  # step down, stop at the first miss
+            if p_values[name] * (len(p_values) - i) > level:
+                break
+            rejected.add(name)
+        assert {name for name, p in adjusted.items() if p <= level} == rejected
+
+
+def test_an_effect_keeps_the_noise_of_seeds_and_of_problems_apart() -> None:
+    differences_SN = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, -1.0, 0.0]])
+    effect = paired_effect(differences_SN)
+    assert effect.by_seed == [0.25, 0.5, 0.0]
+    assert effect.mean == pytest.approx(0.25)
+    assert effect.p_seeds == t_p_value([0.25, 0.5, 0.0])
+    assert effect.p_problems == t_p_value([1.0, 1 / 3, -1 / 3, 0.0])
+    assert effect.p_decision == max(effect.p_seeds, effect.p_problems)
+
+
+def test_from_six_seeds_on_the_sign_flip_test_must_agree() -> None:
+    by_seed = np.array([1.0, 1.0, 1.0, 1.0, 1.0, -0.01])
+    differences_SN = np.repeat(by_seed[:, None], 50, axis=1)
+    six, five = paired_effect(differences_SN), paired_effect(differences_SN[1:])
+    assert six.p_seeds < 0.05 < six.p_sign_flip == six.p_decision
+    assert five.p_decision == five.p_seeds

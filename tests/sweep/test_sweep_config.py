@@ -1,0 +1,155 @@
+"""What a sweep's configuration accepts, what it refuses and how it says so; the trials' configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sweep_configs import sweep_config
+
+from bgrpo.config import load_config
+from bgrpo.errors import UserError
+from bgrpo.run_folder import flatten
+from bgrpo.sweep.config import SweepConfig
+from bgrpo.sweep.keys import flat_keys, merge, nest
+from bgrpo.sweep.plan import Trial
+from bgrpo.sweep.trials import TrialConfigs
+
+NAMES = st.text("abc", min_size=1, max_size=2)
+TREES = st.recursive(
+    st.integers() | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(NAMES, inner, min_size=1),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(NAMES, TREES, min_size=1))
+def test_dotted_and_nested_keys_say_the_same(tree: dict[str, Any]) -> None:
+    assert flat_keys(tree) == flatten(tree)
+    assert nest(flat_keys(tree)) == tree
+
+
+@given(st.dictionaries(NAMES, TREES), st.dictionaries(NAMES, TREES, min_size=1))
+def test_what_is_laid_over_wins(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    merged = flatten(merge(tree, over))
+    assert flatten(over).items() <= merged.items()
+    for key, value in flatten(tree).items():
+        hidden = any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in flatten(over))
+        assert hidden or merged[key] == value
+
+
+def test_an_override_reaches_space_arms_and_training_configuration() -> None:
+    sweep = load_config(
+        SweepConfig,
+        "quick",
+        ["space.learner.learning_rate.values=[1e-6, 3e-5]", "arms.bgrpo.set.reward.kind=simple", "confirm_seeds=4",
+         "train.rollout.actors=3", "space.learner.beta.min=0.01", "space.learner.beta.max=0.05"],
+    )  # fmt: skip
+    assert sweep.space["learner.learning_rate"].values == [1e-6, 3e-5]
+    assert sweep.space["learner.beta"].min == 0.01
+    assert nest(sweep.arms["bgrpo"].set)["reward"] == {"kind": "simple"}
+    assert sweep.train["rollout"]["actors"] == 3 and sweep.train["rollout"]["prompts_per_step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"confirm_seed": 3}, "unknown key 'confirm_seed'; did you mean 'confirm_seeds'"),
+        ({"space": {"learner.learning_rat": {"values": [1]}}}, "did you mean 'learner.learning_rate'"),
+        (
+            {"arms": {"a": {"set": {"reward.knd": "rank"}}}},
+            "arms.a: unknown key 'reward.knd'; did you mean 'reward.kind'",
+        ),
+        ({"arms": {"a": {"set": {"task.test.count": 10}}}}, "task.test.count must be the same for every trial"),
+        ({"space": {"evaluation.problems": {"values": [10]}}}, "evaluation.problems must be the same for every trial"),
+        ({"space": {"seed": {"values": [1, 2]}}}, "seed must be the same for every trial"),
+        ({"train": {"steps": 10}}, "train.steps is set by the sweep"),
+        ({"train": {"budget": {"tokens": 10}}}, "train.budget.tokens is set by the sweep"),
+        ({"space": {"learner.beta": {"min": 0.5, "max": 0.1}}}, "expected min < max"),
+        ({"space": {"learner.beta": {"min": 0.0, "max": 0.1, "log": True}}}, "both above 0"),
+        ({"space": {"learner.beta": {"min": 0.0}}}, "expected either values"),
+        ({"space": {"learner.beta": {"values": []}}}, "at least one value"),
+        ({"arms": {"a b": {}}}, "expected a name of letters"),
+        ({"arms": {}}, "at least 1 item"),
+        ({"baseline": "ppo"}, "expected one of the arms: bgrpo, grpo"),
+        ({"budget": {"amount": 1.5}}, "expected a whole number of steps"),
+        (
+            {"space": {}, "arms": {"a": {"space": {"learner.beta": {"values": [0.1, 0.2]}}}, "b": {}}},
+            "arms.b has nothing to search while others have",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sweep_config(**tree)
+
+
+def trial(arm: str, phase: Any = "search", **overrides: Any) -> Trial:
+    return Trial(f"{arm}-{phase}", arm, phase, 0, 7, overrides)
+
+
+@pytest.mark.parametrize(
+    ("kind", "amount", "expected"),
+    [
+        ("steps", 40, {"steps": 20, "budget.completions": None, "budget.tokens": None, "budget.seconds": None}),
+        ("completions", 1001, {"steps": 126, "budget.completions": 1001, "budget.tokens": None}),
+        ("tokens", 1600, {"steps": 200, "budget.tokens": 1600, "budget.completions": None}),
+        ("seconds", 2.5, {"steps": 2500, "budget.seconds": 2.5, "budget.tokens": None}),
+    ],
+)
+def test_every_budget_becomes_a_limit_of_the_run(
+    kind: str, amount: float, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    sweep = sweep_config(
+        budget={"kind": kind, "amount": amount},
+        train={"rollout.prompts_per_step": 8, "learner": {"num_iterations": 2}, "evaluation": {"every": 5}},
+    )
+    config = TrialConfigs(sweep, tmp_path).of(trial("grpo", algorithm="grpo"))
+    assert expected.items() <= flatten(config.model_dump()).items()
+
+
+def test_a_budget_in_gradient_steps_must_be_reachable(tmp_path: Path) -> None:
+    sweep = sweep_config(budget={"amount": 41}, train={"learner.minibatches": 2, "evaluation": {"every": 5}})
+    with pytest.raises(UserError, match=r"41 gradient steps do not divide .* = 2 gradient steps each"):
+        TrialConfigs(sweep, tmp_path).check()
+
+
+def test_the_test_problems_are_for_confirm_trials_only(tmp_path: Path) -> None:
+    sweep = sweep_config(run={"dir": str(tmp_path)}, tracking={"experiment": "mine"})
+    configs = TrialConfigs(sweep, tmp_path / "trials")
+    search = configs.of(trial("bgrpo", algorithm="bgrpo", **{"learner.learning_rate": 1e-5}))
+    confirm = configs.of(trial("bgrpo", "confirm", algorithm="bgrpo"))
+    assert not search.evaluation.final and confirm.evaluation.final
+    assert search.learner.learning_rate == 1e-5 and search.seed == 7
+    assert search.run.dir == str(tmp_path / "trials") and search.run.name == "bgrpo-search"
+    assert search.tracking.experiment == "mine"
+    assert search.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"  # one store for the sweep and its trials
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"train": {}}, "set train.evaluation.every"),
+        ({"space": {"rollout.group_size": {"values": [4, 1]}}}, "rollout.group_size"),
+        (
+            {"space": {"rollout.group_size": {"min": 1, "max": 4}}, "searcher": "optuna", "trials_per_arm": 2},
+            "group_size",
+        ),
+        ({"arms": {"grpo": {"set": {"algorithm": "grpo", "reward.kind": "rank"}}}}, "needs ranked beams"),
+        ({"base": "quickstrat"}, "base=quickstrat: .*shipped: .*quickstart"),
+    ],
+)
+def test_a_point_that_makes_no_configuration_is_found_beforehand(
+    tree: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    default: dict[str, Any] = {"train": {"evaluation": {"every": 5}}, "space": {"learner.beta": {"values": [0.1]}}}
+    sweep = load_sweep(default | {"searcher": "grid"} | tree)
+    with pytest.raises(UserError, match=message):
+        TrialConfigs(sweep, tmp_path).check()
+
+
+def load_sweep(tree: dict[str, Any]) -> SweepConfig:
+    return SweepConfig.model_validate(tree)

@@ -1,0 +1,24 @@
+"""A stand-in for training runs: a trial whose scores are written in its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune import Trainable
+
+from bgrpo.distributed.tune_trial import OUTCOME, PERCENT, REASON, SCORE, TrialJob
+
+REPORTS = 5
+
+
+class ScriptedTrial(Trainable):
+    """Reports a score that grows to ``learner.learning_rate`` in :data:`REPORTS` reports."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._job: TrialJob = config["job"]
+
+    def step(self) -> dict[str, Any]:
+        done = self.iteration + 1
+        score = self._job.config.learner.learning_rate * done / REPORTS
+        result = {PERCENT: 100 * done / REPORTS, SCORE: score}
+        return result | ({"done": True, OUTCOME: "finished", REASON: ""} if done == REPORTS else {})
