@@ -118,22 +118,33 @@ def set_status(folder: RunFolder, status: str, console: Console) -> None:
 
 @contextmanager
 def stop_on_signal(run_dir: Path, console: Console) -> Iterator[None]:
-    """SIGTERM (``ray job stop``) and the first Ctrl-C ask the workers to save a checkpoint and end.
-
-    Installed after ``ray.init``, which sets handlers of its own. A second Ctrl-C interrupts at once.
-    """
+    """SIGTERM (``ray job stop``) and the first Ctrl-C ask the workers to save a checkpoint and end."""
     flag = run_dir / STOP_FILE
     flag.unlink(missing_ok=True)
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def ask(name: str) -> None:
         flag.touch()
-        console.print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping", highlight=False)
+        console.print(f"{name}: saving a checkpoint, then stopping", highlight=False)
+
+    with first_signal(ask):
+        yield
+
+
+@contextmanager
+def first_signal(ask: Callable[[str], None]) -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C call ``ask`` with the signal's name; a second Ctrl-C interrupts at once.
+
+    Enter it after ``ray.init``, which sets handlers of its own. Does nothing off the main thread.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        ask(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

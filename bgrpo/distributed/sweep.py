@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import ray
@@ -19,7 +14,7 @@ from rich.console import Console
 
 from bgrpo.budget import Spent, progress
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.driving import STOPPED_STATUS, Background
+from bgrpo.distributed.driving import STOPPED_STATUS, Background, first_signal
 from bgrpo.distributed.metrics_tail import MetricsTail
 from bgrpo.distributed.session import check_room, ray_session, training_demand
 from bgrpo.distributed.sweep_dispatch import SweepDispatcher, cluster_nodes, trial_bundles
@@ -164,7 +159,12 @@ class _Sweep:
     def _run_trials(self, dispatcher: SweepDispatcher, display: SweepDisplay) -> None:
         if dispatcher.is_over:
             return
-        with tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage, _on_signal(dispatcher, display):
+
+        def ask(name: str) -> None:
+            dispatcher.stopping = True
+            display.note(f"{name}: running trials save a checkpoint, then the sweep stops")
+
+        with tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage, first_signal(ask):
             trials = Background(lambda: run_on_tune(self._sweep, dispatcher, storage))
             with display:
                 while not trials.wait(POLL_S):
@@ -231,29 +231,6 @@ def _say_how_many(sweep: SweepConfig, examples: list[TrainConfig], console: Cons
         )
     console.print(text + f" (max_concurrent={limit})" * (at_a_time == limit), highlight=False, soft_wrap=True)
     return at_a_time
-
-
-@contextmanager
-def _on_signal(dispatcher: SweepDispatcher, display: SweepDisplay) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C end the sweep with checkpoints, a second Ctrl-C at once.
-
-    Installed after ``ray.init``, which sets handlers of its own.
-    """
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        dispatcher.stopping = True
-        display.note(f"{signal.Signals(number).name}: running trials save a checkpoint, then the sweep stops")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def summary(result: SweepResult) -> dict[str, Any]:
