@@ -103,8 +103,8 @@ def assumptions() -> list[str]:
         f"network {NETWORK_BYTES_PER_S * 8e-9:g} Gbit/s per node; weights reach the nodes along a binary tree",
         "decode times of requests are drawn from the measured ones, independently of actor and step",
         "one service, one event loop: half of its time per request goes to sending it, half to its reply",
-        "as many learners as learn no longer than the actors decode; each fetches all groups of a step from the "
-        "service, one after another; gradients are averaged in a ring",
+        "as many learners as learn no longer than the actors decode; the service tells them, one after another, where "
+        "a step's groups are, and each fetches all of them; gradients are averaged in a ring",
         f"fixed: a step has {FIXED_REQUESTS} requests; growing: {REQUESTS_PER_ACTOR} requests per actor",
         "19M: random weights; spread of its decode times and ratio of learning to decoding as of the shipped policy",
         "nothing fails, and no validation or checkpoint interrupts",

@@ -28,7 +28,7 @@ class Costs:
         service_s: the service's event loop, per request: half for sending it, half for its reply.
         travel_s: of a request to an actor and back, during which the actor has nothing to do.
         verify_s: a verifier, per request.
-        answer_s: the service, per request and learner, for handing over the groups.
+        answer_s: the service, per request and learner, for saying where the groups are.
         fetch_s: each learner, per request, for receiving them.
         learn_s: one learner, per request, for its update.
         publish_s: learner 0, for making new weights available.

@@ -16,12 +16,13 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
+from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
 from bgrpo.distributed.failures import final_failure, read_failures
 from bgrpo.distributed.session import Demand
 from bgrpo.errors import UserError
 from bgrpo.run_folder import RunFolder
 
-WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
 """Threads that wait for each other sleep: where they spin on shared cores, a small update takes 20 times as long."""
 
 STOP_FILE = "stop"

@@ -66,8 +66,9 @@ class ServiceRolloutSource:
 
     def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
         """Scored groups of ``indices``, in their order, decoded by exactly ``version``."""
-        rollouts = self._service.collect.remote(step, version, draw, indices, self._limit_s)
-        return answer(rollouts, self._limit_s + ANSWER_S)
+        reply = self._service.collect.remote(step, version, draw, indices, self._limit_s)
+        (groups,) = answer(reply, self._limit_s + ANSWER_S)
+        return answer(groups, ANSWER_S)
 
 
 class ServiceDecoder:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -59,7 +59,7 @@ class RolloutService:
         self._settings = settings
         self._prompts = prompts
         self._recent: deque[tuple[float, int]] = deque()  # (time, completions) of the last minute
-        self._collections: dict[tuple[int, int, Weights], tuple[list[int], asyncio.Task[list[ScoredGroup]]]] = {}
+        self._collections: dict[tuple[int, int, Weights], tuple[list[int], asyncio.Task[ray.ObjectRef]]] = {}
         # With both, a step's further draws need older weights than the newest: actors that loaded those in advance
         # would load twice per draw.
         self._draws_of_older_weights = config.rollout.max_staleness > 0 and config.rollout.max_extra_draws > 0
@@ -125,10 +125,11 @@ class RolloutService:
 
     async def collect(
         self, step: int, version: int, draw: int, indices: list[int], timeout_s: float
-    ) -> list[ScoredGroup]:
+    ) -> list[ray.ObjectRef]:
         """Scored groups of the training problems ``indices``, in that order, all decoded by ``version``.
 
-        Computed once however many learners ask. If ``version`` is still to be published, waits for it.
+        Computed once and serialised once, however many learners ask. If ``version`` is still to be published, waits
+        for it.
 
         Args:
             step: training step.
@@ -136,6 +137,9 @@ class RolloutService:
             draw: 0 for a step's first prompts, 1 … for further ones.
             indices: of the problems; the same for every caller of (step, draw).
             timeout_s: longest wait.
+
+        Returns:
+            One reference to the list of groups in the object store.
 
         Raises:
             UserError: prompts or configuration are wrong.
@@ -147,7 +151,7 @@ class RolloutService:
         weights = await self._weights.wait(version, timeout_s)
         task = self._collection(step, draw, weights, indices)
         try:
-            return await asyncio.wait_for(asyncio.shield(task), max(0.0, deadline - time.monotonic()))
+            return [await asyncio.wait_for(asyncio.shield(task), max(0.0, deadline - time.monotonic()))]
         except TimeoutError:
             raise TimeoutError(self._late(f"step {step}, draw {draw} is not complete", timeout_s)) from None
 
@@ -203,16 +207,14 @@ class RolloutService:
         for pool in self._pools:
             pool.shutdown()
 
-    def _collection(
-        self, step: int, draw: int, weights: Weights, indices: list[int]
-    ) -> asyncio.Task[list[ScoredGroup]]:
+    def _collection(self, step: int, draw: int, weights: Weights, indices: list[int]) -> asyncio.Task[ray.ObjectRef]:
         """The one task that computes (step, draw); older steps' tasks are dropped."""
         key = (step, draw, weights)
         if key not in self._collections:
             self._log.step = step
             seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
             work = self._score(indices, [self._prompts[i] for i in indices], seeds, self._settings, weights)
-            task = asyncio.get_running_loop().create_task(work)
+            task = asyncio.get_running_loop().create_task(_put(work))
             task.add_done_callback(_know_outcome)
             self._collections[key] = indices, task
             newest = list(dict.fromkeys((old, of.publication) for old, _, of in reversed(self._collections)))
@@ -289,7 +291,12 @@ class RolloutService:
         return "\n".join(line for pool in self._pools for line in pool.report())
 
 
-def _know_outcome(task: asyncio.Task[list[ScoredGroup]]) -> None:
+async def _put(work: Coroutine[Any, Any, list[ScoredGroup]]) -> ray.ObjectRef:
+    """What ``work`` returns, in the object store."""
+    return ray.put(await work)
+
+
+def _know_outcome(task: asyncio.Task[ray.ObjectRef]) -> None:
     """A learner that died collects no more: without this, asyncio would complain that nobody looked at the error."""
     if not task.cancelled():
         task.exception()

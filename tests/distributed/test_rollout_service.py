@@ -82,6 +82,9 @@ class Client:
     def __getattr__(self, name: str) -> Any:
         return lambda *args: ray.get(getattr(self.actor, name).remote(*args), timeout=WAIT_S + 10)
 
+    def collect(self, *args: Any) -> list[ScoredGroup]:
+        return collected(self.actor.collect.remote(*args))
+
     def publish_model(self, version: int, model: PreTrainedModel) -> None:
         self.publish(version, [ray.put(flatten_parameters(model))])
 
@@ -94,6 +97,12 @@ class Client:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         return pids
+
+
+def collected(call: ray.ObjectRef) -> list[ScoredGroup]:
+    """The groups of a call of the service's ``collect``."""
+    (groups,) = ray.get(call, timeout=WAIT_S + 10)
+    return ray.get(groups, timeout=WAIT_S)
 
 
 @contextlib.contextmanager
@@ -199,11 +208,12 @@ def test_several_learners_share_one_computation(trio: Client) -> None:
     time.sleep(0.2)
     trio.publish_model(10, policy(1))
     late = [trio.actor.collect.remote(10, 10, 0, INDICES, WAIT_S) for _ in range(2)]
-    results = ray.get(early + late, timeout=WAIT_S)
-    assert all(result == results[0] for result in results)
-    assert_equal(results[0], local(trio.config, policy(1), step=10), version=10)
+    (shared,), *others = ray.get(early + late, timeout=WAIT_S)
+    assert all(other == [shared] for other in others)  # one copy in the object store
+    groups = ray.get(shared, timeout=WAIT_S)
+    assert_equal(groups, local(trio.config, policy(1), step=10), version=10)
     computed = sum(trio.status()["outcomes"].values()) - before
-    assert computed == sum(len(group.completions) for group in results[0])
+    assert computed == sum(len(group.completions) for group in groups)
     with pytest.raises(RuntimeError, match="one learner asked for"):
         trio.collect(10, 10, 0, INDICES[:-1], WAIT_S)
 
@@ -240,7 +250,7 @@ def test_killed_in_the_middle(trio: Client, pool: str) -> None:
         os.kill(pid, signal.SIGKILL)
     for pid in others:
         os.kill(pid, signal.SIGCONT)
-    groups = ray.get(call, timeout=WAIT_S)
+    groups = collected(call)
     assert_equal(groups, local(trio.config, policy(step), step=step), version=step)
     assert victim not in trio.ready_pids(pool, count)
     assert time.monotonic() - start < 30
