@@ -29,6 +29,10 @@ RUN = {
 ROWS: list[dict[str, Any]] = [
     RUN | {"learners": 1, "steps": 3},
     RUN | {"learners": 2, "steps": 3},
+    {
+        "part": "overlap", "run": "quickstart", "rollout_s": 0.2, "learn_s": 0.3, "total_s": 0.51,
+        "learn_ahead_s": 0.32, "total_ahead_s": 0.35, "bound_s": 0.33, "ratio": 1.06,
+    },
     {"part": "learner", "case": "19M", "learner_s": 2.0, "bare_s": 1.9, "ratio": 1.05, "floor_s": 1.0},
     {
         "part": "sharing", "case": "19M", "completions": "beams", "packed_s": 1.5, "padded_s": 30.0, "ratio": 20.0,
@@ -112,7 +116,7 @@ def test_tables_and_picture(tmp_path: Path) -> None:
     for table in step_tables(ROWS):
         console.print(table)
     text = console.export_text()
-    assert "20.0×" in text and "1.05×" in text and "0.40%" in text and "2.0×" in text
+    assert "20.0×" in text and "1.05×" in text and "1.06×" in text and "0.40%" in text and "2.0×" in text
     assert "…" not in text, "a table is too wide"
     plot_step(ROWS, tmp_path / "step.png")
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")

@@ -27,7 +27,7 @@ def step_tables(rows: Sequence[Row]) -> list[Table]:
     """One table per kind of measurement that is there."""
     of_parts = {
         part: [row for row in rows if row["part"] == part]
-        for part in ("run", "learner", "sharing", "verification", "tracking")
+        for part in ("run", "overlap", "learner", "sharing", "verification", "tracking")
     }
     return [_TABLES[part](chosen) for part, chosen in of_parts.items() if chosen]
 
@@ -63,6 +63,18 @@ def _run_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         parts = [_seconds(part(row)) for part in RUN_PARTS.values()]
         table.add_row(row["run"], str(row["learners"]), *parts, _seconds(row["total"]))
+    return table
+
+
+def _overlap_table(rows: Sequence[Row]) -> Table:
+    title = (
+        "the next step decoded ahead (rollout.max_staleness), 1 actor and 1 learner, a thread each: seconds of a step"
+    )
+    table = _table(title, ["run", "staleness", "rollout", "learn", "total", "against the longer of both"])
+    for row in rows:
+        table.add_row(row["run"], "0", *(_seconds(row[name]) for name in ("rollout_s", "learn_s", "total_s")), "")
+        ahead = [_seconds(row[name]) for name in ("learn_ahead_s", "total_ahead_s")]
+        table.add_row(row["run"], "1", "meanwhile", *ahead, f"{row['ratio']:.2f}×")
     return table
 
 
@@ -110,6 +122,7 @@ def _tracking_table(rows: Sequence[Row]) -> Table:
 
 _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "run": _run_table,
+    "overlap": _overlap_table,
     "learner": _learner_table,
     "sharing": _sharing_table,
     "verification": _verification_table,

@@ -31,6 +31,9 @@ RUNS = {"quickstart": 12, "19M": 4}
 """Configurations, and training steps of each run."""
 
 LEARNERS = (1, 2)
+OVERLAP_STEPS = 30
+"""Training steps of each run that shows what ``rollout.max_staleness=1`` gains."""
+
 WARM_UP = 2  # steps that are left out: processes and kernels start
 _READY_S = 180.0
 _TRACKED_STEPS = 100
@@ -41,7 +44,8 @@ def measure_runs(names: Sequence[str], on_run: Callable[[], None]) -> Iterator[d
     """One row per configuration and number of learners: medians over the steps of a run, in seconds.
 
     ``rollout`` is the time that the learner waited, checks included; ``learn`` is all its own work, ``optimizer`` the
-    part of it that moves the weights. The last rows say what checking adds to decoding, and what tracking costs.
+    part of it that moves the weights. The last rows say what a step takes where decoding and learning overlap, what
+    checking adds to decoding, and what tracking costs.
 
     Args:
         names: keys of :data:`RUNS`.
@@ -58,6 +62,8 @@ def measure_runs(names: Sequence[str], on_run: Callable[[], None]) -> Iterator[d
                     yield rows[-1]
                     on_run()
             config = next(iter(configs.values()))
+            yield _measure_overlap(config) | {"run": names[0]}
+            on_run()
             yield _measure_checks(config) | {"run": names[0]}
             on_run()
         yield _measure_tracking(config, Path(folder), rows[0]["total"]) | {"run": names[0]}
@@ -97,6 +103,37 @@ def _measure_run(config: TrainConfig) -> dict[str, Any]:
     steps = result.folder.metrics()[WARM_UP:]
     parts = {part: statistics.median(step[f"seconds/{part}"] for step in steps) for part in PARTS}
     return {"part": "run", "learners": config.learner.workers, "steps": len(steps), **parts}
+
+
+def _measure_overlap(config: TrainConfig) -> dict[str, Any]:
+    """One rollout actor and one learner, a thread each: steps one after another, and with the next step decoded ahead.
+
+    ``bound_s`` is what no overlap can beat: the longer one of decoding, which only the run without overlap shows, and
+    the learner's own work in the run with overlap, weights included.
+    """
+    steps = {}
+    for staleness in (0, 1):
+        rollout = {"actors": 1, "threads": 1, "max_staleness": staleness}
+        changed = config.model_copy(
+            update={
+                "steps": OVERLAP_STEPS + WARM_UP,
+                "rollout": config.rollout.model_copy(update=rollout),
+                "learner": config.learner.model_copy(update={"threads": 1}),
+            }
+        )
+        steps[staleness] = _measure_run(changed)
+    one_by_one, ahead = steps[0], steps[1]
+    bound_s = max(one_by_one["rollout"], ahead["learn"] + ahead["weights"])
+    return {
+        "part": "overlap",
+        "rollout_s": one_by_one["rollout"],
+        "learn_s": one_by_one["learn"],
+        "total_s": one_by_one["total"],
+        "learn_ahead_s": ahead["learn"],
+        "total_ahead_s": ahead["total"],
+        "bound_s": bound_s,
+        "ratio": ahead["total"] / bound_s,
+    }
 
 
 class UncheckedTask(PolynomialTask):
