@@ -56,7 +56,19 @@ class PolicySection(Section):
 class RolloutSection(Section):
     """How completions are decoded, and by how many actors."""
 
-    actors: Positive = Field(2, description="rollout actors")
+    actors: Positive = Field(2, description="rollout actors at the start")
+    min_actors: Positive | None = Field(None, description="fewest rollout actors; default: actors")
+    max_actors: Positive | None = Field(None, description="most rollout actors; default: actors, a pool of one size")
+    scale_up_s: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="one more actor is asked for when requests have waited this long within scale_down_s"
+    )
+    scale_down_s: Annotated[float, Field(gt=0)] = Field(
+        300.0, description="an actor not needed for this long goes; longer than learning from one batch takes"
+    )
+    placement_s: Annotated[float, Field(gt=0)] = Field(
+        900.0, description="longest wait for the cluster to have room for any rollout actor or verifier"
+    )
+    node_resource: str | None = Field(None, description="Ray resource of the nodes that rollout actors run on")
     group_size: Annotated[int, Field(ge=2)] = Field(10, description="K: completions (beams or samples) per prompt")
     prompts_per_step: Positive = Field(32, description="prompts decoded for one training step")
     prompts_per_request: Positive = Field(16, description="prompts in one request; fixed whatever the number of actors")
@@ -75,12 +87,32 @@ class RolloutSection(Section):
         0, description="1: decode a step's rollouts while the step before is learned, with weights one version old"
     )
 
+    @property
+    def least_actors(self) -> int:
+        """The pool of rollout actors is never smaller."""
+        return self.actors if self.min_actors is None else self.min_actors
+
+    @property
+    def most_actors(self) -> int:
+        """The pool of rollout actors is never larger."""
+        return self.actors if self.max_actors is None else self.max_actors
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.least_actors <= self.actors <= self.most_actors:
+            raise ValueError(
+                f"expected min_actors <= actors <= max_actors: "
+                f"min_actors={self.least_actors}, actors={self.actors}, max_actors={self.most_actors}"
+            )
+        return self
+
 
 class VerifierSection(Section):
     """The processes that check completions."""
 
     processes: Positive = Field(1, description="verifier actors, each with one killable child process")
     timeout_s: Annotated[float, Field(gt=0)] = Field(5.0, description="limit of one check; past it the child is killed")
+    node_resource: str | None = Field(None, description="Ray resource of the nodes that verifiers run on")
 
 
 class RewardSection(Section):
@@ -111,6 +143,7 @@ class LearnerSection(Section):
     threads: NonNegative = Field(0, description="torch threads of one learner; 0 means cores / workers")
     cpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.5, description="Ray CPUs that one learner reserves")
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.0, description="Ray GPUs that one learner reserves")
+    node_resource: str | None = Field(None, description="Ray resource of the nodes that learners run on")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="peak learning rate of AdamW")
     warmup_steps: NonNegative = Field(10, description="training steps of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after the warm-up")
@@ -124,7 +157,9 @@ class LearnerSection(Section):
     minibatches: Positive = Field(1, description="optimizer steps per pass")
     micro_groups: Positive = Field(8, description="groups per forward pass of one learner (bounds memory)")
     max_kl: Annotated[float, Field(gt=0)] = Field(10.0, description="stop with a message when KL passes this")
-    max_failures: NonNegative = Field(3, description="learner crashes to survive by resuming from the last checkpoint")
+    max_failures: NonNegative = Field(
+        3, description="crashes of learners or of the rollout service to survive by resuming from the last checkpoint"
+    )
 
 
 class EvaluationSection(Section):

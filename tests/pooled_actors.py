@@ -7,7 +7,7 @@ import time
 from collections.abc import Hashable
 from typing import Any
 
-from bgrpo.distributed.actor_pool import Place, PooledActor
+from bgrpo.distributed.actor_pool import PooledActor
 from bgrpo.errors import UserError
 
 
@@ -36,12 +36,12 @@ class Echo(PooledActor):
 class Unpreparable(PooledActor):
     """Cannot start, for a reason that a person can mend."""
 
-    def prepare(self) -> Place:
+    def prepare(self) -> None:
         raise UserError("policy nowhere: no such directory")
 
 
 class Unlucky(PooledActor):
     """Cannot start, for whatever reason."""
 
-    def prepare(self) -> Place:
+    def prepare(self) -> None:
         raise OSError("the device is busy")

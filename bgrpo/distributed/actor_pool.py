@@ -10,15 +10,35 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    RayError,
+    RayTaskError,
+)
 
-from bgrpo.distributed.pool_records import Answer, Command, Dispatch, Kill, Load, PoolLimits, Refuse, Spawn
+from bgrpo.distributed.pool_records import (
+    Answer,
+    Command,
+    Dispatch,
+    Kill,
+    Load,
+    PoolLimits,
+    Refuse,
+    Resized,
+    Retire,
+    Spawn,
+    Unplaceable,
+)
+from bgrpo.distributed.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool_state import PoolState
 from bgrpo.errors import UserError
 
@@ -46,9 +66,12 @@ class PooledActor:
     wrong wherever it is done; any other exception costs the actor its life.
     """
 
-    def prepare(self) -> Place:
-        """Do whatever must come before the first request, and say where the process runs."""
+    def place(self) -> Place:
+        """Where the process runs; the first call, so that its answer says that Ray had room for the actor."""
         return Place(os.getpid(), socket.gethostname(), ray.get_runtime_context().get_node_id())
+
+    def prepare(self) -> None:
+        """Do whatever must come before the first request."""
 
     def load(self, weights: Hashable, buffer: Any) -> None:
         """Hold these weights from now on; only called in pools whose requests name weights."""
@@ -76,18 +99,21 @@ class _Open:
 
 
 class ActorPool:
-    """A pool of ``size`` actors that answers requests, whichever of them die.
+    """A pool of actors that answers requests, whichever of them die.
 
     Attributes:
         answered: requests answered by each actor.
 
     Args:
         name: of one actor, in reports: ``"rollout actor"``.
-        size: number of actors.
+        size: number of actors at the start.
         limits: see :class:`PoolLimits`.
         spawn: creates one actor of a :class:`PooledActor` class that was made remote with :func:`remote_class`.
         fetch: object store reference of weights, for :meth:`PooledActor.load`.
         on_load: called with an actor's number and the weights that it holds now.
+        scaling: bounds of a size that follows the requests; without them it stays as it is.
+        find_fault: says what is wrong with a reply to a payload, None when nothing is.
+        asks: Ray resources that each actor reserves, for the message that the cluster has no room.
     """
 
     def __init__(
@@ -98,9 +124,14 @@ class ActorPool:
         spawn: Callable[[], ActorHandle],
         fetch: Callable[[Any], ray.ObjectRef] | None = None,
         on_load: Callable[[int, Hashable], None] | None = None,
+        scaling: ScalingLimits | None = None,
+        find_fault: Callable[[Any, Any], str | None] | None = None,
+        asks: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
-        self.state = PoolState(size, limits)
+        self.state = PoolState(size, limits, scaling)
+        self._find_fault = find_fault
+        self._asks = asks or {}
         self._spawn = spawn
         self._fetch = fetch
         self._on_load = on_load
@@ -161,10 +192,12 @@ class ActorPool:
             for actor in state.actors.values()
         ]
         return {
+            "size": state.size,
             "actors": actors,
             "queue": len(state.queue),
             "oldest_wait_s": state.oldest_wait(now),
             "restarts": state.restarts,
+            "garbled_replies": state.garbled_replies,
             "first_failure": None if failure is None else {**asdict(failure), "at": now - failure.at},
             "failure": state.failure,
         }
@@ -195,8 +228,15 @@ class ActorPool:
                 case Dispatch(actor, request):
                     self._in_background(self._serve(actor, self._handles[actor], request, self._open[request].payload))
                 case Kill(actor, reason):
-                    self._log(logging.WARNING, actor, f"killed because it was {reason}")
+                    self._log(logging.WARNING, actor, f"killed because {reason}")
                     self._kill(actor)
+                case Retire(actor):
+                    self._log(logging.INFO, actor, "ended: the pool became smaller")
+                    self._kill(actor)
+                case Resized(before, after, reason):
+                    logger.info("%s pool %d → %d: %s", self.name, before, after, reason)
+                case Unplaceable(seconds):
+                    self._give_up_on_placement(seconds)
                 case Answer(request):
                     future = self._open.pop(request).future
                     if not future.done():  # done: cancelled just now
@@ -210,9 +250,11 @@ class ActorPool:
     async def _live(self, actor: int) -> None:
         handle = self._handles[actor] = self._spawn()
         try:
-            place = self._places[actor] = await handle.prepare.remote()
+            place = self._places[actor] = await handle.place.remote()
+            self._obey(self.state.placed(actor, time.monotonic(), str(place)))
+            await handle.prepare.remote()
             self._log(logging.INFO, actor, "up")
-            self._obey(self.state.spawned(actor, time.monotonic(), str(place)))
+            self._obey(self.state.spawned(actor, time.monotonic()))
             await handle.linger.remote()
         except UserError as error:
             self.started_wrong = True
@@ -242,14 +284,24 @@ class ActorPool:
         except RayError as error:
             self._lose(actor, error)
         else:
+            fault = self._find_fault(payload, reply) if self._find_fault is not None else None
+            if fault is not None:
+                self._obey(self.state.garbled(actor, request, fault, time.monotonic()))
+                return
             self.answered[actor] += 1
             self._obey(self.state.replied(actor, request, time.monotonic()), reply)
+
+    def _give_up_on_placement(self, seconds: float) -> None:
+        self.started_wrong = True  # whoever waits is told as of any cluster that is too small
+        asks, has = amounts(self._asks) or "nothing", amounts(ray.cluster_resources())
+        cause = f"no {self.name} found room for {seconds:.0f} s: each asks for {asks}; the cluster has {has}"
+        self._obey(self.state.abandon(cause, time.monotonic()))
 
     def _lose(self, actor: int, error: Exception, fatal: bool = False) -> None:
         if actor in self.state.actors:  # else it was killed for a reason that was logged then
             self._log(logging.WARNING, actor, f"lost: {explain(error)}")
         self._kill(actor)
-        self._obey(self.state.died(actor, explain(error), time.monotonic(), fatal))
+        self._obey(self.state.died(actor, explain(error), time.monotonic(), fatal, is_node_loss(error)))
 
     def _log(self, level: int, actor: int, what: str) -> None:
         name, place = f"{self.name} {actor}", self._places.get(actor, "not placed yet")
@@ -276,6 +328,20 @@ class ActorPool:
 def remote_class(actor_class: type[PooledActor]) -> Any:
     """The Ray actor class of a pooled actor: never restarted by Ray, because the pool does that."""
     return ray.remote(max_restarts=0, concurrency_groups={WATCH_GROUP: 1})(actor_class)  # type: ignore[call-overload]
+
+
+def is_node_loss(error: Exception) -> bool:
+    """True when Ray says that the actor's node went away, or that nothing can be heard from it any more."""
+    if isinstance(error, ActorDiedError):
+        return error.preempted or "its node has died" in str(error)
+    return isinstance(error, ActorUnavailableError | NodeDiedError)
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Resources for people: ``4 CPU, 1 GPU``; without memory, object store and the names of nodes."""
+    hidden = ("memory", "object_store_memory")
+    shown = {name: share for name, share in sorted(resources.items()) if share and name not in hidden}
+    return ", ".join(f"{share:g} {name}" for name, share in shown.items() if not name.startswith("node:"))
 
 
 def explain(error: Exception) -> str:

@@ -39,16 +39,13 @@ def fit_workers(loop: Callable[[dict[str, Any]], None], job: object, demand: Dem
         name: of the run.
         failures: losses to survive.
     """
-    resources = {"CPU": demand.cpus}
-    if demand.gpus:
-        resources["GPU"] = demand.gpus
     with tempfile.TemporaryDirectory(prefix="bgrpo-train-") as storage:  # our checkpoints live in the run's folder
         TorchTrainer(
             loop,
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if demand.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=demand.count, use_gpu=bool(demand.gpus), resources_per_worker=resources
+                num_workers=demand.count, use_gpu=bool(demand.gpus), resources_per_worker=demand.reserved
             ),
             run_config=ray.train.RunConfig(
                 name=name,

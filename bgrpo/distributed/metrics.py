@@ -80,11 +80,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("bgrpo_validation_score", "gauge", "Held-out metrics of the last validation", ("metric",)),
     # pools
     Metric("bgrpo_actors", "gauge", "Places of the pool by state; dead ones wait for a replacement", ("pool", "state")),
+    Metric("bgrpo_pool_size", "gauge", "Actors that the pool asks for", ("pool",)),
     Metric("bgrpo_queue_requests", "gauge", "Requests that wait for an actor", ("pool",)),
     Metric("bgrpo_oldest_wait_seconds", "gauge", "Age of the oldest open request", ("pool",)),
     Metric("bgrpo_requests_total", "counter", "Answered requests", ("pool", "actor")),
     # failures
     Metric("bgrpo_actor_restarts_total", "counter", "Actors that replaced another", ("pool",)),
+    Metric("bgrpo_garbage_replies_total", "counter", "Replies that could be no answers; cost an actor", ("pool",)),
     Metric("bgrpo_pool_gave_up", "gauge", "1 when the pool refuses every request: the run fails", ("pool",)),
     Metric("bgrpo_stalls_total", "counter", "Times the service said who waits for whom"),
     Metric("bgrpo_learner_starts_total", "counter", "Starts of learner 0: the first, and one after each loss"),

@@ -12,14 +12,17 @@ class PoolLimits:
     """Bounds on waiting and on trying again.
 
     Attributes:
-        start_s: longest start of an actor, waiting for room on the cluster included.
+        placement_s: longest time in which Ray has no room for any actor of the pool.
+        start_s: longest start of an actor once Ray has placed it.
         load_s: longest loading of weights.
-        respawns: failures of one slot in a row, without one answer from any slot in between, that are survived.
+        respawns: failures of one slot in a row, without one answer from any slot in between, that are survived. A node
+            that goes away is no failure of its actors.
         deaths_per_request: actors that may die over one request before it is refused.
         backoff_s: wait before the second replacement in a row of one slot; doubled each time (the first is immediate).
         max_backoff_s: longest such wait.
     """
 
+    placement_s: float = 900.0
     start_s: float = 600.0
     load_s: float = 300.0
     respawns: int = 5
@@ -30,7 +33,7 @@ class PoolLimits:
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Create the actor of this number; report ``spawned`` or ``died``."""
+    """Create the actor of this number; report ``placed``, ``spawned`` or ``died``."""
 
     actor: int
 
@@ -53,10 +56,33 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """End the actor's process; it is dead already as far as this machine is concerned."""
+    """End the actor's process, because of ``reason``; it is dead already as far as this machine is concerned."""
 
     actor: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """End the actor's process: the pool has become smaller, and nothing is wrong with the actor."""
+
+    actor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The pool asks for another number of actors from now on."""
+
+    before: int
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaceable:
+    """Ray has had no room for any of the actors for too long; ``abandon`` the pool, and say what it asked for."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +100,13 @@ class Refuse:
     cause: str
 
 
-Command = Spawn | Load | Dispatch | Kill | Answer | Refuse
+Command = Spawn | Load | Dispatch | Kill | Retire | Resized | Unplaceable | Answer | Refuse
 
 
 class ActorState(StrEnum):
     """Where an actor is in its life."""
 
+    PENDING = "pending"
     STARTING = "starting"
     LOADING = "loading"
     IDLE = "idle"
@@ -104,11 +131,16 @@ class Actor:
     slot: int
     since: float
     limit_s: float
-    state: ActorState = ActorState.STARTING
+    state: ActorState = ActorState.PENDING
     where: str = ""
     holds: Hashable = None
     loading: Hashable = None
     request: int | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Placed and started: it can load and work."""
+        return self.state not in (ActorState.PENDING, ActorState.STARTING)
 
 
 @dataclass(slots=True)
@@ -118,12 +150,16 @@ class Slot:
     Attributes:
         actor: who fills it; None while waiting for the next spawn.
         spawn_at: when to spawn the next, while empty.
+        was_filled: an actor was there before.
+        is_retiring: the pool has become smaller: the slot goes as soon as its actor has finished its request.
         streak: failures since the last answer from any slot.
         own_streak: failures since the last answer from this slot; decides the back-off.
     """
 
     actor: int | None = None
     spawn_at: float = 0.0
+    was_filled: bool = False
+    is_retiring: bool = False
     streak: int = 0
     own_streak: int = 0
 

@@ -1,12 +1,16 @@
 """The pool of actors as a pure state machine: events and the time come in, commands go out, nothing else happens.
 
-An actor is ``starting`` → (``loading`` →) ``idle`` ⇄ ``busy``, and from anywhere ``dead``. A dead actor never comes
-back: its slot gets another actor under a new number, which starts from nothing. Numbers of actors and requests are
-never used twice, so a late event about a dead actor or an answered request is recognised and ignored.
+An actor is ``pending`` until Ray has placed it, then ``starting`` → (``loading`` →) ``idle`` ⇄ ``busy``, and from
+anywhere ``dead``. A dead actor never comes back: its slot gets another actor under a new number, which starts from
+nothing. Numbers of actors and requests are never used twice, so a late event about a dead actor or an answered request
+is recognised and ignored.
 
-    starting ──spawned──► idle ──Load──► loading ──loaded──► idle ──Dispatch──► busy ──replied──► idle
-        └───────────┴───────────┴── died, or past its time limit ──┴──────────────────┘
-                                         └──► dead ──(back-off)──► Spawn of another actor
+    pending ──placed──► starting ──spawned──► idle ──Load──► loading ──loaded──► idle ──Dispatch──► busy ──► idle
+       └────────────────────┴───────────┴── died, or past its time limit ──┴────────────────────────┘
+                                                 └──► dead ──(back-off)──► Spawn of another actor
+
+With a :class:`.pool_scaling.PoolScaler` the number of slots follows the requests. A slot that goes gives up an idle
+actor at once, and a busy one when it has finished its request.
 
 Every request ends in exactly one ``Answer`` or ``Refuse``, or is withdrawn by the caller. :mod:`.actor_pool` carries
 the commands out with Ray.
@@ -31,9 +35,15 @@ from bgrpo.distributed.pool_records import (
     PoolLimits,
     Refuse,
     Request,
+    Resized,
+    Retire,
     Slot,
     Spawn,
+    Unplaceable,
 )
+from bgrpo.distributed.pool_scaling import PoolScaler, ScalingLimits
+
+_LEAVES_FIRST = (ActorState.PENDING, ActorState.STARTING, ActorState.IDLE, ActorState.LOADING, ActorState.BUSY)
 
 
 @dataclass
@@ -41,29 +51,39 @@ class PoolState:
     """All that is known about the pool. Methods named after events return the commands that follow from them.
 
     Attributes:
-        size: number of slots.
+        size: number of actors asked for.
+        scaling: bounds of ``size``; None when it never changes.
+        slots: by number; those that retire are not counted in ``size``.
         first_failure: of the pool's whole life.
         failure: why the pool gave up; None while it works. A pool that gave up refuses every request.
         restarts: actors spawned beyond the first of each slot.
+        garbled_replies: replies that could not be answers.
     """
 
     size: int
     limits: PoolLimits = field(default_factory=PoolLimits)
+    scaling: ScalingLimits | None = None
     actors: dict[int, Actor] = field(default_factory=dict)
-    slots: list[Slot] = field(default_factory=list)
+    slots: dict[int, Slot] = field(default_factory=dict)
     requests: dict[int, Request] = field(default_factory=dict)
     queue: list[int] = field(default_factory=list)
     preferred: Hashable = None
     first_failure: Failure | None = None
     failure: str | None = None
     restarts: int = 0
+    garbled_replies: int = 0
     _root: Failure | None = None
+    _scaler: PoolScaler | None = None
     _spawned: int = 0
+    _slots_made: int = 0
+    _unplaced_since: float | None = None
     _commands: list[Command] = field(default_factory=list)
 
     def start(self, now: float) -> list[Command]:
         """Fill every slot."""
-        self.slots = [Slot(spawn_at=now) for _ in range(self.size)]
+        if self.scaling is not None:
+            self._scaler = PoolScaler(self.scaling, now)
+        self._add_slots(self.size, now)
         return self.tick(now)
 
     def submit(self, number: int, weights: Hashable, limit_s: float, now: float) -> list[Command]:
@@ -86,12 +106,20 @@ class PoolState:
         self.preferred = weights
         return self._proceed(now)
 
-    def spawned(self, number: int, now: float, where: str = "") -> list[Command]:
-        """The actor is up, and holds no weights; ``where`` (process and host) joins the cause of its death."""
+    def placed(self, number: int, now: float, where: str = "") -> list[Command]:
+        """Ray has found room for the actor; ``where`` (process and host) joins the cause of its death."""
+        actor = self._in_state(number, ActorState.PENDING)
+        if actor is None:
+            return []
+        actor.where, self._unplaced_since = where, None
+        self._enter(actor, ActorState.STARTING, self.limits.start_s, now)
+        return self._proceed(now)
+
+    def spawned(self, number: int, now: float) -> list[Command]:
+        """The actor is up, and holds no weights."""
         actor = self._in_state(number, ActorState.STARTING)
         if actor is None:
             return []
-        actor.where = where
         self._enter(actor, ActorState.IDLE, math.inf, now)
         return self._proceed(now)
 
@@ -125,10 +153,19 @@ class PoolState:
             del self.requests[request]
             self._commands.append(Answer(request))
         self._root = None
-        for slot in self.slots:
+        for slot in self.slots.values():
             slot.streak = 0
         self.slots[actor.slot].own_streak = 0
         self._enter(actor, ActorState.IDLE, math.inf, now)
+        return self._proceed(now)
+
+    def garbled(self, number: int, request: int, fault: str, now: float) -> list[Command]:
+        """What the actor replied cannot be an answer: it is killed, and the request done again elsewhere."""
+        actor = self._in_state(number, ActorState.BUSY)
+        if actor is None or actor.request != request:
+            return []
+        self.garbled_replies += 1
+        self._kill(actor, f"its reply to request {request} is garbage: {fault}", now)
         return self._proceed(now)
 
     def refused(self, number: int, request: int, cause: str, now: float) -> list[Command]:
@@ -141,10 +178,18 @@ class PoolState:
         self._enter(actor, ActorState.IDLE, math.inf, now)
         return self._proceed(now)
 
-    def died(self, number: int, cause: str, now: float, fatal: bool = False) -> list[Command]:
-        """The actor is gone; ``fatal`` when any other would fail in the same way, so that the pool gives up at once."""
+    def died(self, number: int, cause: str, now: float, fatal: bool = False, node_lost: bool = False) -> list[Command]:
+        """The actor is gone.
+
+        Args:
+            number: of the actor.
+            cause: why, as far as known.
+            now: the time.
+            fatal: any other would fail in the same way, so that the pool gives up at once.
+            node_lost: its node went away, which says nothing against the actor, or the request that it worked on.
+        """
         if number in self.actors:
-            self._bury(number, cause, now, fatal)
+            self._bury(number, cause, now, fatal, node_lost)
         return self._proceed(now)
 
     def abandon(self, cause: str, now: float) -> list[Command]:
@@ -153,16 +198,16 @@ class PoolState:
         return self._proceed(now)
 
     def tick(self, now: float) -> list[Command]:
-        """Time passes: actors past a limit are killed, empty slots are filled."""
+        """Time passes: actors past a limit are killed, the size follows the requests, empty slots are filled."""
         for actor in list(self.actors.values()):
             if now - actor.since > actor.limit_s:
-                reason = f"{self._doing(actor)} for more than {actor.limit_s:g} s"
-                self._commands.append(Kill(actor.number, reason))
-                self._bury(actor.number, f"killed because it was {reason}", now)
+                self._kill(actor, f"it was {self._doing(actor)} for more than {actor.limit_s:g} s", now)
         if self.failure is None:
-            for index, slot in enumerate(self.slots):
+            self._scale(now)
+            for index, slot in self.slots.items():
                 if slot.actor is None and now >= slot.spawn_at:
                     self._spawn(index, slot, now)
+            self._watch_placement(now)
         return self._proceed(now)
 
     def oldest_wait(self, now: float) -> float:
@@ -178,13 +223,15 @@ class PoolState:
             lines.append(f"request {request.number} has waited {now - request.submitted:.1f} s, is {where}")
         for actor in self.actors.values():
             lines.append(f"actor {actor.number} has been {self._doing(actor)} for {now - actor.since:.1f} s")
-        for index, slot in enumerate(self.slots):
+        for index, slot in self.slots.items():
             if slot.actor is None and self.failure is None:
                 lines.append(f"slot {index} is empty, next actor in {max(0.0, slot.spawn_at - now):.1f} s")
         return lines
 
     def _proceed(self, now: float) -> list[Command]:
         """Give idle actors something to do, and hand out all commands gathered since the event."""
+        for index in [index for index, slot in self.slots.items() if slot.is_retiring]:
+            self._retire(index)
         idle = [actor for actor in self.actors.values() if actor.state == ActorState.IDLE]
         on_their_way = Counter(actor.loading for actor in self.actors.values() if actor.state == ActorState.LOADING)
         for number in list(self.queue):
@@ -205,31 +252,85 @@ class PoolState:
         for actor in idle:
             if self.preferred is not None and actor.holds != self.preferred:
                 self._load(actor, self.preferred, now)
+        if self._scaler is not None:
+            working = sum(actor.state in (ActorState.IDLE, ActorState.BUSY) for actor in self.actors.values())
+            self._scaler.observe(now, len(self.requests), len(self.queue), max(0, len(self.slots) - working))
         commands, self._commands = self._commands, []
         return commands
 
-    def _bury(self, number: int, cause: str, now: float, fatal: bool = False) -> None:
+    def _scale(self, now: float) -> None:
+        decision = self._scaler.decide(now, self.size) if self._scaler is not None else None
+        if decision is None:
+            return
+        self._commands.append(Resized(self.size, decision.size, decision.reason))
+        before, self.size = self.size, decision.size
+        if decision.size > before:
+            leaving = [slot for slot in self.slots.values() if slot.is_retiring][: decision.size - before]
+            for slot in leaving:
+                slot.is_retiring = False
+            self._add_slots(decision.size - before - len(leaving), now)
+        else:
+            staying = [index for index, slot in self.slots.items() if not slot.is_retiring]
+            staying.sort(key=lambda index: (self._usefulness(self.slots[index]), -index))
+            for index in staying[: before - decision.size]:
+                self._retire(index)
+
+    def _add_slots(self, count: int, now: float) -> None:
+        for _ in range(count):
+            self.slots[self._slots_made] = Slot(spawn_at=now)
+            self._slots_made += 1
+
+    def _usefulness(self, slot: Slot) -> int:
+        return -1 if slot.actor is None else _LEAVES_FIRST.index(self.actors[slot.actor].state)
+
+    def _retire(self, index: int) -> None:
+        """Let a slot go, now or, when its actor is busy, later."""
+        number = self.slots[index].actor
+        if number is not None and self.actors[number].state == ActorState.BUSY:
+            self.slots[index].is_retiring = True
+            return
+        del self.slots[index]
+        if number is not None:
+            del self.actors[number]
+            self._commands.append(Retire(number))
+
+    def _watch_placement(self, now: float) -> None:
+        if not self.actors:
+            return
+        if any(actor.state != ActorState.PENDING for actor in self.actors.values()):
+            self._unplaced_since = None
+        elif self._unplaced_since is None:
+            self._unplaced_since = now
+        elif now - self._unplaced_since > self.limits.placement_s:
+            self._commands.append(Unplaceable(now - self._unplaced_since))
+
+    def _kill(self, actor: Actor, reason: str, now: float) -> None:
+        self._commands.append(Kill(actor.number, reason))
+        self._bury(actor.number, f"killed because {reason}", now)
+
+    def _bury(self, number: int, cause: str, now: float, fatal: bool = False, node_lost: bool = False) -> None:
         actor = self.actors.pop(number)
         if actor.where:
             cause = f"{cause} ({actor.where})"
         failure = Failure(number, now, self._doing(actor), cause)
         self.first_failure = self.first_failure or failure
-        self._root = self._root or failure
         slot = self.slots[actor.slot]
-        slot.actor = None
-        slot.streak += 1
-        slot.own_streak += 1
-        slot.spawn_at = now + self._backoff(slot.own_streak)
+        slot.actor, slot.spawn_at = None, now
+        if not node_lost:
+            self._root = self._root or failure
+            slot.streak += 1
+            slot.own_streak += 1
+            slot.spawn_at += self._backoff(slot.own_streak)
         if fatal:
             self._give_up(f"an actor cannot start: {cause}")
         elif slot.streak > self.limits.respawns:
-            root = self._root
+            root = self._root or failure
             self._give_up(
                 f"{slot.streak} actors failed in a row without one answer in between; "
                 f"the first was actor {root.actor}, {root.doing}: {root.cause}"
             )
         if actor.request in self.requests:
-            self._redo(self.requests[actor.request], cause)
+            self._redo(self.requests[actor.request], cause, node_lost)
 
     def _load(self, actor: Actor, weights: Hashable, now: float) -> None:
         self._enter(actor, ActorState.LOADING, self.limits.load_s, now)
@@ -237,15 +338,16 @@ class PoolState:
         self._commands.append(Load(actor.number, weights))
 
     def _spawn(self, index: int, slot: Slot, now: float) -> None:
-        actor = Actor(self._spawned, index, now, self.limits.start_s)
-        self.restarts += self._spawned >= self.size
+        actor = Actor(self._spawned, index, now, math.inf)
+        self.restarts += slot.was_filled
+        slot.was_filled = True
         self._spawned += 1
         self.actors[actor.number] = actor
         slot.actor = actor.number
         self._commands.append(Spawn(actor.number))
 
-    def _redo(self, request: Request, cause: str) -> None:
-        request.deaths += 1
+    def _redo(self, request: Request, cause: str, node_lost: bool) -> None:
+        request.deaths += not node_lost
         if request.deaths >= self.limits.deaths_per_request:
             self._refuse(request.number, f"{request.deaths} actors in a row died over it; the last: {cause}")
         else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
@@ -20,6 +21,10 @@ from bgrpo.rollouts import decode_settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bgrpo.decoding import DecodeSettings
+
+RESTART_S = 120.0
+RESTART_POLL_S = 0.5
 ANSWER_S = 30.0  # beyond the service's own limit, for the answer to travel
 
 
@@ -39,8 +44,11 @@ def answer(reference: Any, timeout_s: float) -> Any:
 
 
 def step_limit_s(config: TrainConfig) -> float:
-    """Longest wait for a batch of rollouts: a request may be lost, time out and be done again before it is given up."""
-    return 3 * config.rollout.timeout_s + 120
+    """Longest wait for a batch of rollouts.
+
+    A request may be lost, time out and be done again before it is given up, and the cluster may have to get a node.
+    """
+    return 3 * config.rollout.timeout_s + config.rollout.placement_s + 120
 
 
 class ServiceRolloutSource:
@@ -71,6 +79,25 @@ class ServiceRolloutSource:
         return answer(groups, ANSWER_S)
 
 
+def publish_in_spite_of_restarts(source: ServiceRolloutSource, version: int, model: PreTrainedModel) -> None:
+    """Publish weights, to a service that Ray may be starting again after a loss.
+
+    Raises:
+        ActorDiedError: it was lost more often than Ray starts it again.
+        ActorUnavailableError: it is not back after :data:`RESTART_S` seconds.
+    """
+    deadline = time.monotonic() + RESTART_S
+    while True:
+        try:
+            source.publish(version, model)
+        except ActorUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RESTART_POLL_S)
+        else:
+            return
+
+
 class ServiceDecoder:
     """A :class:`bgrpo.evaluation.Decode` on the rollout actors.
 
@@ -79,14 +106,25 @@ class ServiceDecoder:
         config: of the run.
         version: published version of the weights to decode with.
         tokenizer: of the policy.
+        publish_again: publishes the weights to a service that was lost and has been started again. Without it, and
+            after ``learner.max_failures`` losses, the loss is raised.
     """
 
-    def __init__(self, service: Any, config: TrainConfig, version: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        service: Any,
+        config: TrainConfig,
+        version: int,
+        tokenizer: PreTrainedTokenizerBase,
+        publish_again: Callable[[], None] | None = None,
+    ) -> None:
         self._service = service
         self._settings = decode_settings(config, tokenizer)
         self._tokenizer = tokenizer
         self._version = version
         self._limit_s = step_limit_s(config)
+        self._publish_again = publish_again
+        self._losses_left = config.learner.max_failures
 
     def __call__(
         self, prompts: Sequence[str], mode: DecodeMode, completions: int, seeds: Sequence[int] | None
@@ -94,8 +132,7 @@ class ServiceDecoder:
         settings = dataclasses.replace(self._settings, mode=mode, completions=completions, temperature=1.0)
         pairs = list(zip(prompts, encode_texts(self._tokenizer, prompts), strict=True))
         seeds = list(seeds or [0] * len(pairs))
-        work = self._service.run.remote(pairs, settings, self._version, seeds, self._limit_s)
-        groups: list[ScoredGroup] = answer(work, self._limit_s + ANSWER_S)
+        groups = self._decode(pairs, settings, seeds)
         return [
             [
                 JudgedCompletion(
@@ -109,3 +146,16 @@ class ServiceDecoder:
             ]
             for group in groups
         ]
+
+    def _decode(
+        self, pairs: list[tuple[str, list[int]]], settings: DecodeSettings, seeds: list[int]
+    ) -> list[ScoredGroup]:
+        while True:
+            work = self._service.run.remote(pairs, settings, self._version, seeds, self._limit_s)
+            try:
+                return answer(work, self._limit_s + ANSWER_S)
+            except RayActorError:
+                if self._publish_again is None or not self._losses_left:
+                    raise
+                self._losses_left -= 1
+                self._publish_again()

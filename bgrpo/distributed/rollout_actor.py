@@ -11,7 +11,8 @@ from ray.actor import ActorHandle
 
 from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import Place, PooledActor, remote_class
+from bgrpo.distributed.actor_pool import PooledActor, remote_class
+from bgrpo.distributed.session import node_share
 from bgrpo.distributed.weights import Weights
 from bgrpo.groups import Group
 
@@ -74,7 +75,7 @@ class RolloutActor(PooledActor):
         self._device = device
         self._weights: Hashable = None
 
-    def prepare(self) -> Place:
+    def prepare(self) -> None:
         """Load the policy; UserError when it cannot be loaded, or not decoded with."""
         import torch
 
@@ -84,7 +85,6 @@ class RolloutActor(PooledActor):
         torch.set_num_threads(self._threads)
         self._loaded = load_policy(self._policy, self._device)
         self._engine = DecodeEngine(self._loaded.model, precision=self._precision)
-        return super().prepare()
 
     def load(self, weights: Hashable, buffer: np.ndarray) -> None:
         """Replace the weights; see :mod:`bgrpo.policies.flat` for the buffer."""
@@ -117,7 +117,10 @@ def spawn_rollout_actor(config: TrainConfig) -> ActorHandle:
     rollout = config.rollout
     environment: dict[str, Any] = {**ALLOCATOR_ENVIRONMENT, "OMP_NUM_THREADS": str(rollout.threads)}
     actor_class = remote_class(RolloutActor).options(
-        num_cpus=rollout.cpus_per_actor, num_gpus=rollout.gpus_per_actor, runtime_env={"env_vars": environment}
+        num_cpus=rollout.cpus_per_actor,
+        num_gpus=rollout.gpus_per_actor,
+        resources=node_share(rollout.node_resource),
+        runtime_env={"env_vars": environment},
     )
     device = "cuda" if rollout.gpus_per_actor > 0 else "cpu"
     return actor_class.remote(config.policy.path, rollout.dtype, rollout.threads, device)

@@ -20,10 +20,13 @@ from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.actor_pool import ActorPool, PoolError
-from bgrpo.distributed.pool_records import ActorState, PoolLimits
+from bgrpo.distributed.pool_records import PoolLimits
+from bgrpo.distributed.pool_scaling import ScalingLimits
+from bgrpo.distributed.reply_check import find_fault
 from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest, spawn_rollout_actor
 from bgrpo.distributed.run_log import start_run_log
 from bgrpo.distributed.service_metrics import ServiceMetrics
+from bgrpo.distributed.session import rollout_demand
 from bgrpo.distributed.verifier_pool import VerifierPool, all_of
 from bgrpo.distributed.weights import Weights, WeightStore
 from bgrpo.errors import UserError
@@ -47,14 +50,19 @@ logger = logging.getLogger(__name__)
 class RolloutService:
     """See the module. Create it with :func:`start_service`; the methods are called as Ray actor methods.
 
+    Ray starts a service again whose process was lost: empty, until somebody publishes weights.
+
     Args:
         config: of the run.
         settings: how training groups are decoded.
         prompts: of the training problems; indices point into them.
+        vocabulary: number of token ids of the policy.
         run: name of the run, for metrics and log lines.
     """
 
-    def __init__(self, config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], run: str) -> None:
+    def __init__(
+        self, config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], vocabulary: int, run: str
+    ) -> None:
         self._config = config
         self._settings = settings
         self._prompts = prompts
@@ -67,24 +75,29 @@ class RolloutService:
         self._reported = 0.0
         self._log = start_run_log(run, "rollout service")
         self._metrics = ServiceMetrics(run)
+        self._weights = WeightStore()
+        rollout = config.rollout
+        self._rollouts = ActorPool(
+            "rollout actor",
+            rollout.actors,
+            PoolLimits(placement_s=rollout.placement_s, load_s=rollout.timeout_s),
+            spawn=lambda: spawn_rollout_actor(config),
+            fetch=self._weights.reference,
+            on_load=lambda actor, weights: self._metrics.loaded(actor, weights, self._rollouts.state),
+            scaling=ScalingLimits(rollout.least_actors, rollout.most_actors, rollout.scale_up_s, rollout.scale_down_s),
+            find_fault=lambda request, reply: find_fault(request, reply, vocabulary),
+            asks=rollout_demand(config).reserved,
+        )
+        self._verifiers = VerifierPool(config)
+        self._pools = [self._rollouts, self._verifiers.pool]
+        self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Spawn the actors; does not wait for them, see :meth:`ready`."""
-        self._weights = WeightStore()
-        limits = PoolLimits(load_s=self._config.rollout.timeout_s)
-        self._rollouts = ActorPool(
-            "rollout actor",
-            self._config.rollout.actors,
-            limits,
-            spawn=lambda: spawn_rollout_actor(self._config),
-            fetch=self._weights.reference,
-            on_load=lambda actor, weights: self._metrics.loaded(actor, weights, self._rollouts.state),
-        )
-        self._verifiers = VerifierPool(self._config)
-        self._pools = [self._rollouts, self._verifiers.pool]
-        for pool in self._pools:
-            pool.start()
-        self._clock = asyncio.get_running_loop().create_task(self._tick_forever())
+        if self._clock is None:
+            for pool in self._pools:
+                pool.start()
+            self._clock = asyncio.get_running_loop().create_task(self._tick_forever())
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until at least one rollout actor and one verifier are up.
@@ -93,6 +106,7 @@ class RolloutService:
             UserError, PoolError: they cannot start; with the root cause.
             TimeoutError: it takes longer.
         """
+        await self.start()
         deadline = time.monotonic() + timeout_s
         while any(self._is_starting(pool) for pool in self._pools):
             if time.monotonic() > deadline:
@@ -108,6 +122,7 @@ class RolloutService:
             wrapped: one reference to the buffer of :func:`bgrpo.policies.flat.flatten_parameters`. The service makes
                 its own copy, which survives the learner.
         """
+        await self.start()  # the first call after Ray has started the service again
         weights = await self._weights.publish(version, wrapped[0])
         self._metrics.published(weights)
         if not self._draws_of_older_weights or self._rollouts.state.preferred not in self._weights:
@@ -203,7 +218,8 @@ class RolloutService:
 
     async def shutdown(self) -> None:
         """End rollout actors and verifiers; open calls fail."""
-        self._clock.cancel()
+        if self._clock is not None:
+            self._clock.cancel()
         for pool in self._pools:
             pool.shutdown()
 
@@ -260,7 +276,7 @@ class RolloutService:
         failure = pool.state.failure
         if failure is not None:
             raise UserError(failure) if pool.started_wrong else PoolError(failure)
-        return all(actor.state == ActorState.STARTING for actor in pool.state.actors.values())
+        return not any(actor.is_up for actor in pool.state.actors.values())
 
     async def _tick_forever(self) -> None:
         while True:
@@ -303,21 +319,30 @@ def _know_outcome(task: asyncio.Task[ray.ObjectRef]) -> None:
 
 
 def start_service(
-    config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], name: str | None = None, run: str = ""
+    config: TrainConfig,
+    settings: DecodeSettings,
+    prompts: list[Prompt],
+    vocabulary: int,
+    name: str | None = None,
+    run: str = "",
 ) -> ActorHandle:
     """Create the service of a run; it ends with the process that created it.
+
+    Ray starts it again, up to ``learner.max_failures`` times, when its process is lost: open calls fail, and everything
+    that was published has to be published again.
 
     Args:
         config: of the run.
         settings: how training groups are decoded, see :func:`bgrpo.rollouts.decode_settings`.
         prompts: of the training problems.
+        vocabulary: number of token ids of the policy.
         name: to find the actor with ``ray.get_actor``.
         run: name of the run.
     """
-    actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(RolloutService)
+    actor_class: Any = ray.remote(num_cpus=0, max_restarts=config.learner.max_failures)(RolloutService)
     outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors
     service: Any = actor_class.options(name=name, scheduling_strategy=outside).remote(
-        config, settings, ray.put(prompts), run
+        config, settings, ray.put(prompts), vocabulary, run
     )
     ray.get(service.start.remote())
     return service

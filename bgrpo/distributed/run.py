@@ -6,7 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -27,7 +29,12 @@ from bgrpo.distributed.driving import (
 )
 from bgrpo.distributed.learner_loop import LearnerJob, learner_loop
 from bgrpo.distributed.metrics_tail import MetricsTail
-from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, answer
+from bgrpo.distributed.remote import (
+    ServiceDecoder,
+    ServiceRolloutSource,
+    answer,
+    publish_in_spite_of_restarts,
+)
 from bgrpo.distributed.rollout_service import start_service
 from bgrpo.distributed.session import ray_session, training_demand
 from bgrpo.evaluation import Evaluation, EvaluationComparison, evaluate
@@ -153,9 +160,10 @@ class _Run:
         tracker = self._start_tracking()
         status = "FAILED"
         settings = decode_settings(config, self._tokenizer)
-        self._service = start_service(config, settings, self._prepared.prompts, run=folder.name)
+        vocabulary = self._prepared.policy.model.config.vocab_size
+        self._service = start_service(config, settings, self._prepared.prompts, vocabulary, run=folder.name)
         try:
-            answer(self._service.ready.remote(START_S), START_S + 30)
+            self._wait_until_ready()
             before = self._evaluate_before()
             stopped = self._train(tracker)
             comparison = None
@@ -169,9 +177,21 @@ class _Run:
             status = "KILLED" if stopped else "FINISHED"
         finally:
             tracker.finish(status)  # type: ignore[arg-type]
-            ray.get(self._service.shutdown.remote(), timeout=30)
+            with suppress(RayActorError):  # gone: nothing is left to shut down, and what made us end is raised
+                ray.get(self._service.shutdown.remote(), timeout=30)
         uri = tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None
         return RunResult(folder, stopped, comparison, uri)
+
+    def _wait_until_ready(self) -> None:
+        """Until a rollout actor and a verifier are up; says who waits for what when that takes long."""
+        config = self._config
+        limit_s = START_S + config.rollout.placement_s
+        ready: Any = self._service.ready.remote(limit_s)
+        for _ in range(int(limit_s // config.watchdog.stall_s)):
+            if ray.wait([ready], timeout=config.watchdog.stall_s)[0]:
+                break
+            self._console.print(self._stall_report("the run has not begun"), highlight=False, markup=False)
+        answer(ready, config.watchdog.stall_s + 30)
 
     def _start_tracking(self) -> Tracker:
         config, folder = self._config, self._folder
@@ -185,8 +205,10 @@ class _Run:
     def _evaluate(self, policy: LoadedPolicy, version: int, label: str) -> Evaluation:
         """Measure weights on the test problems, with the rollout actors."""
         config = self._config
-        ServiceRolloutSource(self._service, config).publish(version, policy.model)
-        decode = ServiceDecoder(self._service, config, version, policy.tokenizer)
+        source = ServiceRolloutSource(self._service, config)
+        publish = partial(publish_in_spite_of_restarts, source, version, policy.model)
+        publish()
+        decode = ServiceDecoder(self._service, config, version, policy.tokenizer, publish_again=publish)
         section = config.evaluation
         with self._console.status(f"evaluating {label} training") as status:
 
@@ -231,7 +253,7 @@ class _Run:
                     moved = time.monotonic()
                 if time.monotonic() - moved > self._config.watchdog.stall_s:
                     moved = time.monotonic()
-                    progress.note(self._stall_report(tail.last_step))
+                    progress.note(self._stall_report(f"no step since step {tail.last_step}"))
         raise_failure(self._folder.path, self._started, learners.error)
         return (self._folder.path / STOP_FILE).exists() and not is_spent(self._config, self._spent())
 
@@ -242,9 +264,9 @@ class _Run:
             return Spent()
         return replace(Spent.from_metrics(self._store.metrics(newest)), steps=CheckpointStore.step_of(newest))
 
-    def _stall_report(self, step: int) -> str:
-        """Who waits for whom, when no step has come for a while."""
-        silence = f"no step since step {step} for {self._config.watchdog.stall_s:g} s"
+    def _stall_report(self, what: str) -> str:
+        """Who waits for whom, when nothing has come for a while."""
+        silence = f"{what} for {self._config.watchdog.stall_s:g} s"
         try:
             return f"{silence}\n{answer(self._service.stall_report.remote(), WATCHDOG_ANSWER_S)}"
         except (GetTimeoutError, RayActorError) as error:

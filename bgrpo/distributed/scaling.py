@@ -66,14 +66,19 @@ class _Service:
     def __init__(self, config: TrainConfig, prepared: Preparation) -> None:
         self.config = config
         self.model = prepared.policy.model
-        self.actor: Any = start_service(config, decode_settings(config, prepared.policy.tokenizer), prepared.prompts)
+        self.actor: Any = start_service(
+            config,
+            decode_settings(config, prepared.policy.tokenizer),
+            prepared.prompts,
+            prepared.policy.model.config.vocab_size,
+        )
         self.source = ServiceRolloutSource(self.actor, config)
 
     def wait_for_actors(self) -> None:
         """Until every rollout actor is up."""
         answer(self.actor.ready.remote(START_S), START_S + 30)
         deadline = time.monotonic() + START_S
-        while any(actor["state"] == "starting" for actor in self.status()["rollout"]["actors"]):
+        while any(actor["state"] in ("pending", "starting") for actor in self.status()["rollout"]["actors"]):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not all rollout actors were up after {START_S:g} s")
             time.sleep(0.05)

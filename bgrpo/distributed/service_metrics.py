@@ -50,7 +50,7 @@ class ServiceMetrics:
 
     def loaded(self, actor: int, weights: Hashable, state: PoolState) -> None:
         """A rollout actor of this pool holds weights."""
-        up = [other.number for other in state.actors.values() if other.state != ActorState.STARTING]
+        up = [other.number for other in state.actors.values() if other.is_up]
         seconds = self._sync.loaded(actor, weights, up, time.monotonic())
         if seconds is not None:
             self._recorder.record([Sample("bgrpo_weight_sync_seconds", seconds)])
@@ -88,13 +88,15 @@ def pool_samples(pool: str, state: PoolState, answered: Mapping[int, int], now: 
     """
     tags = {"pool": pool}
     count = Counter(str(actor.state) for actor in state.actors.values())
-    count[DEAD] = sum(slot.actor is None for slot in state.slots)
+    count[DEAD] = sum(slot.actor is None for slot in state.slots.values())
     return [
         *(Sample("bgrpo_actors", count[name], {**tags, "state": name}) for name in (*map(str, ActorState), DEAD)),
+        Sample("bgrpo_pool_size", state.size, tags),
         Sample("bgrpo_queue_requests", len(state.queue), tags),
         Sample("bgrpo_oldest_wait_seconds", state.oldest_wait(now), tags),
         *(Sample("bgrpo_requests_total", n, {**tags, "actor": str(actor)}) for actor, n in answered.items()),
         Sample("bgrpo_actor_restarts_total", state.restarts, tags),
+        Sample("bgrpo_garbage_replies_total", state.garbled_replies, tags),
         Sample("bgrpo_pool_gave_up", float(state.failure is not None), tags),
     ]
 

@@ -16,7 +16,7 @@ from bgrpo.budget import Spent, progress
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.driving import STOPPED_STATUS, Background, first_signal
 from bgrpo.distributed.metrics_tail import MetricsTail
-from bgrpo.distributed.session import check_room, ray_session, training_demand
+from bgrpo.distributed.session import check_room_here, missing_room, ray_session, training_demand
 from bgrpo.distributed.sweep_dispatch import SweepDispatcher, cluster_nodes, trial_bundles
 from bgrpo.distributed.tune_run import run_on_tune
 from bgrpo.errors import UserError
@@ -101,7 +101,7 @@ def run_sweep(
     _say_what_comes(sweep, console)
     with ray_session(training_demand(examples[0])):
         for config in examples[1:]:
-            check_room(training_demand(config), ray.cluster_resources())
+            check_room_here(training_demand(config))
         at_a_time = _say_how_many(sweep, examples, console)
         folder = old or SweepFolder.create(sweep, config_name)
         with folder.exclusive():
@@ -225,12 +225,12 @@ def _say_how_many(sweep: SweepConfig, examples: list[TrainConfig], console: Cons
     demands = training_demand(largest)
     named = [(demand.name, demand.count, {"CPU": demand.cpus, "GPU": demand.gpus}) for demand in demands]
     text = arithmetic(named, nodes, at_a_time)
-    if not at_a_time:
+    if not at_a_time and not missing_room(demands, ray.cluster_resources()):
         raise UserError(
             f"{text}: no node has room for each of its processes; reserve less for one, or use larger nodes"
         )
     console.print(text + f" (max_concurrent={limit})" * (at_a_time == limit), highlight=False, soft_wrap=True)
-    return at_a_time
+    return max(1, at_a_time)  # 0: the autoscaler will make room for one
 
 
 def summary(result: SweepResult) -> dict[str, Any]:

@@ -165,13 +165,13 @@ class SweepDispatcher:
             if len(wanted) == 1:
                 self._note(f"{trial.id} waits for a node: nothing runs, and it has no room")
             self._requested = bundles
-            request_resources(bundles=[{unit: share for unit, share in bundle.items() if share} for bundle in bundles])
+            request_resources(bundles=[dict(bundle) for bundle in bundles if bundle])
 
 
 def trial_bundles(config: TrainConfig) -> list[Bundle]:
     """What each process of a trial reserves."""
     demands = training_demand(config)
-    return [{"CPU": demand.cpus, "GPU": demand.gpus} for demand in demands for _ in range(demand.count)]
+    return [demand.reserved for demand in demands for _ in range(demand.count)]
 
 
 def cluster_nodes() -> list[Bundle]:

@@ -9,8 +9,9 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import ActorPool, Place, PooledActor, remote_class
+from bgrpo.distributed.actor_pool import ActorPool, PooledActor, remote_class
 from bgrpo.distributed.pool_records import PoolLimits
+from bgrpo.distributed.session import node_share
 from bgrpo.verification import START_LIMIT_S, CheckProcess, CheckResult, check_arguments
 
 ITEMS_PER_REQUEST = 16
@@ -27,14 +28,20 @@ class VerifierActor(PooledActor):
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._arguments = arguments
 
-    def prepare(self) -> Place:
+    def prepare(self) -> None:
         """Start the child; UserError when its target cannot be imported."""
         self._process = CheckProcess(**self._arguments)
-        return super().prepare()
 
     def serve(self, request: list[tuple[str, str]]) -> list[CheckResult]:
         """Check (prompt, completion) pairs."""
         return self._process.run(request)
+
+
+def find_fault(items: Sequence[tuple[str, str]], reply: Any) -> str | None:
+    """What is wrong with a reply to these pairs; None when nothing is."""
+    if not isinstance(reply, list) or not all(isinstance(result, CheckResult) for result in reply):
+        return "it is no list of results"
+    return None if len(reply) == len(items) else f"{len(reply)} results for {len(items)} completions"
 
 
 class VerifierPool:
@@ -44,10 +51,13 @@ class VerifierPool:
         arguments = check_arguments(config)
         self._timeout_s = config.verifier.timeout_s
 
-        def spawn() -> ActorHandle:
-            return remote_class(VerifierActor).options(num_cpus=0).remote(arguments)
+        share = node_share(config.verifier.node_resource)
 
-        self.pool = ActorPool("verifier", config.verifier.processes, PoolLimits(), spawn)
+        def spawn() -> ActorHandle:
+            return remote_class(VerifierActor).options(num_cpus=0, resources=share).remote(arguments)
+
+        limits = PoolLimits(placement_s=config.rollout.placement_s)
+        self.pool = ActorPool("verifier", config.verifier.processes, limits, spawn, find_fault=find_fault, asks=share)
 
     async def check(self, items: Sequence[tuple[str, str]]) -> list[CheckResult]:
         """Check (prompt, completion) pairs on all verifiers at once; results in order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 Bundle = Mapping[str, float]
-"""What one process reserves: ``CPU`` and ``GPU``."""
+"""What one process reserves, or a node has: amounts by the name of the Ray resource."""
 
 ROUNDING = 1e-6  # of sums of fractions
 
@@ -19,13 +19,13 @@ def fits(nodes: Sequence[Bundle], trials: Sequence[Sequence[Bundle]]) -> bool:
         nodes: total resources of each node.
         trials: the processes of each trial.
     """
-    free = [{unit: node.get(unit, 0.0) for unit in ("CPU", "GPU")} for node in nodes]
+    free = [dict(node) for node in nodes]
     bundles = [bundle for trial in trials for bundle in trial]
     for bundle in sorted(bundles, key=lambda item: (item.get("GPU", 0.0), item.get("CPU", 0.0)), reverse=True):
         for node in free:
-            if all(node[unit] + ROUNDING >= bundle.get(unit, 0.0) for unit in node):
-                for unit in node:
-                    node[unit] -= bundle.get(unit, 0.0)
+            if all(node.get(unit, 0.0) + ROUNDING >= share for unit, share in bundle.items()):
+                for unit, share in bundle.items():
+                    node[unit] = node.get(unit, 0.0) - share
                 break
         else:
             return False

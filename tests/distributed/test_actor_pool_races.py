@@ -27,7 +27,7 @@ class Calls:
 
 class Handle:
     def __init__(self) -> None:
-        self.prepare, self.linger, self.load, self.serve = Calls(), Calls(), Calls(), Calls()
+        self.place, self.prepare, self.linger, self.load, self.serve = (Calls() for _ in range(5))
 
 
 class Harness:
@@ -48,7 +48,9 @@ class Harness:
         await self.prepared(0)
 
     async def prepared(self, index: int) -> None:
-        self.handles[index].prepare.pending[0].set_result(Place(1, "host", "node"))
+        self.handles[index].place.pending[0].set_result(Place(1, "host", "node"))
+        await turn()
+        self.handles[index].prepare.pending[0].set_result(None)
         await turn()
 
 

@@ -25,7 +25,7 @@ class Playground:
         self._ends: list[tuple[float, Command]] = []
         self.obey(self.state.start(0.0))
         for actor in range(ACTORS):
-            self.obey(self.state.spawned(actor, 0.0))
+            self.obey(self.state.placed(actor, 0.0) + self.state.spawned(actor, 0.0))
 
     def obey(self, commands: list[Command]) -> None:
         for command in commands:

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -17,21 +18,34 @@ from bgrpo.distributed.pool_records import (
     Load,
     PoolLimits,
     Refuse,
+    Resized,
+    Retire,
     Spawn,
+    Unplaceable,
 )
+from bgrpo.distributed.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool_state import PoolState
 
-LIMITS = PoolLimits(start_s=50, load_s=20, respawns=5, deaths_per_request=3, backoff_s=0.5, max_backoff_s=4)
+LIMITS = PoolLimits(
+    placement_s=200, start_s=50, load_s=20, respawns=5, deaths_per_request=3, backoff_s=0.5, max_backoff_s=4
+)
+SCALING = ScalingLimits(least=1, most=4, up_s=5.0, down_s=30.0)
 REQUEST_S = 10.0
 
 
-def started(size: int = 2) -> PoolState:
+def started(size: int = 2, scaling: ScalingLimits | None = None) -> PoolState:
     """A pool whose actors are up and idle."""
-    pool = PoolState(size, LIMITS)
+    pool = PoolState(size, LIMITS, scaling)
     assert pool.start(0.0) == [Spawn(number) for number in range(size)]
     for number in range(size):
-        assert pool.spawned(number, 0.0) == []
+        assert up(pool, number, 0.0) == []
     return pool
+
+
+def up(pool: PoolState, number: int, now: float) -> list[Command]:
+    """The actor is placed and prepared at once."""
+    assert pool.placed(number, now) == []
+    return pool.spawned(number, now)
 
 
 def test_load_comes_before_dispatch_and_is_kept() -> None:
@@ -62,8 +76,8 @@ def test_death_in_the_middle_of_a_request_redoes_it_first() -> None:
     assert pool.died(0, "SIGKILL", 1.0) == []
     assert pool.tick(1.0) == [Spawn(1)]
     assert pool.replied(0, 0, 1.5) == [], "a dead actor's late reply"
-    assert pool.spawned(0, 1.5) == [], "a dead actor does not come back"
-    assert pool.spawned(1, 2.0) == [Dispatch(1, 0)]
+    assert up(pool, 0, 1.5) == [], "a dead actor does not come back"
+    assert up(pool, 1, 2.0) == [Dispatch(1, 0)]
     assert pool.replied(1, 1, 2.0) == [], "not what it works on"
     assert pool.replied(1, 0, 3.0) == [Answer(0), Dispatch(1, 1)]
     assert pool.replied(1, 0, 3.0) == [], "answered already"
@@ -75,8 +89,8 @@ def test_hang_is_killed_after_the_limit() -> None:
     pool = started(1)
     pool.submit(0, None, REQUEST_S, 0.0)
     assert pool.tick(REQUEST_S) == []
-    assert pool.tick(REQUEST_S + 0.1) == [Kill(0, "busy with request 0 for more than 10 s"), Spawn(1)]
-    assert pool.spawned(1, 11.0) == [Dispatch(1, 0)]
+    assert pool.tick(REQUEST_S + 0.1) == [Kill(0, "it was busy with request 0 for more than 10 s"), Spawn(1)]
+    assert up(pool, 1, 11.0) == [Dispatch(1, 0)]
 
 
 def test_a_withdrawn_request_still_has_its_limit() -> None:
@@ -95,11 +109,11 @@ def test_a_request_that_ends_three_actors_is_refused_by_name() -> None:
         commands = pool.died(death, f"death {death}", now := 10.0 * death)
         if death < 2:
             assert pool.tick(now + 5.0) == [Spawn(death + 1)]
-            commands = pool.spawned(death + 1, now + 6.0)
+            commands = up(pool, death + 1, now + 6.0)
     assert commands == [Refuse(5, "3 actors in a row died over it; the last: death 2")]
     assert pool.failure is None
     assert pool.tick(100.0) == [Spawn(3)]
-    assert pool.spawned(3, 101.0) == []
+    assert up(pool, 3, 101.0) == []
     assert pool.submit(6, None, REQUEST_S, 102.0) == [Dispatch(3, 6)]
 
 
@@ -118,7 +132,7 @@ def test_gives_up_with_the_first_cause() -> None:
     assert waits == [0.0, 0.5, 1.0, 2.0, 4.0]
     commands = pool.died(5, "cause 5", now)
     assert pool.failure is not None and "6 actors failed in a row" in pool.failure
-    assert "the first was actor 0, starting: cause 0" in pool.failure
+    assert "the first was actor 0, pending: cause 0" in pool.failure
     assert commands == [Refuse(0, pool.failure)]
     assert pool.submit(1, None, REQUEST_S, now) == [Refuse(1, pool.failure)]
     assert pool.tick(now + 1000) == []
@@ -180,17 +194,115 @@ def test_description_names_everybody() -> None:
         "request 0 has waited 5.0 s, is at actor 0",
         "request 1 has waited 3.0 s, is in the queue",
         "actor 0 has been busy with request 0 for 5.0 s",
-        "actor 2 has been starting for 4.0 s",
+        "actor 2 has been pending for 4.0 s",
     ]
+
+
+def test_waiting_for_a_place_is_neither_a_start_nor_a_failure() -> None:
+    pool = PoolState(2, LIMITS)
+    pool.start(0.0)
+    assert pool.tick(LIMITS.start_s + 1) == [], "the start has not begun"
+    assert up(pool, 0, 60.0) == []
+    assert pool.submit(0, None, REQUEST_S, 60.0) == [Dispatch(0, 0)], "the run goes on with those that are up"
+    assert pool.replied(0, 0, 61.0) == [Answer(0)]
+    assert pool.tick(10_000.0) == [], "one that is up is enough"
+    assert pool.placed(1, 10_000.0) == []
+    assert pool.tick(10_000.0 + LIMITS.start_s) == []
+    kill, spawn = pool.tick(10_000.1 + LIMITS.start_s)
+    assert kill == Kill(1, "it was starting for more than 50 s") and spawn == Spawn(2)
+
+
+def test_no_room_for_anyone_ends_the_waiting() -> None:
+    pool = started(2)
+    pool.submit(0, None, REQUEST_S, 100.0)
+    for number in range(2):
+        pool.died(number, "node lost", 100.0, node_lost=True)
+    assert pool.tick(100.0) == [Spawn(2), Spawn(3)]
+    assert pool.tick(100.0 + LIMITS.placement_s) == []
+    (command,) = pool.tick(100.1 + LIMITS.placement_s)
+    assert isinstance(command, Unplaceable) and command.seconds == pytest.approx(LIMITS.placement_s + 0.1)
+    assert pool.abandon("no room", 301.0) == [Refuse(0, "no room")]
+
+
+def test_nodes_that_go_away_cost_no_lives() -> None:
+    pool = started(1)
+    pool.submit(0, None, REQUEST_S, 0.0)
+    for number in range(20):
+        assert pool.died(number, "node lost", float(number), node_lost=True) == []
+        assert pool.tick(float(number)) == [Spawn(number + 1)], "at once"
+        assert up(pool, number + 1, float(number)) == [Dispatch(number + 1, 0)]
+    assert pool.replied(20, 0, 20.0) == [Answer(0)]
+
+
+def test_garbage_ends_the_actor_and_is_counted() -> None:
+    pool = started(2)
+    assert pool.submit(0, None, REQUEST_S, 0.0) == [Dispatch(0, 0)]
+    kill, dispatch = pool.garbled(0, 0, "no groups", 1.0)
+    assert kill == Kill(0, "its reply to request 0 is garbage: no groups")
+    assert dispatch == Dispatch(1, 0)
+    assert pool.garbled(0, 0, "again", 1.0) == [], "dead already"
+    assert pool.garbled_replies == 1
+    assert pool.replied(1, 0, 2.0) == [Answer(0)]
+    assert pool.first_failure is not None and pool.first_failure.cause == f"killed because {kill.reason}"
+
+
+def test_the_pool_grows_under_a_queue_and_shrinks_when_it_is_gone() -> None:
+    pool = started(1, SCALING)
+    for number in range(3):
+        pool.submit(number, None, 1000.0, 0.0)
+    assert pool.tick(4.9) == []
+    reason = "requests waited for 5.0 s of the last 5.0 s (limit 5 s), 2 wait now"
+    assert pool.tick(5.0) == [Resized(1, 2, reason), Spawn(1)]
+    assert pool.tick(9.9) == [], "one after the other"
+    assert [type(command) for command in pool.tick(10.0)] == [Resized, Spawn]
+    assert pool.tick(100.0) == [], "as many are on their way as requests wait"
+    assert up(pool, 1, 101.0) == [Dispatch(1, 1)]
+    assert up(pool, 2, 101.0) == [Dispatch(2, 2)]
+    assert pool.replied(0, 0, 102.0) == [Answer(0)]
+    assert pool.replied(2, 2, 103.0) == [Answer(2)]
+    assert pool.tick(131.9) == []
+    commands = pool.tick(133.0)
+    assert commands == [Resized(3, 1, "at most 1 requests were open at once for 30 s"), Retire(2), Retire(0)]
+    assert pool.replied(1, 1, 134.0) == [Answer(1)]
+    assert pool.tick(1000.0) == [], "never fewer than the least"
+
+
+def test_a_busy_actor_finishes_before_it_leaves_and_stays_if_the_pool_grows_again() -> None:
+    scaling = ScalingLimits(least=1, most=2, up_s=1.0, down_s=2.0)
+    pool = started(2, scaling)
+    pool.submit(0, None, 100.0, 0.0)
+    pool.submit(1, None, 100.0, 0.0)
+    pool.withdraw(0, 0.0)
+    pool.withdraw(1, 0.0)  # nobody waits, but both actors are busy
+    commands = pool.tick(2.0)
+    assert commands == [Resized(2, 1, "no request came for 2 s")]
+    assert [actor.state for actor in pool.actors.values()] == ["busy", "busy"]
+    pool.submit(2, None, 100.0, 3.0)
+    assert [type(command) for command in pool.tick(4.0)] == [Resized], "the leaving actor is called back"
+    assert pool.replied(1, 1, 5.0) == [Dispatch(1, 2)]
+    assert pool.size == 2 and len(pool.actors) == 2
+
+
+def test_a_busy_actor_leaves_after_its_reply() -> None:
+    pool = started(2, ScalingLimits(least=1, most=2, up_s=1.0, down_s=2.0))
+    for number in range(2):
+        pool.submit(number, None, 100.0, 0.0)
+        pool.withdraw(number, 0.0)
+    assert [type(command) for command in pool.tick(2.0)] == [Resized]
+    assert pool.replied(1, 1, 3.0) == [Retire(1)]
+    assert pool.replied(0, 0, 3.0) == []
+    assert pool.tick(4.0) == [], "its slot is gone"
 
 
 class PoolModel(RuleBasedStateMachine):
     """Plays random actors: some start, load and reply, some die or hang, some say things that are no longer true."""
 
-    @initialize(size=st.integers(1, 4))
-    def begin(self, size: int) -> None:
+    @initialize(size=st.integers(1, 4), elastic=st.booleans())
+    def begin(self, size: int, elastic: bool) -> None:
         self.now = 0.0
-        self.pool = PoolState(size, LIMITS)
+        self.pool = PoolState(size, LIMITS, SCALING if elastic else None)
+        self.decisions: list[tuple[float, int, int]] = []
+        self.open_since: list[tuple[float, int]] = [(0.0, 0)]  # the number of open requests, from this time on
         self.alive: dict[int, tuple[str, Any]] = {}  # what each live actor was last told, as the actor sees it
         self.holds: dict[int, Hashable] = {}
         self.ever: list[int] = []
@@ -206,7 +318,7 @@ class PoolModel(RuleBasedStateMachine):
                 case Spawn(actor):
                     assert actor not in self.ever, "numbers are never used again"
                     self.ever.append(actor)
-                    self.alive[actor] = ("starting", None)
+                    self.alive[actor] = ("pending", None)
                     self.holds[actor] = None
                 case Load(actor, weights):
                     assert self.alive[actor][0] == "idle"
@@ -219,6 +331,14 @@ class PoolModel(RuleBasedStateMachine):
                     self.alive[actor] = ("busy", request)
                 case Kill(actor, _):
                     self.lose(actor)
+                case Retire(actor):
+                    assert self.alive.pop(actor)[0] != "busy", "nobody is taken from its work"
+                case Resized(before, after, _):
+                    self.check_decision(before, after)
+                case Unplaceable(seconds):
+                    assert seconds > LIMITS.placement_s
+                    assert {state for state, _ in self.alive.values()} == {"pending"}
+                    self.obey(self.pool.abandon("no room", self.now))
                 case Answer(request):
                     assert request == replied, "answered only by the reply just given"
                     self.end(request)
@@ -229,15 +349,31 @@ class PoolModel(RuleBasedStateMachine):
                         or (cause == "the weights it needs are lost: gone" and self.open[request] == lost)
                     )
                     self.end(request)
+        self.open_since.append((self.now, len(self.open)))
+
+    def check_decision(self, before: int, after: int) -> None:
+        """Neither too many nor too few, and no flapping."""
+        assert SCALING.least <= after <= SCALING.most and after != before
+        last = self.decisions[-1][0] if self.decisions else 0.0
+        if after > before:
+            assert after == before + 1
+            assert self.now - last >= SCALING.up_s - 1e-9
+            assert len(self.pool.queue) > 0
+        else:
+            assert self.now - last >= SCALING.down_s - 1e-9
+            until = [since for since, _ in self.open_since[1:]] + [self.now]
+            begin = self.now - SCALING.down_s
+            assert after >= max(n for (_, n), end in zip(self.open_since, until, strict=True) if end > begin)
+        self.decisions.append((self.now, before, after))
 
     def end(self, request: int) -> None:
         assert request not in self.ended and request not in self.withdrawn, "every request ends once"
         del self.open[request]
         self.ended.append(request)
 
-    def lose(self, actor: int) -> None:
+    def lose(self, actor: int, node_lost: bool = False) -> None:
         state, work = self.alive.pop(actor)
-        if state == "busy":
+        if state == "busy" and not node_lost:
             self.deaths[work] = self.deaths.get(work, 0) + 1
 
     def pick(self, data: st.DataObject, *states: str) -> int:
@@ -255,6 +391,22 @@ class PoolModel(RuleBasedStateMachine):
     @rule(weights=st.sampled_from(["v0", "v1", "v2"]))
     def prefer(self, weights: str) -> None:
         self.obey(self.pool.prefer(weights, self.now))
+
+    @precondition(lambda self: self.any_in("pending"))
+    @rule(data=st.data())
+    def placed(self, data: st.DataObject) -> None:
+        actor = self.pick(data, "pending")
+        self.alive[actor] = ("starting", None)
+        self.obey(self.pool.placed(actor, self.now))
+
+    @precondition(lambda self: self.any_in("busy"))
+    @rule(data=st.data())
+    def garbled(self, data: st.DataObject) -> None:
+        actor = self.pick(data, "busy")
+        before = self.pool.garbled_replies
+        self.obey(self.pool.garbled(actor, self.alive[actor][1], "nonsense", self.now))
+        assert actor not in self.alive
+        assert self.pool.garbled_replies == before + 1
 
     @precondition(lambda self: self.any_in("starting"))
     @rule(data=st.data())
@@ -288,11 +440,11 @@ class PoolModel(RuleBasedStateMachine):
         self.obey(self.pool.replied(actor, request, self.now), request)
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def died(self, data: st.DataObject) -> None:
-        actor = self.pick(data, "starting", "loading", "idle", "busy")
-        self.lose(actor)
-        self.obey(self.pool.died(actor, f"death of {actor}", self.now))
+    @rule(data=st.data(), node_lost=st.booleans())
+    def died(self, data: st.DataObject, node_lost: bool) -> None:
+        actor = self.pick(data, "pending", "starting", "loading", "idle", "busy")
+        self.lose(actor, node_lost)
+        self.obey(self.pool.died(actor, f"death of {actor}", self.now, node_lost=node_lost))
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 11.0, 60.0]))
     def wait(self, seconds: float) -> None:
@@ -315,6 +467,8 @@ class PoolModel(RuleBasedStateMachine):
         """Events about dead actors, or that an actor is not in a state to give, change nothing."""
         actor = data.draw(st.sampled_from(self.ever))
         state, work = self.alive.get(actor, ("dead", None))
+        if state != "pending":
+            assert self.pool.placed(actor, self.now) == []
         if state != "starting":
             assert self.pool.spawned(actor, self.now) == []
         if state != "loading":
@@ -322,6 +476,7 @@ class PoolModel(RuleBasedStateMachine):
         assert self.pool.loaded(actor, "never asked for", self.now) == []
         if (state, work) != ("busy", number):
             assert self.pool.replied(actor, number, self.now) == []
+            assert self.pool.garbled(actor, number, "garbage", self.now) == []
         if state == "dead":
             assert self.pool.died(actor, "again", self.now) == []
 
@@ -333,7 +488,15 @@ class PoolModel(RuleBasedStateMachine):
             number: state for number, (state, _) in self.alive.items()
         }
         assert set(self.pool.requests) == set(self.open)
-        assert len(self.alive) <= self.pool.size
+        if self.pool.scaling is None:
+            assert len(self.alive) <= self.pool.size and not self.decisions
+        else:
+            assert len(self.alive) <= SCALING.most and SCALING.least <= self.pool.size <= SCALING.most
+        staying = [slot for slot in self.pool.slots.values() if not slot.is_retiring]
+        assert len(staying) == self.pool.size
+        for actor in self.pool.actors.values():
+            assert self.pool.slots[actor.slot].actor == actor.number
+            assert actor.state == "busy" or not self.pool.slots[actor.slot].is_retiring
         busy = [work for state, work in self.alive.values() if state == "busy"]
         assert set(self.pool.queue) == set(self.open) - set(busy)
         idle = [actor for actor, (state, _) in self.alive.items() if state == "idle"]
@@ -347,14 +510,17 @@ class PoolModel(RuleBasedStateMachine):
         """From wherever the accidents led: once they stop, every open request is answered."""
         if not hasattr(self, "pool") or self.pool.failure is not None:
             return
-        for _ in range(3 * len(self.open) + 10):
+        for _ in range(4 * len(self.open) + 10):
             self.now += 5.0
             self.obey(self.pool.tick(self.now))
             for actor, (state, work) in list(self.alive.items()):
                 if self.alive.get(actor) != (state, work) or state == "idle":
                     continue
                 self.alive[actor] = ("idle", None)
-                if state == "starting":
+                if state == "pending":
+                    self.alive[actor] = ("starting", None)
+                    self.obey(self.pool.placed(actor, self.now))
+                elif state == "starting":
                     self.obey(self.pool.spawned(actor, self.now))
                 elif state == "loading":
                     self.holds[actor] = work

@@ -146,15 +146,17 @@ def test_other_learners_than_the_first_only_keep_their_step(monkeypatch: pytest.
 
 
 def pool() -> PoolState:
-    """Five places: one works, one has died twice, one loads, one is idle, one starts; one request waits."""
-    state = PoolState(5, PoolLimits(backoff_s=100.0))
+    """Six places: one works, one has died twice, one loads, one is idle, one starts, one is pending; one waits."""
+    state = PoolState(6, PoolLimits(backoff_s=100.0))
     state.start(0.0)
+    for number in range(5):
+        state.placed(number, 0.5)
     for number in range(4):
         state.spawned(number, 1.0)
     state.submit(0, None, 10.0, 2.0)
     state.died(1, "killed", 3.0)
     state.tick(3.0)
-    state.died(5, "killed", 4.0)
+    state.died(6, "killed", 4.0)
     state.submit(1, "weights", 10.0, 5.0)
     return state
 
@@ -163,7 +165,7 @@ def test_a_pool_is_told_by_state_queue_and_restarts() -> None:
     samples = pool_samples("rollout", pool(), {0: 2, 2: 5}, now=7.0)
     check(samples)
     states = {name: value(samples, "bgrpo_actors", pool="rollout", state=name) for name in (*ActorState, "dead")}
-    assert states == {"starting": 1, "loading": 1, "idle": 1, "busy": 1, "dead": 1}
+    assert states == {"pending": 1, "starting": 1, "loading": 1, "idle": 1, "busy": 1, "dead": 1}
     assert value(samples, "bgrpo_oldest_wait_seconds", pool="rollout") == 5.0
     assert value(samples, "bgrpo_queue_requests", pool="rollout") == 1
     assert value(samples, "bgrpo_requests_total", pool="rollout", actor="2") == 5
@@ -405,7 +407,7 @@ def test_a_service_exposes_its_rollouts_and_pools(tmp_path: Path) -> None:
         }
     )
     prompts = [(text, encode_prompt(tokenizer, text)) for text in texts]
-    service = start_service(config, decode_settings(config, tokenizer), prompts, run="exposed")
+    service = start_service(config, decode_settings(config, tokenizer), prompts, len(tokenizer), run="exposed")
     ray.get(service.ready.remote(WAIT_S), timeout=WAIT_S + 10)
     ray.get(service.publish.remote(0, [ray.put(flatten_parameters(model))]), timeout=WAIT_S)
     (groups,) = ray.get(service.collect.remote(0, 0, 0, [0, 1, 2, 3], WAIT_S), timeout=WAIT_S + 10)

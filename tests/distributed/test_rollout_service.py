@@ -77,7 +77,7 @@ class Client:
     def __init__(self, config: TrainConfig) -> None:
         prompts: list[Prompt] = [(text, encode_prompt(TOKENIZER, text)) for text in TEXTS]
         self.config = config
-        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), prompts)
+        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), prompts, len(TOKENIZER))
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args: ray.get(getattr(self.actor, name).remote(*args), timeout=WAIT_S + 10)

@@ -88,7 +88,8 @@ def test_an_actor_that_hangs_is_named_with_its_host() -> None:
     """The pool kills it by its limit, so no error of Ray says where it was."""
     state = PoolState(1, PoolLimits(respawns=0))
     state.start(0.0)
-    state.spawned(0, 1.0, str(Place(123, "node-7", "f00")))
+    state.placed(0, 0.5, str(Place(123, "node-7", "f00")))
+    state.spawned(0, 1.0)
     state.submit(0, None, 3.0, 2.0)
     state.tick(6.0)
     place = "killed because it was busy with request 0 for more than 3 s (pid 123 on node-7)"

@@ -149,7 +149,8 @@ def _measure_checks(config: TrainConfig) -> dict[str, Any]:
     prepared = check_input(config)
     configs = {"checked": config, "unchecked": config.model_copy(update={"task": unread})}
     settings = decode_settings(config, prepared.policy.tokenizer)
-    services = {name: start_service(each, settings, prepared.prompts) for name, each in configs.items()}
+    vocabulary = prepared.policy.model.config.vocab_size
+    services = {name: start_service(each, settings, prepared.prompts, vocabulary) for name, each in configs.items()}
     turns: dict[str, list[float]] = {name: [] for name in services}
     indices = list(range(config.rollout.prompts_per_step))
     try:

@@ -1,0 +1,71 @@
+"""Can this be the answer to a rollout request? Cheap checks, made before a reply goes to the verifiers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest
+from bgrpo.groups import Completion, Group
+
+if TYPE_CHECKING:
+    from bgrpo.decoding import DecodeSettings
+
+LOGPROB_ROUNDING = 1e-3  # log-probabilities of float32 may come out this much above 0
+
+
+def find_fault(request: RolloutRequest, reply: Any, vocabulary: int) -> str | None:
+    """What is wrong with a reply, in words; None when it can be an answer.
+
+    Args:
+        request: what was asked.
+        reply: whatever came back.
+        vocabulary: number of token ids of the policy.
+    """
+    if not isinstance(reply, RolloutReply):
+        return f"a {type(reply).__name__} instead of a reply"
+    if reply.weights != request.weights:
+        return f"decoded with {reply.weights} instead of {request.weights}"
+    if len(reply.groups) != len(request.prompts):
+        return f"{len(reply.groups)} groups for {len(request.prompts)} prompts"
+    for position, group in enumerate(reply.groups):
+        try:
+            fault = _group_fault(group, request.settings, vocabulary)
+        except (AttributeError, TypeError, ValueError) as error:
+            fault = f"malformed: {error}"
+        if fault is not None:
+            return f"group {position}: {fault}"
+    finished = sum(completion.finished for group in reply.groups for completion in group.completions)
+    if len(reply.items) != finished:
+        return f"{len(reply.items)} texts to check for {finished} finished completions"
+    return None
+
+
+def _group_fault(group: Group, settings: DecodeSettings, vocabulary: int) -> str | None:
+    count, asked = len(group.completions), settings.completions
+    if not 1 <= count <= asked or (settings.mode == "sample" and count != asked):
+        return f"{count} completions instead of {asked}"
+    for rank, completion in enumerate(group.completions, 1):
+        fault = _completion_fault(completion, settings, vocabulary)
+        if fault is not None:
+            return f"completion {rank}: {fault}"
+    if settings.mode == "beam" and len({tuple(completion.tokens) for completion in group.completions}) < count:
+        return "two beams are the same"
+    return None
+
+
+def _completion_fault(completion: Completion, settings: DecodeSettings, vocabulary: int) -> str | None:
+    tokens, logprobs = completion.tokens, completion.logprobs
+    if not 1 <= len(tokens) <= settings.max_new_tokens:
+        return f"{len(tokens)} tokens, expected 1 to {settings.max_new_tokens}"
+    if min(tokens) < 0 or max(tokens) >= vocabulary:
+        return f"token ids {min(tokens)} to {max(tokens)}, the vocabulary has 0 to {vocabulary - 1}"
+    if completion.finished != (tokens[-1] == settings.eos_token_id):
+        return f"finished is {completion.finished}, the last token is {tokens[-1]}"
+    if settings.eos_token_id in tokens[:-1]:
+        return "it goes on after its end"
+    if len(logprobs) != len(tokens):
+        return f"{len(logprobs)} log-probabilities for {len(tokens)} tokens"
+    if not all(map(math.isfinite, logprobs)) or max(logprobs) > LOGPROB_ROUNDING:
+        return f"log-probabilities from {min(logprobs)} to {max(logprobs)}"
+    return None
