@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 
 from bgrpo.distributed.actor_pool import PooledActor
@@ -28,7 +30,13 @@ class Echo(PooledActor):
                 raise ValueError("in the actor")
             case ["refuse"]:
                 raise UserError("prompt 3 is empty")
-            case ["sleep", seconds]:
+            case ["garbage", replies] if Path(replies).exists():
+                Path(replies).unlink()
+                return "garbage"
+            case ["memory"]:
+                resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+                return len(bytearray(64 << 30))
+            case ["sleep", seconds, *_]:
                 time.sleep(seconds)
         return request, os.getpid(), self._weights
 

@@ -234,7 +234,7 @@ class ActorPool:
                     self._log(logging.INFO, actor, "ended: the pool became smaller")
                     self._kill(actor)
                 case Resized(before, after, reason):
-                    logger.info("%s pool %d → %d: %s", self.name, before, after, reason)
+                    logger.info("%ss %d → %d: %s", self.name, before, after, reason)
                 case Unplaceable(seconds):
                     self._give_up_on_placement(seconds)
                 case Answer(request):

@@ -310,7 +310,7 @@ class PoolState:
 
     def _bury(self, number: int, cause: str, now: float, fatal: bool = False, node_lost: bool = False) -> None:
         actor = self.actors.pop(number)
-        if actor.where:
+        if actor.where and not fatal:
             cause = f"{cause} ({actor.where})"
         failure = Failure(number, now, self._doing(actor), cause)
         self.first_failure = self.first_failure or failure

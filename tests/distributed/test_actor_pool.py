@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pooled_actors import Echo, Unlucky, Unpreparable
 
 from bgrpo.distributed.actor_pool import ActorPool, PoolError, remote_class
 from bgrpo.distributed.pool_records import ActorState, PoolLimits
+from bgrpo.distributed.pool_scaling import ScalingLimits
 from bgrpo.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -25,11 +27,14 @@ LIMITS = PoolLimits(respawns=2, backoff_s=0.05)
 
 @asynccontextmanager
 async def running(
-    size: int, actor: type = Echo, fetch: Callable[[Any], ray.ObjectRef] | None = None
+    size: int,
+    actor: type = Echo,
+    fetch: Callable[[Any], ray.ObjectRef] | None = None,
+    scaling: ScalingLimits | None = None,
 ) -> AsyncIterator[ActorPool]:
     """A started pool whose clock ticks."""
     remote = remote_class(actor).options(num_cpus=0)
-    pool = ActorPool("echo", size, LIMITS, remote.remote, fetch)
+    pool = ActorPool("echo", size, LIMITS, remote.remote, fetch, scaling=scaling, find_fault=find_fault)
 
     async def clock() -> None:
         while True:
@@ -43,6 +48,10 @@ async def running(
     finally:
         ticking.cancel()
         pool.shutdown()
+
+
+def find_fault(request: Any, reply: Any) -> str | None:
+    return "it is a word" if isinstance(reply, str) else None
 
 
 async def until(condition: Callable[[], bool], limit_s: float = 30.0) -> float:
@@ -114,6 +123,46 @@ def test_hung_actor_is_replaced_after_the_limit() -> None:
             assert 1.0 < time.monotonic() - start < 1.0 + 20
             assert pool.state.first_failure is not None
             assert "killed because it was busy with request 0 for more than 1 s" in pool.state.first_failure.cause
+
+    run(test)
+
+
+def test_the_pool_grows_under_a_queue_and_shrinks_after(caplog: pytest.LogCaptureFixture) -> None:
+    scaling = ScalingLimits(least=1, most=3, up_s=0.3, down_s=2.0)
+
+    async def test() -> None:
+        async with running(1, scaling=scaling) as pool:
+            await until(lambda: len(idle_pids(pool)) == 1)
+            answers = asyncio.gather(*(pool.request(["sleep", 1.0, i], None, 60) for i in range(12)))
+            await until(lambda: pool.status()["size"] == 3 and len(pool.status()["actors"]) == 3)
+            replies = await answers
+            assert [reply[0][2] for reply in replies] == list(range(12))
+            assert len({reply[1] for reply in replies}) >= 2, "those that were added took part"
+            await until(lambda: len(pool.status()["actors"]) == 1 and len(idle_pids(pool)) == 1)
+            assert pool.state.restarts == 0 and pool.state.first_failure is None
+            assert (await pool.request("x", None, 30))[0] == "x"
+
+    with caplog.at_level("INFO", logger="bgrpo.distributed.actor_pool"):
+        run(test)
+    lines = [record.getMessage() for record in caplog.records if " → " in record.getMessage()]
+    assert [line.partition(":")[0] for line in lines] == ["echos 1 → 2", "echos 2 → 3", "echos 3 → 1"]
+    assert "requests waited for" in lines[0] and "no request came for 2 s" in lines[2]
+
+
+def test_garbage_and_a_lack_of_memory_cost_the_actor_not_the_request(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(2) as pool:
+            await until(lambda: len(idle_pids(pool)) == 2)
+            once = tmp_path / "once"
+            once.touch()
+            request, *_ = await pool.request(["garbage", str(once)], None, 30)
+            assert request == ["garbage", str(once)]
+            assert pool.status()["garbled_replies"] == 1 and pool.state.restarts <= 1
+            assert pool.state.first_failure is not None
+            assert "its reply to request 0 is garbage: it is a word" in pool.state.first_failure.cause
+            with pytest.raises(PoolError, match=r"3 actors in a row died over it.*\n(.*\n)*.*MemoryError"):
+                await pool.request(["memory"], None, 30)
+            assert (await pool.request("x", None, 30))[0] == "x", "the pool goes on"
 
     run(test)
 

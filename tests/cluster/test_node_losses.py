@@ -1,0 +1,29 @@
+"""Nodes that leave, gracefully or not, and nodes that join: the pool goes on, waits, and fills up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def test_a_pool_outlives_its_nodes() -> None:
+    """Not one death may count: the pool in there would give up, and refuse its request, after the first."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "RAY_USAGE_STATS_ENABLED": "0"}
+    program = Path(__file__).with_name("node_losses.py")
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=350)
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["failure"] is None
+    assert report["every request answered once"] and report["requests"] >= 24
+    assert report["nodes that answered"] >= 4, "actors of the first two nodes, of the third and of the fourth"
+    assert report["streaks"] == [0, 0]
+    assert report["first"] is not None
