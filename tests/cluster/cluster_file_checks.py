@@ -208,14 +208,22 @@ def check_job_fits(entrypoint: str, groups: list[tuple[int, dict[str, float]]], 
         groups: for each group of nodes, the least number and what one of them has.
         spot: what a spot node has.
     """
-    units = ("CPU", "GPU")
+    units = {unit for _, node in groups for unit in node}
     smallest = {unit: sum(count * node.get(unit, 0.0) for count, node in groups) for unit in units}
     problems = []
     try:
         for config in job_configs(entrypoint):
+            demands = {demand.name: demand.reserved for demand in training_demand(config)}
             check_room(training_demand(config), smallest)
-            if config.learner.cpus_per_worker <= spot["CPU"]:
+            if all(share <= spot.get(unit, 0.0) for unit, share in demands["learner.workers"].items()):
                 problems.append("a learner fits on a spot node")
+            problems += [
+                f"{name} may run on nodes of any kind"
+                for name, reserved in demands.items()
+                if not any(unit.endswith("_node") for unit in reserved)
+            ]
+            if "verifier.processes" not in demands:
+                problems.append("verifiers may run on nodes of any kind")
     except (UserError, ValueError) as error:
         problems.append(str(error))
     return problems

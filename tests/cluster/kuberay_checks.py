@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_file_checks import check_image, required
+from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 
 FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text("utf-8"))
 RESTRICTED_CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -104,12 +105,13 @@ def check_cluster(manifest: Manifest, claims: set[str]) -> list[str]:
 
 
 def smallest_cluster(manifest: Manifest) -> dict[str, tuple[int, dict[str, float]]]:
-    """For each group of workers, the least number and the CPUs and GPUs that one of them offers to Ray."""
+    """For each group of workers, the least number and what one of them offers to Ray, as the autoscaler reads it."""
     groups = {}
     for group in manifest["spec"]["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         cpus = group["rayStartParams"].get("num-cpus", limits["cpu"])
         offered = {"CPU": float(cpus), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+        offered |= _get_custom_resources({}, group["rayStartParams"], group["groupName"])
         groups[group["groupName"]] = group["minReplicas"], offered
     return groups
 

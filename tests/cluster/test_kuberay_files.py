@@ -78,7 +78,10 @@ def test_jobs_name_modules_and_configurations_and_have_room_from_the_start(job: 
         ("quickstart", "quickest", "no such file"),
         ("rollout.actors=2", "rollout.actor=2", "did you mean 'rollout.actors'"),
         ("rollout.actors=2", "rollout.actors=3", "the cluster is too small"),
-        ("cpus_per_worker=4", "cpus_per_worker=2", "a learner fits on a spot node"),
+        ("learner.node_resource=learner_node", "learner.cpus_per_worker=2", "a learner fits on a spot node"),
+        ("rollout.node_resource=rollout_node", "", "rollout.actors may run on nodes of any kind"),
+        ("verifier.node_resource=verifier_node", "", "verifiers may run on nodes of any kind"),
+        ("=rollout_node", "=rollout_nodes", "2 × 0.001 = 0.002 rollout_nodes, the cluster has 0"),
     ],
 )
 def test_a_broken_entrypoint_is_noticed(old: str, new: str, problem: str) -> None:
