@@ -103,6 +103,7 @@ class ActorPool:
 
     Attributes:
         answered: requests answered by each actor.
+        decisions: about the size of the pool, one line each, oldest first.
 
     Args:
         name: of one actor, in reports: ``"rollout actor"``.
@@ -136,6 +137,7 @@ class ActorPool:
         self._fetch = fetch
         self._on_load = on_load
         self.answered: Counter[int] = Counter()
+        self.decisions: list[str] = []
         self._handles: dict[int, ActorHandle] = {}
         self._places: dict[int, Place] = {}
         self._open: dict[int, _Open] = {}
@@ -234,7 +236,8 @@ class ActorPool:
                     self._log(logging.INFO, actor, "ended: the pool became smaller")
                     self._kill(actor)
                 case Resized(before, after, reason):
-                    logger.info("%ss %d → %d: %s", self.name, before, after, reason)
+                    self.decisions.append(f"{self.name}s {before} → {after}: {reason}")
+                    logger.info("%s", self.decisions[-1])
                 case Unplaceable(seconds):
                     self._give_up_on_placement(seconds)
                 case Answer(request):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
@@ -193,7 +194,7 @@ class RolloutService:
     async def status(self) -> dict[str, Any]:
         """State of both pools, versions, rates and counts; ``failure`` is what ends the run, None while it works.
 
-        ``request_s`` are decode times of the latest requests, ``cpu_s`` is the processor time of this process.
+        ``request_s`` are decode times of the latest requests; ``pid`` and ``cpu_s`` are of the service's own process.
         """
         self._forget_old(time.monotonic())
         span = time.monotonic() - self._recent[0][0] if self._recent else 0.0
@@ -208,9 +209,14 @@ class RolloutService:
             "outcomes": dict(self._metrics.outcomes),
             "rollouts_per_s": sum(count for _, count in self._recent) / span if span > 0 else 0.0,
             "request_s": list(self._request_s),
+            "pid": os.getpid(),
             "cpu_s": time.process_time(),
             "failure": next((pool.state.failure for pool in self._pools if pool.state.failure is not None), None),
         }
+
+    async def scaling_decisions(self, seen: int) -> list[str]:
+        """Why the pool of rollout actors grew or shrank, one line each; without the first ``seen``."""
+        return self._rollouts.decisions[seen:]
 
     async def stall_report(self) -> str:
         """Who waits for whom, and for how long."""

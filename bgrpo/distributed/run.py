@@ -18,6 +18,7 @@ from rich.console import Console
 from bgrpo.budget import Spent, is_spent
 from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
+from bgrpo.distributed.decisions_tail import DecisionsTail
 from bgrpo.distributed.driving import (
     STOP_FILE,
     STOPPED_STATUS,
@@ -241,6 +242,7 @@ class _Run:
         start = spent.steps
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
+        decisions = DecisionsTail(self._service)
         with TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress:
             finished, moved = False, time.monotonic()
             while not finished:
@@ -251,6 +253,8 @@ class _Run:
                     if self._on_step is not None:
                         self._on_step(step, metrics)
                     moved = time.monotonic()
+                for line in decisions.new_lines(time.monotonic()):
+                    progress.note(line)
                 if time.monotonic() - moved > self._config.watchdog.stall_s:
                     moved = time.monotonic()
                     progress.note(self._stall_report(f"no step since step {tail.last_step}"))

@@ -94,6 +94,7 @@ class Play:
         await asyncio.to_thread(self.cluster.remove_node, second)  # its other processes
         third = self.add_node()
         await self.until("refilled by a new node", lambda: self.up() == 2)
+        await self.more_answers("requests after the refill")
 
         await asyncio.to_thread(self.cluster.remove_node, third, True)
         await self.until("removal of a node noticed", lambda: self.up() == 1)

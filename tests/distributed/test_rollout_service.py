@@ -7,9 +7,11 @@ import dataclasses
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -17,9 +19,11 @@ from zlib import crc32
 import pytest
 import ray
 import torch
+from ray.exceptions import RayActorError
 from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
+from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, publish_in_spite_of_restarts
 from bgrpo.distributed.rollout_actor import RolloutActor, RolloutRequest
 from bgrpo.distributed.rollout_service import Prompt, start_service
 from bgrpo.distributed.weights import Weights
@@ -385,6 +389,32 @@ def test_weights_outlive_the_process_that_published_them(policy_dir: Path) -> No
         os.kill(victim, signal.SIGKILL)
         groups = client.collect(0, 0, 0, INDICES, WAIT_S)
         assert_equal(groups, local(client.config, policy(5), step=0), version=0)
+
+
+def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
+    """Ray starts it again, empty; the weights are published again, and the batch that was open is decoded again."""
+    with service(configuration(policy_dir, rollout={"actors": 1})) as client:
+        source = ServiceRolloutSource(client.actor, client.config)
+        publish = partial(publish_in_spite_of_restarts, source, 4, policy(5))
+        publish()
+        (worker,), pid = client.ready_pids("rollout", 1), client.status()["pid"]
+        os.kill(worker, signal.SIGSTOP)  # so that the batch is surely open
+        killer = threading.Timer(2.0, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        decode = ServiceDecoder(client.actor, client.config, 4, TOKENIZER, publish_again=publish)
+        judged = decode([TEXTS[index] for index in INDICES], "beam", 8, None)
+        killer.join()
+        expected = local(client.config, policy(5), step=0)
+        assert [[c.outcome for c in group] for group in judged] == [group.outcomes for group in expected]
+        assert client.status()["pid"] != pid
+        assert not is_alive(worker), "what belonged to the service ended with it"
+        os.kill(client.status()["pid"], signal.SIGKILL)
+        with pytest.raises(RayActorError):  # without publish_again it is the caller's to handle
+            for _ in range(100):
+                ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([TEXTS[0]], "beam", 8, None)
+        publish()
+        again = ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([TEXTS[0]], "beam", 8, None)
+        assert len(again) == 1
 
 
 def test_rollout_actor_refuses_other_weights(policy_dir: Path) -> None:

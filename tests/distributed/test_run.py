@@ -135,13 +135,18 @@ def kill(title: str) -> Callable[[], None]:
     return act
 
 
-def test_losing_rollout_actor_verifier_and_learner_changes_nothing(
+def test_losing_rollout_actor_verifier_learner_and_service_changes_nothing(
     undisturbed: RunResult, policy: Path, tmp_path: Path
 ) -> None:
-    acts = {1: kill("ray::RolloutActor"), 2: kill("ray::VerifierActor"), 5: kill("RayTrainWorker")}
+    acts = {
+        1: kill("ray::RolloutActor"),
+        2: kill("ray::VerifierActor"),
+        5: kill("RayTrainWorker"),
+        7: kill("ray::RolloutService"),
+    }
     with Saboteur(tmp_path / "disturbed" / "metrics.jsonl", acts) as saboteur:
         result = run_training(config(policy, tmp_path, "disturbed"))
-    assert saboteur.done == [1, 2, 5]
+    assert saboteur.done == [1, 2, 5, 7]
     assert torch.equal(weights(result), weights(undisturbed))
     assert [line["step"] for line in result.folder.metrics()] == list(range(1, STEPS + 1))
     assert [line["reward_mean"] for line in result.folder.metrics()] == [
