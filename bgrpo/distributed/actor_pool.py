@@ -35,6 +35,11 @@ class Place:
     host: str
     node: str
 
+    @classmethod
+    def here(cls) -> Place:
+        """Of this process."""
+        return cls(os.getpid(), socket.gethostname(), ray.get_runtime_context().get_node_id())
+
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
 
@@ -48,7 +53,7 @@ class PooledActor:
 
     def prepare(self) -> Place:
         """Do whatever must come before the first request, and say where the process runs."""
-        return Place(os.getpid(), socket.gethostname(), ray.get_runtime_context().get_node_id())
+        return Place.here()
 
     def load(self, weights: Hashable, buffer: Any) -> None:
         """Hold these weights from now on; only called in pools whose requests name weights."""

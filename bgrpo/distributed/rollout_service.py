@@ -13,13 +13,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import ActorPool, PoolError
+from bgrpo.distributed.actor_pool import ActorPool, Place, PoolError
 from bgrpo.distributed.pool_records import ActorState, PoolLimits
 from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest, spawn_rollout_actor
 from bgrpo.distributed.run_log import start_run_log
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 Prompt = tuple[str, list[int]]
 """A prompt as text, for the checks, and as token ids, for the policy."""
 
+SERVICE_NAMESPACE = "bgrpo"
 TICK_S = 0.1
 STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
@@ -178,6 +180,7 @@ class RolloutService:
     async def status(self) -> dict[str, Any]:
         """State of both pools, versions, rates and counts; ``failure`` is what ends the run, None while it works.
 
+        ``service`` is the place of this process.
         ``request_s`` are decode times of the latest requests, ``cpu_s`` is the processor time of this process.
         """
         self._forget_old(time.monotonic())
@@ -187,6 +190,7 @@ class RolloutService:
             held = self._rollouts.state.actors[actor["actor"]].holds
             actor["version"] = held.version if isinstance(held, Weights) else None
         return {
+            "service": asdict(Place.here()),
             "rollout": rollout,
             "verifier": self._verifiers.pool.status(),
             "versions": self._weights.versions,
@@ -311,12 +315,12 @@ def start_service(
         config: of the run.
         settings: how training groups are decoded, see :func:`bgrpo.rollouts.decode_settings`.
         prompts: of the training problems.
-        name: to find the actor with ``ray.get_actor``.
+        name: to find the actor with ``ray.get_actor(name, SERVICE_NAMESPACE)``.
         run: name of the run.
     """
     actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(RolloutService)
     outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors
-    service: Any = actor_class.options(name=name, scheduling_strategy=outside).remote(
+    service: Any = actor_class.options(name=name, namespace=SERVICE_NAMESPACE, scheduling_strategy=outside).remote(
         config, settings, ray.put(prompts), run
     )
     ray.get(service.start.remote())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -153,7 +154,11 @@ class _Run:
         tracker = self._start_tracking()
         status = "FAILED"
         settings = decode_settings(config, self._tokenizer)
-        self._service = start_service(config, settings, self._prepared.prompts, run=folder.name)
+        name = (
+            f"{folder.name}-{uuid.uuid4().hex[:12]}"  # of this attempt: what an earlier one left cannot be in the way
+        )
+        self._service = start_service(config, settings, self._prepared.prompts, name, run=folder.name)
+        folder.update(service=name)
         try:
             answer(self._service.ready.remote(START_S), START_S + 30)
             before = self._evaluate_before()
