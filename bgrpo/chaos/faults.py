@@ -11,7 +11,12 @@ from bgrpo.errors import UserError
 
 
 class FaultKind(StrEnum):
-    """What is done to a run."""
+    """What is done to a run.
+
+    ``kill-…`` is SIGKILL, ``stop-…`` SIGSTOP (the process hangs), ``terminate-driver`` SIGTERM, as a preemption notice;
+    after a fault of the driver the run is resumed. ``kill-check`` hits the child process of a verifier that runs the
+    checks. ``remove-node`` kills the raylet of a node that has rollout actors, but no learner and not the head.
+    """
 
     KILL_ROLLOUT = "kill-rollout"
     STOP_ROLLOUT = "stop-rollout"
@@ -24,17 +29,6 @@ class FaultKind(StrEnum):
     REMOVE_NODE = "remove-node"
 
 
-MEANINGS = {
-    FaultKind.KILL_ROLLOUT: "SIGKILL of a rollout actor",
-    FaultKind.STOP_ROLLOUT: "SIGSTOP of a rollout actor: it hangs",
-    FaultKind.KILL_VERIFIER: "SIGKILL of a verifier actor",
-    FaultKind.KILL_CHECK: "SIGKILL of the child process of a verifier that runs the checks",
-    FaultKind.KILL_LEARNER: "SIGKILL of a learner",
-    FaultKind.KILL_SERVICE: "SIGKILL of the rollout service",
-    FaultKind.KILL_DRIVER: "SIGKILL of the driver; then the run is resumed",
-    FaultKind.TERMINATE_DRIVER: "SIGTERM of the driver, as a preemption notice; then the run is resumed",
-    FaultKind.REMOVE_NODE: "SIGKILL of the raylet of a node that holds rollout actors, but no learner and not the head",
-}
 DRIVER_FAULTS = frozenset({FaultKind.KILL_DRIVER, FaultKind.TERMINATE_DRIVER})
 RESTARTING_FAULTS = DRIVER_FAULTS | {FaultKind.KILL_LEARNER, FaultKind.KILL_SERVICE}
 """After these the learners start again from the last checkpoint."""
