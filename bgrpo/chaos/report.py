@@ -17,6 +17,7 @@ from bgrpo.chaos.recovery import FaultRecord
 
 PREEMPTED_STATUS = 143
 MIB = 1024**2
+FIGURES = ("noticed_s", "replaced_s", "step_s", "redone_steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +151,20 @@ class KindSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, and (median, largest) of each figure."""
-        names = ("noticed_s", "replaced_s", "step_s", "redone_steps")
         reasons = [record.skipped for record in self.records if record.skipped is not None]
         return {
             "kind": self.kind,
             "injected": self.injected,
             "survived": self.survived,
             "skipped": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
-            **{name: self.spread(name) for name in names},
+            **{name: self.spread(name) for name in FIGURES},
         }
 
 
 def _fault_table(summaries: Sequence[KindSummary]) -> Table:
-    table = Table(title="faults", caption="seconds and steps: median, largest")
-    columns = ("injected", "survived", "skipped", "noticed after", "replaced after", "next step after", "steps redone")
+    caption = "median and largest: seconds until noticed, replaced, and a step was complete; steps made again"
+    table = Table(title="faults", caption=caption)
+    columns = ("hit", "ok", "skipped", "noticed", "replaced", "step", "redone")
     table.add_column("kind")
     for column in columns:
         table.add_column(column, justify="right")
@@ -172,8 +173,7 @@ def _fault_table(summaries: Sequence[KindSummary]) -> Table:
         table.add_row(
             str(summary.kind),
             *map(str, counts),
-            *(_spread_text(summary.spread(name), " s") for name in ("noticed_s", "replaced_s", "step_s")),
-            _spread_text(summary.spread("redone_steps"), ""),
+            *(_spread_text(summary.spread(name)) for name in FIGURES),
         )
     return table
 
@@ -191,7 +191,7 @@ def _memory_table(trends: Sequence[MemoryTrend]) -> Table:
     return table
 
 
-def _spread_text(spread: tuple[float, float] | None, unit: str) -> str:
+def _spread_text(spread: tuple[float, float] | None) -> str:
     if spread is None:
         return "–"
-    return f"{spread[0]:.3g}, {spread[1]:.3g}{unit}"
+    return f"{spread[0]:.3g}, {spread[1]:.3g}"

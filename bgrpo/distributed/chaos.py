@@ -28,6 +28,7 @@ from bgrpo.run_folder import RunFolder
 
 POLL_S = 0.25
 MEMORY_S = 5.0
+PATIENCE_S = 30.0  # a fault waits so long for somebody to hit: all may be starting again after the one before
 NO_STEP_S = 900.0
 GONE_S = 60.0
 PACE_STEPS, PACE_WARM_UP = 12, 4
@@ -197,6 +198,8 @@ class _Disturbance:
             return
         fault = self._fault
         if (reason := self._inject(fault, sight, status)) is not None:
+            if self._now() < self._due + PATIENCE_S:
+                return
             self._recoveries.skip(fault, self._now(), reason)
         record = self._recoveries.records[-1]
         self._say(f"{record.at:6.1f} s  {fault.kind}: {record.victim or f'skipped, {reason}'}")
