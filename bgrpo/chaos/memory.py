@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-WARM_UP_S = 30.0
+WARM_UP_S = 60.0
 FLAT_BYTES_PER_MINUTE = 1024**2
-LEAST_SPAN_S = 30.0
+LEAST_SPAN_S = 60.0
 MOST_SAMPLES_PER_LIFE = 200
 
 

@@ -27,7 +27,7 @@ def life(name: str, start: float, seconds: float, growth: float, base: float = 2
 @given(st.floats(-20, 20), st.integers(1, 6))
 def test_the_slope_is_the_planted_one_whatever_the_number_of_lives(growth_mib: float, lives: int) -> None:
     samples = [
-        s for i in range(lives) for s in life(str(i), 100.0 * i, 120, growth_mib * MIB, base=(100 + 90 * i) * MIB)
+        s for i in range(lives) for s in life(str(i), 200.0 * i, 150, growth_mib * MIB, base=(100 + 90 * i) * MIB)
     ]
     (trend,) = memory_trends(samples)
     assert trend.slope == pytest.approx(growth_mib * MIB, abs=100)
@@ -49,12 +49,12 @@ def test_outliers_and_noise_do_not_count_as_growth() -> None:
 
 
 def test_a_leak_of_three_megabytes_a_minute_is_seen_through_replacements() -> None:
-    samples = [s for i in range(8) for s in life(str(i), 90.0 * i, 80, 3 * MIB, noise=0.5 * MIB)]
+    samples = [s for i in range(8) for s in life(str(i), 150.0 * i, 140, 3 * MIB, noise=0.5 * MIB)]
     assert memory_trends(samples)[0].verdict == "growing"
 
 
 def test_short_lives_say_nothing() -> None:
-    samples = [s for i in range(9) for s in life(str(i), 60.0 * i, WARM_UP_S + LEAST_SPAN_S - 5, 50 * MIB)]
+    samples = [s for i in range(9) for s in life(str(i), 150.0 * i, WARM_UP_S + LEAST_SPAN_S - 5, 50 * MIB)]
     (trend,) = memory_trends(samples)
     assert (trend.verdict, trend.slope, trend.lives) == ("too short", None, 0)
 

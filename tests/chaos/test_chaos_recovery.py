@@ -66,6 +66,14 @@ def test_learners_that_start_again_say_how_many_steps_are_redone() -> None:
     assert (record.replaced_s, record.step_s, record.redone_steps) == (9.0, 11.0, 3)
 
 
+def test_a_service_that_comes_back_is_settled_by_steps_whether_learners_start_again_or_not() -> None:
+    for life in (LIFE, LearnerLife("b", 5)):
+        record = follow(
+            FaultKind.KILL_SERVICE, [(0.0, sight(7, {0: True})), (3.0, sight(7, {})), (9.0, sight(9, {}, life=life))]
+        )
+        assert record.step_s == 9.0
+
+
 def test_a_driver_that_ended_and_came_back() -> None:
     recoveries = Recoveries()
     recoveries.inject(fault(FaultKind.TERMINATE_DRIVER), 100.0, "driver", sight(30, {0: True}))
