@@ -27,7 +27,6 @@ class Sight:
 
     Attributes:
         driver: number of the driver's life, from 0.
-        driver_alive: the driver's process is there.
         last_step: last training step in ``metrics.jsonl``.
         learners: the newest life of the learners; None before the first.
         actors: by pool (``rollout``, ``verifier``), the pool's actors and whether each is up; empty when the service
@@ -35,7 +34,6 @@ class Sight:
     """
 
     driver: int
-    driver_alive: bool
     last_step: int
     learners: LearnerLife | None
     actors: Mapping[str, Mapping[int, bool]] = field(default_factory=dict)
@@ -131,11 +129,6 @@ class Recoveries:
             else:
                 self._observe_pool(open_, POOLS.get(kind), sight, at)
 
-    @property
-    def unsettled(self) -> list[FaultRecord]:
-        """Injected faults after which no step was complete yet."""
-        return [self.records[open_.record] for open_ in self._open if self.records[open_.record].step_s is None]
-
     def _observe_restart(self, open_: _Open, sight: Sight, at: float) -> None:
         before, life = open_.before.learners, sight.learners
         if life is None or (before is not None and life.identity == before.identity):
@@ -151,30 +144,28 @@ class Recoveries:
     def _observe_pool(self, open_: _Open, pool: str | None, sight: Sight, at: float) -> None:
         if self.records[open_.record].step_s is None and self._stepped(open_.before, sight):
             self._set(open_, step_s=at - open_.since)
-        if pool is None or sight.driver != open_.before.driver:  # nothing to replace, or the whole pool is another one
-            if self.records[open_.record].step_s is not None:
-                self._open.remove(open_)
-            return
-        actors = sight.actors.get(pool)
-        if not actors:
-            return
+        gone = pool is None or sight.driver != open_.before.driver  # nothing to replace, or another pool by now
+        if not gone and pool is not None and (actors := sight.actors.get(pool)):
+            self._observe_actors(open_, pool, actors, at)
+        record = self.records[open_.record]
+        if record.step_s is not None and (gone or record.replaced_s is not None):
+            self._open.remove(open_)
+
+    def _observe_actors(self, open_: _Open, pool: str, actors: Mapping[int, bool], at: float) -> None:
         if self.records[open_.record].noticed_s is None and open_.actor not in actors:
             self._set(open_, noticed_s=at - open_.since)
+        record = self.records[open_.record]
         newest = max(open_.before.actors.get(pool, {}), default=-1)
-        if self.records[open_.record].noticed_s is not None and any(
-            number > newest and up for number, up in actors.items()
-        ):
-            if self.records[open_.record].replaced_s is None:
-                self._set(open_, replaced_s=at - open_.since)
-            if self.records[open_.record].step_s is not None:
-                self._open.remove(open_)
+        another_is_up = any(number > newest and up for number, up in actors.items())
+        if record.noticed_s is not None and record.replaced_s is None and another_is_up:
+            self._set(open_, replaced_s=at - open_.since)
 
     @staticmethod
     def _stepped(before: Sight, sight: Sight) -> bool:
-        """A step came after the one that was under way; a restart of the learners begins the count again."""
-        same = before.learners is not None and sight.learners is not None and before.learners == sight.learners
-        start = before.last_step if same or sight.learners is None else sight.learners.step
-        return sight.last_step > start + (1 if same else 0)
+        """A step that began after the fault is complete."""
+        if sight.learners is not None and sight.learners != before.learners:
+            return sight.last_step > sight.learners.step
+        return sight.last_step > before.last_step + 1  # the next one was under way
 
     def _set(self, open_: _Open, **changes: float | int) -> None:
         self.records[open_.record] = replace(self.records[open_.record], **changes)  # type: ignore[arg-type]

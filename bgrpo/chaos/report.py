@@ -31,7 +31,7 @@ class ChaosReport:
         checkpoint_every: steps between its checkpoints.
         steps: of each run.
         seconds: from the first training step of the disturbed run to its end.
-        undisturbed_seconds: the same of the undisturbed run; None when it was given and not measured here.
+        undisturbed_seconds: from the first step of the undisturbed run to its last.
         faults: one record per fault that came up, in order.
         comparison: with the undisturbed run; None when the disturbed one did not finish.
         memory: one trend per role.
@@ -44,7 +44,7 @@ class ChaosReport:
     checkpoint_every: int
     steps: int
     seconds: float
-    undisturbed_seconds: float | None
+    undisturbed_seconds: float
     faults: Sequence[FaultRecord]
     comparison: ResultComparison | None
     memory: Sequence[MemoryTrend]
@@ -112,8 +112,7 @@ class ChaosReport:
         injected = len(self.injected)
         skipped = len(self.faults) - injected
         lines = [f"{injected} faults in {self.seconds / 60:.1f} minutes, {skipped} skipped, {self.steps} steps"]
-        if self.undisturbed_seconds:
-            lines[0] += f" (undisturbed: {self.undisturbed_seconds / 60:.1f} minutes)"
+        lines[0] += f" (undisturbed: {self.undisturbed_seconds / 60:.1f} minutes)"
         if self.comparison is not None and self.comparison.same:
             lines.append("the result is that of the undisturbed run: policies bit for bit, metrics of every step")
         if self.problems:

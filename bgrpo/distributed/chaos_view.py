@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,7 @@ class Driver:
 
     Attributes:
         life: 0 for the first process, 1 for the next, …
-        started: when the present one was started, in seconds since 1970.
+        left: learners of its earlier lives.
 
     Args:
         folder: of the run; need not exist yet.
@@ -53,7 +52,7 @@ class Driver:
         self._config = config
         self._log = log
         self.life = -1
-        self.started = 0.0
+        self.left: set[LearnerPlace] = set()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +65,7 @@ class Driver:
         begun = (self._folder / "run.json").is_file()
         arguments = ["--resume", str(self._folder)] if begun else ["--config", str(self._config)]
         environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-        self.life, self.started = self.life + 1, time.time()
+        self.life, self.left = self.life + 1, set(read_learners(self._folder))
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ray_jobs.train", *arguments],
@@ -130,7 +129,7 @@ class RunView:
 
     def learners(self) -> list[LearnerPlace]:
         """The learners of the present driver; fewer than there should be while they start."""
-        return [place for place in read_learners(self._run.path) if place.started > self._driver.started]
+        return [place for place in read_learners(self._run.path) if place not in self._driver.left]
 
     def sight(self, status: dict[str, Any] | None) -> Sight:
         """What the fault's consequences are read from."""
@@ -140,8 +139,7 @@ class RunView:
         for pool in ROLES:
             found = status[pool]["actors"] if status is not None else []
             actors[pool] = {actor["actor"]: actor["state"] in UP for actor in found}
-        alive = self._driver.pid is not None
-        return Sight(self._driver.life, alive, last_step(self._run.metrics_path), life, actors)
+        return Sight(self._driver.life, last_step(self._run.metrics_path), life, actors)
 
     def pooled(self, pool: str, status: dict[str, Any] | None) -> list[tuple[int, Victim]]:
         """Number and process of the pool's actors that are up."""

@@ -13,7 +13,7 @@ def fault(kind: FaultKind, index: int = 0) -> Fault:
 
 
 def sight(step: int, rollout: dict[int, bool], *, life: LearnerLife | None = LIFE, driver: int = 0) -> Sight:
-    return Sight(driver, True, step, life, {"rollout": rollout, "verifier": {0: True}})
+    return Sight(driver, step, life, {"rollout": rollout, "verifier": {0: True}})
 
 
 def follow(kind: FaultKind, sights: list[tuple[float, Sight]], actor: int | None = None) -> FaultRecord:
@@ -49,7 +49,7 @@ def test_the_step_under_way_does_not_show_that_the_fault_was_survived() -> None:
 
 
 def test_a_pool_that_does_not_answer_shows_nothing() -> None:
-    silent = Sight(0, True, 7, LIFE, {"rollout": {}, "verifier": {}})
+    silent = Sight(0, 7, LIFE, {"rollout": {}, "verifier": {}})
     record = follow(FaultKind.STOP_ROLLOUT, [(0.0, sight(7, {0: True})), (1.0, silent)], actor=0)
     assert record.noticed_s is None and record.replaced_s is None
 
@@ -79,14 +79,13 @@ def test_a_driver_that_ended_and_came_back() -> None:
     recoveries.inject(fault(FaultKind.TERMINATE_DRIVER), 100.0, "driver", sight(30, {0: True}))
     recoveries.driver_ended(143, 104.0)
     recoveries.driver_ended(-9, 140.0)  # of a later fault: the first end counts
-    recoveries.observe(Sight(1, True, 31, LIFE, {}), 110.0)
-    recoveries.observe(Sight(1, True, 31, LearnerLife("b", 31), {}), 120.0)
-    assert recoveries.unsettled
-    recoveries.observe(Sight(1, True, 32, LearnerLife("b", 31), {}), 121.0)
+    recoveries.observe(Sight(1, 31, LIFE, {}), 110.0)
+    recoveries.observe(Sight(1, 31, LearnerLife("b", 31), {}), 120.0)
+    assert recoveries.records[0].step_s is None
+    recoveries.observe(Sight(1, 32, LearnerLife("b", 31), {}), 121.0)
     record = recoveries.records[0]
     assert (record.noticed_s, record.driver_status) == (4.0, 143)
     assert (record.replaced_s, record.step_s, record.redone_steps) == (20.0, 21.0, 0)
-    assert not recoveries.unsettled
 
 
 def test_a_pool_that_went_with_its_driver_is_settled_by_the_next_steps() -> None:
@@ -104,4 +103,6 @@ def test_a_pool_that_went_with_its_driver_is_settled_by_the_next_steps() -> None
 def test_skipped_faults_are_recorded_with_their_reason() -> None:
     recoveries = Recoveries()
     recoveries.skip(fault(FaultKind.KILL_LEARNER), 3.0, "nobody there")
-    assert recoveries.records[0].skipped == "nobody there" and not recoveries.unsettled
+    assert recoveries.records[0].skipped == "nobody there"
+    recoveries.observe(sight(9, {0: True}), 9.0)
+    assert recoveries.records == [FaultRecord(fault(FaultKind.KILL_LEARNER), 3.0, skipped="nobody there")]

@@ -16,7 +16,7 @@ from bgrpo.policies.tokenizer import build_tokenizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 STEPS, EVERY = 150, 5
-KINDS = ("kill-rollout", "stop-rollout", "kill-verifier", "kill-check", "kill-learner", "terminate-driver")
+KINDS = ("kill-rollout", "stop-rollout", "kill-verifier", "kill-check", "kill-learner", "kill-driver", "terminate-driver")
 
 
 def config(folder: Path) -> TrainConfig:
