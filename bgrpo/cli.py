@@ -214,6 +214,9 @@ def chaos(
             "terminate-driver (the default: all of these), kill-service, remove-node; separated by commas.",
         ),
     ] = None,
+    max_faults: Annotated[
+        int | None, typer.Option("--max-faults", min=1, help="End with so many; default: until the run ends.")
+    ] = None,
     undisturbed: Annotated[
         str | None,
         typer.Option("--undisturbed", metavar="RUN", help="Compare with this finished run; default: make one."),
@@ -222,8 +225,10 @@ def chaos(
 ) -> int:
     """Inject faults into a run, and check that its result is that of an undisturbed one. Exit status 1 when not."""
     from bgrpo.chaos.command import run_chaos_command
+    from bgrpo.chaos.faults import read_schedule
 
-    return run_chaos_command(config, overrides or [], minutes, every, seed, faults, undisturbed, as_json)
+    schedule = read_schedule(seed, every, faults, max_faults)
+    return run_chaos_command(config, overrides or [], schedule, minutes, undisturbed, as_json)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bgrpo.chaos.faults import parse_every, parse_kinds
+from bgrpo.chaos.faults import Schedule
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
@@ -22,15 +22,12 @@ ROLLOUT_LIMIT_S = 20.0
 def run_chaos_command(
     config_name: str | None,
     overrides: list[str],
+    schedule: Schedule,
     minutes: float | None,
-    every: str,
-    seed: int,
-    faults: str | None,
     undisturbed: str | None,
     as_json: bool,
 ) -> int:
     """Disturb a run, compare, report; 1 when a promise was not kept. Mistakes are told before the slow imports."""
-    kinds, gaps = parse_kinds(faults), parse_every(every)
     given = _given_run(undisturbed, config_name, overrides, minutes)
     config = prepare_config(
         load_new_config(TrainConfig, config_name, overrides) if given is None else given[1], overrides
@@ -41,7 +38,7 @@ def run_chaos_command(
 
     console = Console(stderr=as_json)
     folder = _make_folder(config)
-    plan = ChaosPlan(config, seed, gaps, kinds, minutes, None if given is None else given[0])
+    plan = ChaosPlan(config, schedule, minutes, None if given is None else given[0])
     report = run_chaos(plan, folder, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))
     write_atomically(folder / "chaos.json", json.dumps(report.to_dict(), indent=1) + "\n")
     if as_json:

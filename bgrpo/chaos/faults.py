@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -57,21 +56,42 @@ class Fault:
         return int(self.pick * count)
 
 
-def fault_at(index: int, seed: int, every: tuple[float, float], kinds: Sequence[FaultKind]) -> Fault:
-    """The fault of this index, a function of the arguments alone.
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When which fault comes.
 
-    Kinds come in rounds: each round has every kind once, in an order of its own.
-
-    Args:
-        index: from 0.
-        seed: of the schedule.
+    Attributes:
+        seed: decides everything else.
         every: shortest and longest gap in seconds.
         kinds: to choose from.
+        length: number of faults; None: no end.
     """
-    turn, place = divmod(index, len(kinds))
-    order = random.Random(f"round {seed} {turn}").sample(list(kinds), len(kinds))
-    draw = random.Random(f"fault {seed} {index}")
-    return Fault(index, order[place], draw.uniform(*every), draw.random())
+
+    seed: int
+    every: tuple[float, float]
+    kinds: tuple[FaultKind, ...]
+    length: int | None = None
+
+    def fault(self, index: int) -> Fault | None:
+        """The fault of this index (from 0), a function of seed and index alone; None after the last.
+
+        Kinds come in rounds: each round has every kind once, in an order of its own.
+        """
+        if self.length is not None and index >= self.length:
+            return None
+        turn, place = divmod(index, len(self.kinds))
+        order = random.Random(f"round {self.seed} {turn}").sample(self.kinds, len(self.kinds))
+        draw = random.Random(f"fault {self.seed} {index}")
+        return Fault(index, order[place], draw.uniform(*self.every), draw.random())
+
+
+def read_schedule(seed: int, every: str, kinds: str | None, length: int | None) -> Schedule:
+    """A schedule as a command line gives it; see :func:`parse_every` and :func:`parse_kinds`.
+
+    Raises:
+        UserError: no gap or kind.
+    """
+    return Schedule(seed, parse_every(every), parse_kinds(kinds), length)
 
 
 def parse_kinds(text: str | None) -> tuple[FaultKind, ...]:

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from bgrpo.chaos.comparison import compare_runs
-from bgrpo.chaos.faults import DRIVER_FAULTS, Fault, FaultKind, fault_at
+from bgrpo.chaos.faults import DRIVER_FAULTS, Fault, FaultKind, Schedule
 from bgrpo.chaos.memory import MemorySample, memory_trends
 from bgrpo.chaos.recovery import POOLS, Recoveries, Sight
 from bgrpo.chaos.report import ChaosReport
@@ -44,17 +44,13 @@ class ChaosPlan:
 
     Attributes:
         config: of both runs; ``run.dir`` and ``run.name`` say where all of it goes.
-        seed: of the schedule of faults.
-        every: shortest and longest gap between faults, in seconds.
-        kinds: of the faults.
+        schedule: of the faults.
         minutes: about how long the disturbed run is to last: decides ``steps``; None: ``config.steps`` as it is.
         undisturbed: a finished run of the same configuration; None makes one.
     """
 
     config: TrainConfig
-    seed: int
-    every: tuple[float, float]
-    kinds: tuple[FaultKind, ...]
+    schedule: Schedule
     minutes: float | None
     undisturbed: RunFolder | None
 
@@ -128,14 +124,15 @@ class _Disturbance:
         self._recoveries = Recoveries()
         self._memory: list[MemorySample] = []
         self._hit: list[tuple[str, str, int, float]] = []  # what, node, process, its start
-        self._fault = fault_at(0, plan.seed, plan.every, plan.kinds)
+        self._fault = plan.schedule.fault(0)
         self._due: float | None = None
         self._ending = False  # a fault is ending the driver
         self._start = time.monotonic()
 
     def go(self, undisturbed: RunFolder) -> ChaosReport:
         """Run to the end, judge."""
-        self._say(f"run disturbed: a fault every {self._plan.every[0]:g} to {self._plan.every[1]:g} s")
+        shortest, longest = self._plan.schedule.every
+        self._say(f"run disturbed: a fault every {shortest:g} to {longest:g} s")
         try:
             self._driver.start()
             failure = self._watch()
@@ -146,7 +143,7 @@ class _Disturbance:
             self._hands.close()
         finished = failure == ""
         return ChaosReport(
-            seed=self._plan.seed,
+            seed=self._plan.schedule.seed,
             finished=finished,
             failure=failure,
             checkpoint_every=self._config.checkpoint.every,
@@ -190,21 +187,21 @@ class _Disturbance:
 
     def _disturb(self, sight: Sight, status: dict[str, Any] | None) -> None:
         """Inject the fault that is due, if one is."""
+        fault = self._fault
+        if fault is None or sight.last_step == 0:
+            return
         if self._due is None:
-            if sight.last_step == 0:
-                return
-            self._start, self._due = time.monotonic(), self._fault.gap_s
+            self._start, self._due = time.monotonic(), fault.gap_s
         if self._now() < self._due:
             return
-        fault = self._fault
         if (reason := self._inject(fault, sight, status)) is not None:
             if self._now() < self._due + PATIENCE_S:
                 return
             self._recoveries.skip(fault, self._now(), reason)
         record = self._recoveries.records[-1]
         self._say(f"{record.at:6.1f} s  {fault.kind}: {record.victim or f'skipped, {reason}'}")
-        self._fault = fault_at(fault.index + 1, self._plan.seed, self._plan.every, self._plan.kinds)
-        self._due = self._now() + self._fault.gap_s
+        self._fault = self._plan.schedule.fault(fault.index + 1)
+        self._due = self._now() + (0.0 if self._fault is None else self._fault.gap_s)
 
     def _inject(self, fault: Fault, sight: Sight, status: dict[str, Any] | None) -> str | None:
         """Do it; else say why not."""

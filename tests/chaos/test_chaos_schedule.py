@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgrpo.chaos.faults import DEFAULT_KINDS, Fault, FaultKind, fault_at, parse_every, parse_kinds
+from bgrpo.chaos.faults import DEFAULT_KINDS, Fault, FaultKind, Schedule, parse_every, parse_kinds, read_schedule
 from bgrpo.cli import main
 from bgrpo.errors import UserError
 
@@ -17,24 +17,26 @@ KINDS = st.lists(st.sampled_from(list(FaultKind)), min_size=1, unique=True)
 
 @given(st.integers(0, 500), st.integers(0, 1000), KINDS)
 def test_a_fault_is_a_function_of_seed_and_index(index: int, seed: int, kinds: list[FaultKind]) -> None:
-    later = [fault_at(i, seed, (2.0, 9.0), kinds) for i in (index + 1, index)]
-    fault = fault_at(index, seed, (2.0, 9.0), kinds)
-    assert fault == later[1]
+    later = [Schedule(seed, (2.0, 9.0), tuple(kinds)).fault(i) for i in (index + 1, index)]
+    fault = Schedule(seed, (2.0, 9.0), tuple(kinds)).fault(index)
+    assert fault is not None and fault == later[1]
     assert fault.index == index and 2.0 <= fault.gap_s <= 9.0 and fault.kind in kinds
 
 
 @given(st.integers(0, 1000), KINDS, st.integers(1, 5))
 def test_every_kind_comes_once_per_round(seed: int, kinds: list[FaultKind], rounds: int) -> None:
-    found = Counter(fault_at(i, seed, (1.0, 1.0), kinds).kind for i in range(rounds * len(kinds)))
+    schedule = Schedule(seed, (1.0, 1.0), tuple(kinds), length=rounds * len(kinds))
+    found = Counter(fault.kind for i in range(rounds * len(kinds)) if (fault := schedule.fault(i)) is not None)
     assert found == dict.fromkeys(kinds, rounds)
+    assert schedule.fault(rounds * len(kinds)) is None
 
 
 def test_seeds_differ_in_kinds_gaps_and_victims() -> None:
-    schedules = [[fault_at(i, seed, (20.0, 40.0), DEFAULT_KINDS) for i in range(30)] for seed in (1, 2)]
+    schedules = [[read_schedule(seed, "20,40", None, None).fault(i) for i in range(30)] for seed in (1, 2)]
     for name in ("kind", "gap_s", "pick"):
         first, second = ([getattr(fault, name) for fault in faults] for faults in schedules)
         assert first != second
-    assert len({fault.gap_s for fault in schedules[0]}) == 30
+    assert len({getattr(fault, "gap_s", 0) for fault in schedules[0]}) == 30
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 50))
