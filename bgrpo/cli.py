@@ -194,6 +194,44 @@ def report(
 
 
 @app.command()
+def chaos(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", min=0.1, help="Length of the disturbed run, about; default: the configured steps."),
+    ] = None,
+    every: Annotated[
+        str, typer.Option("--every", metavar="S,S", help="Shortest and longest gap in seconds.")
+    ] = "20,40",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the schedule of faults.")] = 1,
+    faults: Annotated[
+        str | None,
+        typer.Option(
+            "--faults",
+            metavar="KINDS",
+            help="Of kill-rollout, stop-rollout, kill-verifier, kill-check, kill-learner, kill-driver, "
+            "terminate-driver (the default: all of these), kill-service, remove-node; separated by commas.",
+        ),
+    ] = None,
+    max_faults: Annotated[
+        int | None, typer.Option("--max-faults", min=1, help="End with so many; default: until the run ends.")
+    ] = None,
+    undisturbed: Annotated[
+        str | None,
+        typer.Option("--undisturbed", metavar="RUN", help="Compare with this finished run; default: make one."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Inject faults into a run, and check that its result is that of an undisturbed one. Exit status 1 when not."""
+    from bgrpo.chaos.command import run_chaos_command
+    from bgrpo.chaos.faults import read_schedule
+
+    schedule = read_schedule(seed, every, faults, max_faults)
+    return run_chaos_command(config, overrides or [], schedule, minutes, undisturbed, as_json)
+
+
+@app.command()
 def doctor(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are to live.")] = Path("runs"),
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,

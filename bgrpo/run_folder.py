@@ -191,11 +191,11 @@ class RunFolder:
         """The configuration that the run was started, or last resumed, with."""
         return load_config(model, str(self.config_path))
 
-    def resume(self, config: TrainConfig | PretrainConfig) -> None:
-        """Go on with this run: check that ``config`` may continue it, and write what it changes.
+    def check_same_result(self, config: TrainConfig | PretrainConfig) -> None:
+        """Refuse a ``config`` with which this run would come to another result.
 
         Raises:
-            UserError: ``config`` changes what the run computes; names each key with both values.
+            UserError: names each key with both values.
         """
         saved = flatten(self.load_config(type(config)).model_dump(mode="json"))
         asked = flatten(config.model_dump(mode="json"))
@@ -209,6 +209,14 @@ class RunFolder:
                 f"run {self.name} cannot be resumed with {', '.join(changed)}: that would change its result; start a "
                 f"new run for that, or resume without it"
             )
+
+    def resume(self, config: TrainConfig | PretrainConfig) -> None:
+        """Go on with this run: check that ``config`` may continue it, and write what it changes.
+
+        Raises:
+            UserError: ``config`` changes what the run computes; names each key with both values.
+        """
+        self.check_same_result(config)
         self._write_config(config)
         self.update(status="running", resumed=_now(), versions=installed_versions())
 

@@ -24,6 +24,7 @@ SERVER_SCHEMES = ("http", "https", "databricks")
 FLUSH_ENTRIES = 100
 FLUSH_S = 2.0
 RETRY_S = 60.0  # after a failure; the metrics wait meanwhile
+REST = 10.0  # after a slow answer nothing is sent for this many times as long as it took
 MAX_WAITING_METRICS = 100_000
 METRICS_PER_BATCH = 1000  # MLflow's own limits from here on
 PARAMS_PER_BATCH = 100
@@ -41,8 +42,9 @@ class Tracker:
 
     The run is named by its id in every call, never by MLflow's process-wide "active run" or environment variables, so
     that runs nested in other runs (Ray Tune) do not write into each other. Metrics are buffered and sent every
-    :data:`FLUSH_S` seconds or :data:`FLUSH_ENTRIES` entries; after a failure they wait and are sent when the store
-    answers again. ``run_id`` is None when nothing is recorded.
+    :data:`FLUSH_S` seconds or :data:`FLUSH_ENTRIES` entries, less often to a slow store; after a failure they wait and
+    are sent when the store answers again. What could not be sent until the end is named in a second warning. ``run_id``
+    is None when nothing is recorded.
     """
 
     def __init__(self, client: MlflowClient | None, run_id: str | None, clock: Callable[[], float]) -> None:
@@ -51,7 +53,9 @@ class Tracker:
         self._clock = clock
         self._waiting: list[tuple[str, float, int, int]] = []  # name, value, milliseconds since 1970, step
         self._flush_at = clock() + FLUSH_S
+        self._rest_until = clock()
         self._warned = False
+        self._lost: list[str] = []  # names of artifacts
 
     @classmethod
     def start(
@@ -114,32 +118,47 @@ class Tracker:
         self._waiting += [(valid_name(name), float(value), now_ms, step) for name, value in metrics.items()]
         if len(self._waiting) > MAX_WAITING_METRICS:
             del self._waiting[: len(self._waiting) - MAX_WAITING_METRICS]
-        due = self._clock() >= self._flush_at
-        if due or (len(self._waiting) >= FLUSH_ENTRIES and not self._warned):
+        now = self._clock()
+        if now >= self._rest_until and (now >= self._flush_at or len(self._waiting) >= FLUSH_ENTRIES):
             self._flush()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a file, or a directory with everything in it, under ``folder``."""
         send = "log_artifacts" if path.is_dir() else "log_artifact"
-        self._attempt(lambda client, run_id: getattr(client, send)(run_id, str(path), folder))
+        waits = self._warned and self._clock() < self._rest_until
+        if waits or not self._attempt(lambda client, run_id: getattr(client, send)(run_id, str(path), folder)):
+            self._lost.append(path.name)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Send what waits and close the run with MLflow's word for how it ended."""
         self._flush()
-        self._attempt(lambda client, run_id: client.set_terminated(run_id, status=status))
+        closed = not self._waiting and self._attempt(
+            lambda client, run_id: client.set_terminated(run_id, status=status)
+        )
+        if self._client is None or (closed and not self._lost):
+            return
+        steps = sorted({step for *_, step in self._waiting})
+        lost = [f"{len(self._waiting)} metrics of steps {steps[0]} to {steps[-1]}"] if steps else []
+        lost += [] if closed else ["how the run ended"]
+        logger.warning(
+            "MLflow at %s lacks %s; everything is in the run's folder",
+            redact_credentials(self._client.tracking_uri),
+            ", ".join(lost + self._lost),
+        )
 
     def _flush(self) -> None:
         from mlflow.entities import Metric
 
+        start = self._clock()
         while self._waiting:
             batch = self._waiting[:METRICS_PER_BATCH]
             metrics = [Metric(name, value, at_ms, step) for name, value, at_ms, step in batch]
             if not self._attempt(lambda client, run_id, metrics=metrics: client.log_batch(run_id, metrics=metrics)):
-                self._flush_at = self._clock() + RETRY_S
                 return
             del self._waiting[: len(batch)]
+        now = self._clock()
         self._warned = False
-        self._flush_at = self._clock() + FLUSH_S
+        self._flush_at, self._rest_until = now + FLUSH_S, now + REST * (now - start)
 
     def _attempt(self, call: Callable[..., Any]) -> bool:
         if self._client is None:
@@ -151,6 +170,7 @@ class Tracker:
             call(self._client, self.run_id)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             self._warn(error, self._client.tracking_uri, "it is tried again every minute")
+            self._rest_until = self._clock() + RETRY_S
             return False
         return True
 

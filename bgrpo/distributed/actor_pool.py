@@ -55,6 +55,11 @@ class Place:
     host: str
     node: str
 
+    @classmethod
+    def here(cls) -> Place:
+        """Of this process."""
+        return cls(os.getpid(), socket.gethostname(), ray.get_runtime_context().get_node_id())
+
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
 
@@ -68,7 +73,7 @@ class PooledActor:
 
     def place(self) -> Place:
         """Where the process runs; the first call, so that its answer says that Ray had room for the actor."""
-        return Place(os.getpid(), socket.gethostname(), ray.get_runtime_context().get_node_id())
+        return Place.here()
 
     def prepare(self) -> None:
         """Do whatever must come before the first request."""

@@ -15,6 +15,7 @@ from bgrpo.distributed.failures import final_failure, record_failure
 from bgrpo.distributed.metrics import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource
 from bgrpo.distributed.run_log import RunLog, start_run_log
+from bgrpo.distributed.whereabouts import record_learner
 from bgrpo.learner_state import policy_folder
 from bgrpo.problem_files import read_problems
 from bgrpo.run_folder import RunFolder
@@ -76,6 +77,7 @@ def _learn(job: LearnerJob, rank: int, log: RunLog) -> None:
     log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(log.step)
+    record_learner(folder.path, rank, log.step)
     trainer = BGRPOTrainer(
         config,
         policy.model,

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import ActorPool, PoolError
+from bgrpo.distributed.actor_pool import ActorPool, Place, PoolError
 from bgrpo.distributed.pool_records import PoolLimits
 from bgrpo.distributed.pool_scaling import ScalingLimits
 from bgrpo.distributed.reply_check import find_fault
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Prompt = tuple[str, list[int]]
 """A prompt as text, for the checks, and as token ids, for the policy."""
 
+SERVICE_NAMESPACE = "bgrpo"
 TICK_S = 0.1
 STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
@@ -194,7 +195,8 @@ class RolloutService:
     async def status(self) -> dict[str, Any]:
         """State of both pools, versions, rates and counts; ``failure`` is what ends the run, None while it works.
 
-        ``request_s`` are decode times of the latest requests; ``pid`` and ``cpu_s`` are of the service's own process.
+        ``service`` is the place of this process, ``cpu_s`` its processor time; ``request_s`` are decode times of the
+        latest requests.
         """
         self._forget_old(time.monotonic())
         span = time.monotonic() - self._recent[0][0] if self._recent else 0.0
@@ -203,13 +205,13 @@ class RolloutService:
             held = self._rollouts.state.actors[actor["actor"]].holds
             actor["version"] = held.version if isinstance(held, Weights) else None
         return {
+            "service": asdict(Place.here()),
             "rollout": rollout,
             "verifier": self._verifiers.pool.status(),
             "versions": self._weights.versions,
             "outcomes": dict(self._metrics.outcomes),
             "rollouts_per_s": sum(count for _, count in self._recent) / span if span > 0 else 0.0,
             "request_s": list(self._request_s),
-            "pid": os.getpid(),
             "cpu_s": time.process_time(),
             "failure": next((pool.state.failure for pool in self._pools if pool.state.failure is not None), None),
         }
@@ -342,12 +344,12 @@ def start_service(
         settings: how training groups are decoded, see :func:`bgrpo.rollouts.decode_settings`.
         prompts: of the training problems.
         vocabulary: number of token ids of the policy.
-        name: to find the actor with ``ray.get_actor``.
+        name: to find the actor with ``ray.get_actor(name, SERVICE_NAMESPACE)``.
         run: name of the run.
     """
     actor_class: Any = ray.remote(num_cpus=0, max_restarts=config.learner.max_failures)(RolloutService)
     outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors
-    service: Any = actor_class.options(name=name, scheduling_strategy=outside).remote(
+    service: Any = actor_class.options(name=name, namespace=SERVICE_NAMESPACE, scheduling_strategy=outside).remote(
         config, settings, ray.put(prompts), vocabulary, run
     )
     ray.get(service.start.remote())

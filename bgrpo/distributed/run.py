@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -162,7 +163,9 @@ class _Run:
         status = "FAILED"
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
-        self._service = start_service(config, settings, self._prepared.prompts, vocabulary, run=folder.name)
+        name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
+        self._service = start_service(config, settings, self._prepared.prompts, vocabulary, name, run=folder.name)
+        folder.update(service=name)
         try:
             self._wait_until_ready()
             before = self._evaluate_before()

@@ -64,8 +64,8 @@ def _is_missing(word: str) -> bool:
 
 def _check_bgrpo(words: list[str]) -> list[str]:
     given, problems = parse(typer.main.get_command(app), words)
-    module = f"ray_jobs.{words[1]}"
-    if problems or module not in ENTRY_POINTS or given["resume"] is not None:
+    module = f"ray_jobs.{'train' if words[1] == 'chaos' else words[1]}"
+    if problems or module not in ENTRY_POINTS or given.get("resume") is not None:
         return problems
     config = [] if given["config"] is None else ["--config", given["config"]]
     try:

@@ -397,7 +397,7 @@ def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
         source = ServiceRolloutSource(client.actor, client.config)
         publish = partial(publish_in_spite_of_restarts, source, 4, policy(5))
         publish()
-        (worker,), pid = client.ready_pids("rollout", 1), client.status()["pid"]
+        (worker,), pid = client.ready_pids("rollout", 1), client.status()["service"]["pid"]
         os.kill(worker, signal.SIGSTOP)  # so that the batch is surely open
         killer = threading.Timer(2.0, os.kill, (pid, signal.SIGKILL))
         killer.start()
@@ -406,9 +406,9 @@ def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
         killer.join()
         expected = local(client.config, policy(5), step=0)
         assert [[c.outcome for c in group] for group in judged] == [group.outcomes for group in expected]
-        assert client.status()["pid"] != pid
+        assert client.status()["service"]["pid"] != pid
         assert not is_alive(worker), "what belonged to the service ended with it"
-        os.kill(client.status()["pid"], signal.SIGKILL)
+        os.kill(client.status()["service"]["pid"], signal.SIGKILL)
         with pytest.raises(RayActorError):  # without publish_again it is the caller's to handle
             for _ in range(100):
                 ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([TEXTS[0]], "beam", 8, None)

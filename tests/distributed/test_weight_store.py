@@ -61,3 +61,23 @@ def test_publishing_an_older_version_forgets_what_came_after() -> None:
             await store.wait(8, 0.05)
 
     asyncio.run(test())
+
+
+def test_a_full_object_store_slows_publishing_but_loses_nothing() -> None:
+    """The session's store has 300 MB: what does not fit is moved to disk."""
+
+    async def test() -> None:
+        store = WeightStore()
+        size = 40_000_000
+        held = [ray.put(np.full(size, value, np.uint8)) for value in range(7)]
+        for version in (0, 1, 2):
+            await store.adopt(await store.publish(version, ray.put(np.full(size, 100 + version, np.uint8))))
+        for version in (1, 2):
+            fetched = await store.reference(await store.wait(version, 1.0))
+            assert fetched.size == size and (fetched == 100 + version).all()
+            del fetched
+        for value, reference in enumerate(held):
+            assert (await reference == value).all()
+
+    assert 7 * 40_000_000 + 2 * 40_000_000 > 300 * 1024 * 1024
+    asyncio.run(test())
