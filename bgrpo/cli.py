@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bgrpo.errors import UserError
+from bgrpo.errors import RunError, UserError
 
 INTERRUPTED = 130
 
@@ -274,23 +274,25 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own co
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit status. A user's error is one line, anything unexpected a traceback."""
+    """Run a command line; returns the exit status. A user's error is one line, a failed run its first cause."""
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:
         sys.path.append(str(Path.cwd()))  # a user's tasks and reward functions are found here, as with python -m
     try:
         status = app(given or ["--help"], prog_name="bgrpo", standalone_mode=False)
     except UserError as error:
-        message = str(error)
+        message, status = str(error), 2
+    except RunError as error:
+        message, status = str(error), 1
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bgrpo"
-        message = f"{error.format_message()} (see {command} --help)"
+        message, status = f"{error.format_message()} (see {command} --help)", 2
     except (typer.Abort, KeyboardInterrupt):  # newer typer returns this status itself
         return INTERRUPTED
     else:
         return status or 0
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

@@ -30,7 +30,15 @@ class Echo(PooledActor):
                 raise UserError("prompt 3 is empty")
             case ["sleep", seconds]:
                 time.sleep(seconds)
+            case ["hang"]:
+                hang_for_ever()
         return request, os.getpid(), self._weights
+
+
+def hang_for_ever() -> None:
+    """What a report on a stall is to name."""
+    while True:
+        time.sleep(1)
 
 
 class Unpreparable(PooledActor):

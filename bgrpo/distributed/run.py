@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayError
 from rich.console import Console
 
 from bgrpo.budget import Spent, is_spent
@@ -26,10 +26,12 @@ from bgrpo.distributed.driving import (
     stop_on_signal,
 )
 from bgrpo.distributed.learner_loop import LearnerJob, learner_loop
+from bgrpo.distributed.learner_watch import describe_learners
 from bgrpo.distributed.metrics_tail import MetricsTail
 from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, answer
 from bgrpo.distributed.rollout_service import start_service
 from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.distributed.watchdog import Watchdog
 from bgrpo.evaluation import Evaluation, EvaluationComparison, evaluate
 from bgrpo.learner_state import policy_folder
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
@@ -96,7 +98,7 @@ def run_training(
 
     Raises:
         UserError: bad input, before any process starts; or a divergence, a full disk.
-        RuntimeError: the run failed; the message holds the first cause.
+        RunError: the run failed; the message holds the first cause.
     """
     console = console or Console()
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
@@ -147,6 +149,9 @@ class _Run:
         self._store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
         self._started = time.time()
         self._tokenizer = prepared.policy.tokenizer
+        self._doing, self._learners = "starting", 0
+        stall_s = config.watchdog.stall_s
+        self._watchdog = Watchdog(stall_s, stall_s, self._tell_stall)
 
     def go(self) -> RunResult:
         config, folder = self._config, self._folder
@@ -155,15 +160,17 @@ class _Run:
         settings = decode_settings(config, self._tokenizer)
         self._service = start_service(config, settings, self._prepared.prompts, run=folder.name)
         try:
-            answer(self._service.ready.remote(START_S), START_S + 30)
-            before = self._evaluate_before()
-            stopped = self._train(tracker)
-            comparison = None
+            with self._watchdog:
+                answer(self._service.ready.remote(START_S), START_S + 30)
+                before = self._evaluate_before()
+                stopped = self._train(tracker)
+                comparison = None
+                if not stopped:
+                    self._export_policy()
+                    if before is not None:
+                        comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
+                        comparison.save(folder.evaluation_path)
             if not stopped:
-                self._export_policy()
-                if before is not None:
-                    comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
-                    comparison.save(folder.evaluation_path)
                 plot_report(folder.metrics(), comparison, f"{folder.name} · {config.algorithm}", folder.report_path)
                 self._record_products(tracker, comparison)
             status = "KILLED" if stopped else "FINISHED"
@@ -188,10 +195,12 @@ class _Run:
         ServiceRolloutSource(self._service, config).publish(version, policy.model)
         decode = ServiceDecoder(self._service, config, version, policy.tokenizer)
         section = config.evaluation
-        with self._console.status(f"evaluating {label} training") as status:
+        self._begin(f"evaluating {label} training")
+        with self._console.status(self._doing) as status:
 
             def show(done: int, total: int) -> None:
-                status.update(f"evaluating {label} training: {done / total:.0%}")
+                self._watchdog.moved()
+                status.update(f"{self._doing}: {done / total:.0%}")
 
             return evaluate(
                 decode, self._prepared.splits.test, section.beam_widths, section.samples, config.seed, on_progress=show
@@ -217,10 +226,11 @@ class _Run:
         if is_spent(self._config, spent):
             return False
         start = spent.steps
+        self._begin(f"after step {start}", self._config.learner.workers)
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
         with TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress:
-            finished, moved = False, time.monotonic()
+            finished = False
             while not finished:
                 finished = learners.wait(POLL_S)
                 for step, metrics in tail.new_steps():
@@ -228,10 +238,7 @@ class _Run:
                     tracker.log(step, metrics)
                     if self._on_step is not None:
                         self._on_step(step, metrics)
-                    moved = time.monotonic()
-                if time.monotonic() - moved > self._config.watchdog.stall_s:
-                    moved = time.monotonic()
-                    progress.note(self._stall_report(tail.last_step))
+                    self._begin(f"after step {step}", self._config.learner.workers)
         raise_failure(self._folder.path, self._started, learners.error)
         return (self._folder.path / STOP_FILE).exists() and not is_spent(self._config, self._spent())
 
@@ -242,13 +249,21 @@ class _Run:
             return Spent()
         return replace(Spent.from_metrics(self._store.metrics(newest)), steps=CheckpointStore.step_of(newest))
 
-    def _stall_report(self, step: int) -> str:
-        """Who waits for whom, when no step has come for a while."""
-        silence = f"no step since step {step} for {self._config.watchdog.stall_s:g} s"
+    def _begin(self, doing: str, learners: int = 0) -> None:
+        self._doing, self._learners = doing, learners
+        self._watchdog.moved()
+
+    def _tell_stall(self, silent_s: float) -> None:
+        """Say who waits for whom, and what those do that hold up the others."""
+        lines = [f"{self._doing}: nothing has come for {silent_s:.0f} s"]
         try:
-            return f"{silence}\n{answer(self._service.stall_report.remote(), WATCHDOG_ANSWER_S)}"
-        except (GetTimeoutError, RayActorError) as error:
-            return f"{silence}; the rollout service does not answer either: {type(error).__name__}"
+            lines.append(answer(self._service.stall_report.remote(), WATCHDOG_ANSWER_S))
+        except RayError as error:
+            lines.append(f"the rollout service does not answer either: {type(error).__name__}")
+        if self._learners:
+            stall_s = self._config.watchdog.stall_s
+            lines.append(describe_learners(self._folder.path, self._learners, stall_s, time.time()))
+        self._console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
     def _fit(self) -> None:
         config = self._config
