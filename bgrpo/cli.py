@@ -75,6 +75,9 @@ def sweep(
     overrides: Overrides = None,
     config: ConfigName = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Go on with this sweep.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: run failed trials again, from their checkpoints.")
+    ] = False,
     submit: Annotated[
         str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
     ] = None,
@@ -87,9 +90,11 @@ def sweep(
     from bgrpo.commands import submit_sweep, sweep_arms
 
     given = [*(overrides or []), *([] if max_concurrent is None else [f"max_concurrent={max_concurrent}"])]
+    if retry_failed and resume is None:
+        raise UserError("--retry-failed needs --resume SWEEP: a new sweep has no failed trials")
     if submit is not None:
-        return submit_sweep(submit, config, given, resume, as_json)
-    return sweep_arms(config, given, resume, as_json)
+        return submit_sweep(submit, config, given, resume, retry_failed, as_json)
+    return sweep_arms(config, given, resume, retry_failed, as_json)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from bgrpo.distributed.actor_pool import explain
 from bgrpo.distributed.failures import final_failure, read_failures
 from bgrpo.distributed.learner_watch import read_open_ends
 from bgrpo.distributed.session import Demand
-from bgrpo.errors import RunError, UserError
+from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.run_folder import RunFolder
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
@@ -95,12 +95,12 @@ def raise_failure(run_dir: Path, since: float, error: BaseException | None) -> N
         error: what Ray Train raised.
 
     Raises:
-        UserError: a failure that the user can mend.
+        UserError: a failure that the user can mend; DivergenceError when training diverged.
         RunError: any other, see :func:`first_cause`.
     """
     final = final_failure(run_dir, since)
     if final is not None:
-        raise UserError(final.message)
+        raise (DivergenceError if final.diverged else UserError)(final.message)
     for failure in error.worker_failures.values() if isinstance(error, WorkerGroupError) else ():
         raised = getattr(failure, "_base_exc", failure)  # what Ray Train wrapped
         if isinstance(raised, UserError):
