@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bgrpo.errors import UserError
+from bgrpo.errors import RunError, UserError
 
 INTERRUPTED = 130
 
@@ -75,6 +75,9 @@ def sweep(
     overrides: Overrides = None,
     config: ConfigName = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Go on with this sweep.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: run failed trials again, from their checkpoints.")
+    ] = False,
     submit: Annotated[
         str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
     ] = None,
@@ -87,9 +90,11 @@ def sweep(
     from bgrpo.commands import submit_sweep, sweep_arms
 
     given = [*(overrides or []), *([] if max_concurrent is None else [f"max_concurrent={max_concurrent}"])]
+    if retry_failed and resume is None:
+        raise UserError("--retry-failed needs --resume SWEEP: a new sweep has no failed trials")
     if submit is not None:
-        return submit_sweep(submit, config, given, resume, as_json)
-    return sweep_arms(config, given, resume, as_json)
+        return submit_sweep(submit, config, given, resume, retry_failed, as_json)
+    return sweep_arms(config, given, resume, retry_failed, as_json)
 
 
 @app.command()
@@ -312,23 +317,25 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own co
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; returns the exit status. A user's error is one line, anything unexpected a traceback."""
+    """Run a command line; returns the exit status. A user's error is one line, a failed run its first cause."""
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:
         sys.path.append(str(Path.cwd()))  # a user's tasks and reward functions are found here, as with python -m
     try:
         status = app(given or ["--help"], prog_name="bgrpo", standalone_mode=False)
     except UserError as error:
-        message = str(error)
+        message, status = str(error), 2
+    except RunError as error:
+        message, status = str(error), 1
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bgrpo"
-        message = f"{error.format_message()} (see {command} --help)"
+        message, status = f"{error.format_message()} (see {command} --help)", 2
     except (typer.Abort, KeyboardInterrupt):  # newer typer returns this status itself
         return INTERRUPTED
     else:
         return status or 0
     print(f"error: {message}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def pretrain_policy(config: str | None, overrides: list[str], resume: str | None
     return run_from_command_line(config, overrides, resume)
 
 
-def sweep_arms(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+def sweep_arms(config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool) -> int:
     """Compare algorithms. Mistakes in the configuration are told before the slow imports."""
     from bgrpo.sweep.folder import load_new_sweep, load_resumed_sweep
 
@@ -85,7 +85,7 @@ def sweep_arms(config: str | None, overrides: list[str], resume: str | None, as_
         load_resumed_sweep(resume, overrides)
     from bgrpo.distributed.sweep import sweep_from_command_line
 
-    return sweep_from_command_line(config, overrides, resume, as_json)
+    return sweep_from_command_line(config, overrides, resume, retry_failed, as_json)
 
 
 def submit_training(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
@@ -95,13 +95,16 @@ def submit_training(address: str, config: str | None, overrides: list[str], resu
     return _submit(address, "ray_jobs.train", config, overrides, resume, as_json)
 
 
-def submit_sweep(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+def submit_sweep(
+    address: str, config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool
+) -> int:
     """Send a sweep to a cluster and follow its log."""
     from bgrpo.sweep.config import SweepConfig
 
     if resume is None:
         load_config(SweepConfig, config, overrides)
-    return _submit(address, "ray_jobs.sweep", config, overrides, resume, as_json)
+    flags = ["--retry-failed"] if retry_failed else []
+    return _submit(address, "ray_jobs.sweep", config, [*flags, *overrides], resume, as_json)
 
 
 def _submit(

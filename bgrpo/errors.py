@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": one clear line on the terminal, exit status 2."""
+"""Exceptions that entry points print without a traceback: what the user can mend, and why a run failed."""
 
 
 class UserError(Exception):
@@ -6,6 +6,14 @@ class UserError(Exception):
 
     The message says what was wrong, where, and what would be right, in one line. Entry points print it without a
     traceback and exit with status 2 (see ``bgrpo.cli.main``).
+    """
+
+
+class RunError(RuntimeError):
+    """A run failed for a reason that is known and that nobody typed: a process was lost, an exception in a learner.
+
+    The message holds the first cause, with its place and traceback. Entry points print it without a traceback of
+    their own and exit with status 1.
     """
 
 

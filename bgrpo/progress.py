@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -46,8 +46,51 @@ PRETRAINING_COLUMNS = (
 )
 
 
-class TrainingProgress:
-    """Context manager that shows steps, metrics and the time left.
+class Display:
+    """Context manager that shows something live on a terminal, or a line now and then elsewhere.
+
+    Args:
+        console: where to write.
+        interval_s: shortest time between plain lines.
+        refresh_per_second: of the live display.
+        clock: seconds, for that interval.
+    """
+
+    def __init__(
+        self, console: Console, interval_s: float, refresh_per_second: float, clock: Callable[[], float]
+    ) -> None:
+        self._console = console
+        self._interval_s = interval_s
+        self._clock = clock
+        self._printed_at = clock()
+        self._live = Live(console=console, refresh_per_second=refresh_per_second) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line above the display."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def _show(self, render: Callable[[], RenderableType], line: Callable[[], str], at_once: bool = False) -> None:
+        """Show ``render()``, or where there is no terminal ``line()``, ``at_once`` or when it is time for one."""
+        if self._live is not None:
+            self._live.update(render())
+        elif at_once or self._clock() - self._printed_at >= self._interval_s:
+            self._printed_at = self._clock()
+            self.note(line())
+
+
+class TrainingProgress(Display):
+    """Shows steps, metrics and the time left.
 
     Args:
         total_steps: steps of the whole run.
@@ -67,13 +110,12 @@ class TrainingProgress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console()
+        super().__init__(console or Console(), PLAIN_INTERVAL_S, 4, clock)
         self._total = total_steps
         self._title = title
         self._columns = columns
-        self._clock = clock
         self._first_step = start_step
-        self._started_at = self._printed_at = clock()
+        self._started_at = clock()
         self._latest: dict[str, float] = {}
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -88,36 +130,14 @@ class TrainingProgress:
             expand=True,
         )
         self._task = self._bar.add_task(title, total=total_steps, completed=start_step)
-        self._live = Live(self._render(), console=self._console, refresh_per_second=4) if self._is_live else None
-
-    @property
-    def _is_live(self) -> bool:
-        return self._console.is_terminal
-
-    def __enter__(self) -> Self:
         if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+            self._live.update(self._render())
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step ``step`` of ``total_steps`` is done; metrics that do not come with every step keep their last value."""
         self._latest |= metrics
-        if self._live is not None:
-            self._bar.update(self._task, completed=step)
-            self._live.update(self._render())
-        elif step >= self._total or self._clock() - self._printed_at >= PLAIN_INTERVAL_S:
-            self._printed_at = self._clock()
-            self._console.print(self._line(step), soft_wrap=True, highlight=False, markup=False)
-
-    def note(self, text: str) -> None:
-        """Print a line above the display."""
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self._bar.update(self._task, completed=step)
+        self._show(self._render, lambda: self._line(step), at_once=step >= self._total)
 
     def _shown(self) -> list[tuple[str, str]]:
         return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bgrpo.errors import UserError
+from bgrpo.errors import RunError, UserError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

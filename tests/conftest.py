@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("bgrpo", deadline=None)  # a busy machine makes any example slow now and then
+settings.load_profile("bgrpo")
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent

@@ -38,7 +38,15 @@ class Echo(PooledActor):
                 return len(bytearray(64 << 30))
             case ["sleep", seconds, *_]:
                 time.sleep(seconds)
+            case ["hang"]:
+                hang_for_ever()
         return request, os.getpid(), self._weights
+
+
+def hang_for_ever() -> None:
+    """What a report on a stall is to name."""
+    while True:
+        time.sleep(1)
 
 
 class Unpreparable(PooledActor):

@@ -7,12 +7,13 @@ from typing import Any
 from ray.tune import Trainable
 
 from bgrpo.distributed.tune_trial import OUTCOME, PERCENT, REASON, SCORE, TrialJob
+from bgrpo.run_folder import RunFolder
 
 REPORTS = 5
 
 
 class ScriptedTrial(Trainable):
-    """Reports a score that grows to ``learner.learning_rate`` in :data:`REPORTS` reports."""
+    """Reports a score that grows to ``learner.learning_rate`` in :data:`REPORTS` reports, noted as a run does."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._job: TrialJob = config["job"]
@@ -20,5 +21,8 @@ class ScriptedTrial(Trainable):
     def step(self) -> dict[str, Any]:
         done = self.iteration + 1
         score = self._job.config.learner.learning_rate * done / REPORTS
+        run = RunFolder(self._job.folder)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.append_metrics(done, {f"validation/{self._job.metric}": score})
         result = {PERCENT: 100 * done / REPORTS, SCORE: score}
         return result | ({"done": True, OUTCOME: "finished", REASON: ""} if done == REPORTS else {})

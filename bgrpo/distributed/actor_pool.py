@@ -21,11 +21,13 @@ from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
     ObjectLostError,
+    RayActorError,
     RayError,
     RayTaskError,
 )
 
 from bgrpo.distributed.pool_records import (
+    ActorState,
     Answer,
     Command,
     Dispatch,
@@ -40,10 +42,16 @@ from bgrpo.distributed.pool_records import (
 )
 from bgrpo.distributed.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool_state import PoolState
-from bgrpo.errors import UserError
+from bgrpo.distributed.stacks import NO_ANSWER, current_stacks, describe_processes
+from bgrpo.errors import RunError, UserError
 
 WATCH_GROUP = "watch"
+WATCH_THREADS = 2  # linger holds one
+STACKS_S = 3.0
 logger = logging.getLogger(__name__)
+_SUDDEN_END = "Worker unexpectedly exits with a connection error"
+_PROCESS = re.compile(r"pid: (\d+)\n.*?ip: (\S+)", re.DOTALL)
+SUDDEN_CAUSES = "it was killed (SIGKILL, as for lack of memory), crashed in native code, or called os._exit"
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^[ ^]*\^[ ^]*\n", re.MULTILINE)
 
 
@@ -89,11 +97,20 @@ class PooledActor:
     @ray.method(concurrency_group=WATCH_GROUP)
     def linger(self) -> NoReturn:
         """Never return: the call fails the moment the process ends, which is how the pool learns of it."""
-        while True:
-            threading.Event().wait()
+        _wait_forever()
+
+    @ray.method(concurrency_group=WATCH_GROUP)
+    def stacks(self) -> str:
+        """What the threads of the actor's process do, also while it is busy."""
+        return current_stacks(but_in=[_wait_forever.__code__])
 
 
-class PoolError(RuntimeError):
+def _wait_forever() -> NoReturn:
+    while True:
+        threading.Event().wait()
+
+
+class PoolError(RunError):
     """The pool cannot answer a request; the message holds the root cause with its traceback and host."""
 
 
@@ -217,6 +234,22 @@ class ActorPool:
             lines.append(f"{self.name}s: first failure: actor {failure.actor}, {failure.doing}: {failure.cause}")
         return lines
 
+    async def stacks(self, busy_s: float) -> list[str]:
+        """What the actors do that are placed and have not been idle for more than ``busy_s`` seconds."""
+        now, state = time.monotonic(), self.state
+        resting = (ActorState.PENDING, ActorState.IDLE)
+        suspects = [
+            actor
+            for actor in state.actors.values()
+            if actor.state not in resting and now - actor.since > busy_s and actor.number in self._handles
+        ]
+        answers = await asyncio.gather(*(_ask_stacks(self._handles[actor.number]) for actor in suspects))
+        texts = {
+            f"{self.name} {actor.number} ({actor.where})": answer
+            for actor, answer in zip(suspects, answers, strict=True)
+        }
+        return describe_processes(texts).splitlines()
+
     def shutdown(self) -> None:
         """Kill the actors; open requests fail."""
         for task in self._tasks:
@@ -335,7 +368,7 @@ class ActorPool:
 
 def remote_class(actor_class: type[PooledActor]) -> Any:
     """The Ray actor class of a pooled actor: never restarted by Ray, because the pool does that."""
-    return ray.remote(max_restarts=0, concurrency_groups={WATCH_GROUP: 1})(actor_class)  # type: ignore[call-overload]
+    return ray.remote(max_restarts=0, concurrency_groups={WATCH_GROUP: WATCH_THREADS})(actor_class)  # type: ignore[call-overload]
 
 
 def is_node_loss(error: Exception) -> bool:
@@ -353,7 +386,21 @@ def amounts(resources: Mapping[str, float]) -> str:
 
 
 def explain(error: Exception) -> str:
-    """What Ray says about a failure, without colours: a user error's one line, or the remote traceback."""
+    """A failure in words: a user error's one line, the remote traceback, or how a process may have ended without."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
         return str(error.cause)
-    return _NOISE.sub("", str(error)).strip()
+    text = _NOISE.sub("", str(error)).strip()
+    if not isinstance(error, RayActorError) or _SUDDEN_END not in text:
+        return text
+    process = _PROCESS.search(text)
+    which = f" (pid {process[1]} at {process[2]})" if process is not None else ""
+    return f"its process{which} ended without an exception: {SUDDEN_CAUSES}"
+
+
+async def _ask_stacks(handle: ActorHandle) -> str:
+    try:
+        return await asyncio.wait_for(handle.stacks.remote(), STACKS_S)
+    except TimeoutError:
+        return NO_ANSWER
+    except RayError as error:
+        return f"is being replaced: {explain(error)}"

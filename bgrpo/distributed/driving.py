@@ -12,14 +12,17 @@ from types import FrameType
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
+from bgrpo.distributed.actor_pool import explain
 from bgrpo.distributed.failures import final_failure, read_failures
+from bgrpo.distributed.learner_watch import read_open_ends
 from bgrpo.distributed.session import Demand
-from bgrpo.errors import UserError
+from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.run_folder import RunFolder
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
@@ -90,20 +93,47 @@ def raise_failure(run_dir: Path, since: float, error: BaseException | None) -> N
         error: what Ray Train raised.
 
     Raises:
-        UserError: a failure that the user can mend.
-        RuntimeError: any other, with the traceback and host of the first one.
+        UserError: a failure that the user can mend; DivergenceError when training diverged.
+        RunError: any other, see :func:`first_cause`.
     """
     final = final_failure(run_dir, since)
     if final is not None:
-        raise UserError(final.message)
+        raise (DivergenceError if final.diverged else UserError)(final.message)
     for failure in error.worker_failures.values() if isinstance(error, WorkerGroupError) else ():
         raised = getattr(failure, "_base_exc", failure)  # what Ray Train wrapped
         if isinstance(raised, UserError):
             raise raised
     if error is not None:
-        failures = read_failures(run_dir, since)
-        cause = f"first failure, {failures[0].where}:\n{failures[0].trace}" if failures else str(error)
-        raise RuntimeError(f"training failed; the last complete checkpoint is kept.\n{cause}") from error
+        cause = first_cause(run_dir, since, error)
+        raise RunError(f"training failed; the last complete checkpoint is kept.\n{cause}") from error
+
+
+def first_cause(run_dir: Path, since: float, error: BaseException) -> str:
+    """Why learners failed: processes that were lost or crashed come first, then the first exception.
+
+    When one learner's process is lost, the others often raise errors about their connections to it.
+
+    Args:
+        run_dir: folder of the run.
+        since: seconds since 1970 when this attempt at the run began.
+        error: what Ray Train raised.
+    """
+    ends, raised = read_open_ends(run_dir, since), read_failures(run_dir, since)
+    places = {end.rank: end.where for end in ends}
+    losses = _losses(error) | {end.rank: f"crashed in native code:\n{end.crash}" for end in ends if end.crash}
+    parts = [f"{places.get(rank, f'learner {rank}')}: {losses[rank]}" for rank in sorted(losses)]
+    if raised:
+        parts.append(f"{'then' if parts else 'first failure'}, {raised[0].where}:\n{raised[0].trace.rstrip()}")
+    if not losses:
+        parts += [f"{end.where} left no exception: it was lost before, or ended with the others" for end in ends]
+    return "\n".join(parts) or str(error)
+
+
+def _losses(error: BaseException) -> dict[int, str]:
+    """Rank -> how its process was lost, of those that Ray Train says were."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    causes = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
+    return {rank: explain(cause) for rank, cause in causes.items() if isinstance(cause, RayError)}
 
 
 def set_status(folder: RunFolder, status: str, console: Console) -> None:

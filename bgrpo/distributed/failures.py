@@ -11,7 +11,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bgrpo.errors import UserError
+from bgrpo.errors import DivergenceError, UserError
 
 FILE = "failures.jsonl"
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ class Failure:
     Attributes:
         when: seconds since 1970.
         final: doing it again would fail again (a :class:`UserError`), so learners are not restarted.
+        diverged: it is a :class:`DivergenceError`.
         where: learner, its training steps done, process and host.
         message: of a ``final`` failure: the line for the user; else type and message.
         trace: the traceback.
@@ -34,6 +35,7 @@ class Failure:
     where: str
     message: str
     trace: str
+    diverged: bool = False
 
 
 def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None = None) -> None:
@@ -50,6 +52,7 @@ def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None 
         where=f"learner {rank}{after} (process {os.getpid()} on {socket.gethostname()})",
         message=str(error) if final else f"{type(error).__name__}: {error}",
         trace="".join(traceback.format_exception(error)),
+        diverged=isinstance(error, DivergenceError),
     )
     try:
         with (run_dir / FILE).open("a", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.driving import STOP_FILE
 from bgrpo.distributed.failures import final_failure, record_failure
+from bgrpo.distributed.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.metrics import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource
 from bgrpo.distributed.run_log import RunLog, start_run_log
@@ -51,14 +52,16 @@ def learner_loop(settings: dict[str, LearnerJob]) -> None:
     log = start_run_log(job.folder.name, f"learner {rank}")
     if final_failure(job.folder.path, job.started) is not None:
         return
+    watch = LearnerWatch(job.folder.path, rank, job.config.watchdog.stall_s)
     try:
-        _learn(job, rank, log)
+        with crash_record(job.folder.path, rank), watch:
+            _learn(job, rank, log, watch)
     except Exception as error:
         record_failure(job.folder.path, error, rank, log.step)
         raise
 
 
-def _learn(job: LearnerJob, rank: int, log: RunLog) -> None:
+def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None:
     import torch
 
     from bgrpo.policies.io import load_policy
@@ -88,7 +91,7 @@ def _learn(job: LearnerJob, rank: int, log: RunLog) -> None:
         reference=reference,
         store=store,
         resume=resume,
-        on_step=_StepReporter(log, folder if rank == 0 else None),
+        on_step=_StepReporter(log, watch, folder if rank == 0 else None),
         validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
         should_stop=(folder.path / STOP_FILE).exists,
     )
@@ -100,11 +103,13 @@ class _StepReporter:
 
     Args:
         log: told the step.
+        watch: told that a step has ended.
         folder: of the run, on learner 0; None on others, which report nothing.
     """
 
-    def __init__(self, log: RunLog, folder: RunFolder | None) -> None:
+    def __init__(self, log: RunLog, watch: LearnerWatch, folder: RunFolder | None) -> None:
         self._log = log
+        self._watch = watch
         self._folder = folder
         if folder is not None:
             self._recorder = MetricsRecorder(folder.name)
@@ -113,6 +118,7 @@ class _StepReporter:
 
     def __call__(self, metrics: dict[str, float]) -> None:
         self._log.step = int(metrics["step"])
+        self._watch.moved()
         if self._folder is not None:
             self._folder.append_metrics(self._log.step, metrics)
             self._recorder.record(step_samples(metrics))

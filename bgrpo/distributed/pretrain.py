@@ -22,6 +22,7 @@ from bgrpo.distributed.driving import (
     stop_on_signal,
 )
 from bgrpo.distributed.failures import final_failure, record_failure
+from bgrpo.distributed.learner_watch import crash_record
 from bgrpo.distributed.metrics_tail import MetricsTail
 from bgrpo.distributed.session import pretraining_demand, ray_session
 from bgrpo.policies.io import check_target
@@ -99,7 +100,7 @@ def run_pretrain(
 
     Raises:
         UserError: bad input, before any process starts; or a divergence, a full disk.
-        RuntimeError: the run failed; the message holds the first cause.
+        RunError: the run failed; the message holds the first cause.
     """
     console = console or Console()
     if config.out is not None:
@@ -173,10 +174,11 @@ def pretrain_loop(settings: dict[str, PretrainJob]) -> None:
     if final_failure(job.folder.path, job.started) is not None:
         return
     try:
-        if rank == 0:
-            newest = CheckpointStore(job.folder.checkpoints, job.config.keep).latest()
-            job.folder.truncate_after(0 if newest is None else CheckpointStore.step_of(newest))
-        train(job.config, job.folder.path, _MetricsWriter(job.folder), (job.folder.path / STOP_FILE).exists)
+        with crash_record(job.folder.path, rank):
+            if rank == 0:
+                newest = CheckpointStore(job.folder.checkpoints, job.config.keep).latest()
+                job.folder.truncate_after(0 if newest is None else CheckpointStore.step_of(newest))
+            train(job.config, job.folder.path, _MetricsWriter(job.folder), (job.folder.path / STOP_FILE).exists)
     except Exception as error:
         record_failure(job.folder.path, error, rank)
         raise

@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from bgrpo.config import TrainConfig
+from bgrpo.distributed.actor_pool import PoolError
 from bgrpo.errors import UserError
 from bgrpo.evaluation import DecodeMode, JudgedCompletion
 from bgrpo.groups import ScoredGroup
@@ -29,10 +30,10 @@ ANSWER_S = 30.0  # beyond the service's own limit, for the answer to travel
 
 
 def answer(reference: Any, timeout_s: float) -> Any:
-    """``ray.get`` that raises the user's errors as they were raised over there.
+    """``ray.get`` that raises errors whose message says everything as they were raised over there.
 
     Raises:
-        UserError: of the remote side.
+        UserError, PoolError: of the remote side.
         GetTimeoutError: no answer in time.
     """
     try:
@@ -40,6 +41,8 @@ def answer(reference: Any, timeout_s: float) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from error
+        if isinstance(error.cause, PoolError):
+            raise error.cause from None
         raise
 
 

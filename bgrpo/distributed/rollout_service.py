@@ -29,6 +29,7 @@ from bgrpo.distributed.run_log import start_run_log
 from bgrpo.distributed.service_metrics import ServiceMetrics
 from bgrpo.distributed.session import rollout_demand
 from bgrpo.distributed.verifier_pool import VerifierPool, all_of
+from bgrpo.distributed.watchdog import SUSPECT_SHARE
 from bgrpo.distributed.weights import Weights, WeightStore
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
@@ -75,6 +76,7 @@ class RolloutService:
         self._draws_of_older_weights = config.rollout.max_staleness > 0 and config.rollout.max_extra_draws > 0
         self._request_s: deque[float] = deque(maxlen=REQUEST_TIMES_KEPT)
         self._reported = 0.0
+        self._telling: asyncio.Task[None] | None = None
         self._log = start_run_log(run, "rollout service")
         self._metrics = ServiceMetrics(run)
         self._weights = WeightStore()
@@ -112,7 +114,7 @@ class RolloutService:
         deadline = time.monotonic() + timeout_s
         while any(self._is_starting(pool) for pool in self._pools):
             if time.monotonic() > deadline:
-                raise TimeoutError(self._late("no rollout actor or no verifier is up", timeout_s))
+                raise TimeoutError(await self._late("no rollout actor or no verifier is up", timeout_s))
             await asyncio.sleep(TICK_S / 2)
 
     async def publish(self, version: int, wrapped: list[ray.ObjectRef]) -> None:
@@ -170,7 +172,7 @@ class RolloutService:
         try:
             return [await asyncio.wait_for(asyncio.shield(task), max(0.0, deadline - time.monotonic()))]
         except TimeoutError:
-            raise TimeoutError(self._late(f"step {step}, draw {draw} is not complete", timeout_s)) from None
+            raise TimeoutError(await self._late(f"step {step}, draw {draw} is not complete", timeout_s)) from None
 
     async def run(
         self, prompts: list[Prompt], settings: DecodeSettings, version: int, seeds: list[int], timeout_s: float
@@ -190,7 +192,8 @@ class RolloutService:
         try:
             return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            raise TimeoutError(self._late(f"decoding {len(prompts)} prompts is not complete", timeout_s)) from None
+            late = await self._late(f"decoding {len(prompts)} prompts is not complete", timeout_s)
+            raise TimeoutError(late) from None
 
     async def status(self) -> dict[str, Any]:
         """State of both pools, versions, rates and counts; ``failure`` is what ends the run, None while it works.
@@ -221,8 +224,8 @@ class RolloutService:
         return self._rollouts.decisions[seen:]
 
     async def stall_report(self) -> str:
-        """Who waits for whom, and for how long."""
-        return self._report()
+        """Who waits for whom, for how long, and what those do that have been at one thing for long."""
+        return await self._report()
 
     async def shutdown(self) -> None:
         """End rollout actors and verifiers; open calls fail."""
@@ -302,17 +305,23 @@ class RolloutService:
         if max(waits) > stall_s and now - self._reported > stall_s:
             self._reported = now
             self._metrics.stalls += 1
-            logger.warning("nothing came back for %.0f s\n%s", max(waits), self._report())
+            self._telling = asyncio.get_running_loop().create_task(self._tell_stall(max(waits)))
+
+    async def _tell_stall(self, waited_s: float) -> None:
+        logger.warning("nothing came back for %.0f s\n%s", waited_s, await self._report())
 
     def _forget_old(self, now: float) -> None:
         while self._recent and now - self._recent[0][0] > RATE_WINDOW_S:
             self._recent.popleft()
 
-    def _late(self, what: str, timeout_s: float) -> str:
-        return f"{what} after {timeout_s:g} s\n{self._report()}"
+    async def _late(self, what: str, timeout_s: float) -> str:
+        return f"{what} after {timeout_s:g} s\n{await self._report()}"
 
-    def _report(self) -> str:
-        return "\n".join(line for pool in self._pools for line in pool.report())
+    async def _report(self) -> str:
+        busy_s = SUSPECT_SHARE * self._config.watchdog.stall_s
+        stacks = await asyncio.gather(*(pool.stacks(busy_s) for pool in self._pools))
+        waits = [line for pool in self._pools for line in pool.report()]
+        return "\n".join([*waits, *(line for lines in stacks for line in lines)])
 
 
 async def _put(work: Coroutine[Any, Any, list[ScoredGroup]]) -> ray.ObjectRef:

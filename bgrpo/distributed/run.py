@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError, RayError
 from rich.console import Console
 
 from bgrpo.budget import Spent, is_spent
@@ -30,6 +30,7 @@ from bgrpo.distributed.driving import (
     stop_on_signal,
 )
 from bgrpo.distributed.learner_loop import LearnerJob, learner_loop
+from bgrpo.distributed.learner_watch import describe_learners
 from bgrpo.distributed.metrics_tail import MetricsTail
 from bgrpo.distributed.remote import (
     ServiceDecoder,
@@ -39,6 +40,7 @@ from bgrpo.distributed.remote import (
 )
 from bgrpo.distributed.rollout_service import start_service
 from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.distributed.watchdog import Watchdog
 from bgrpo.evaluation import Evaluation, EvaluationComparison, evaluate
 from bgrpo.learner_state import policy_folder
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
@@ -105,7 +107,7 @@ def run_training(
 
     Raises:
         UserError: bad input, before any process starts; or a divergence, a full disk.
-        RuntimeError: the run failed; the message holds the first cause.
+        RunError: the run failed; the message holds the first cause.
     """
     console = console or Console()
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
@@ -156,6 +158,9 @@ class _Run:
         self._store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
         self._started = time.time()
         self._tokenizer = prepared.policy.tokenizer
+        self._doing, self._learners = "waiting for a rollout actor and a verifier", 0
+        stall_s = config.watchdog.stall_s
+        self._watchdog = Watchdog(stall_s, stall_s, self._tell_stall)
 
     def go(self) -> RunResult:
         config, folder = self._config, self._folder
@@ -167,15 +172,18 @@ class _Run:
         self._service = start_service(config, settings, self._prepared.prompts, vocabulary, name, run=folder.name)
         folder.update(service=name)
         try:
-            self._wait_until_ready()
-            before = self._evaluate_before()
-            stopped = self._train(tracker)
-            comparison = None
+            with self._watchdog:
+                limit_s = START_S + config.rollout.placement_s
+                answer(self._service.ready.remote(limit_s), limit_s + 30)
+                before = self._evaluate_before()
+                stopped = self._train(tracker)
+                comparison = None
+                if not stopped:
+                    self._export_policy()
+                    if before is not None:
+                        comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
+                        comparison.save(folder.evaluation_path)
             if not stopped:
-                self._export_policy()
-                if before is not None:
-                    comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
-                    comparison.save(folder.evaluation_path)
                 plot_report(folder.metrics(), comparison, f"{folder.name} · {config.algorithm}", folder.report_path)
                 self._record_products(tracker, comparison)
             status = "KILLED" if stopped else "FINISHED"
@@ -185,17 +193,6 @@ class _Run:
                 ray.get(self._service.shutdown.remote(), timeout=30)
         uri = tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None
         return RunResult(folder, stopped, comparison, uri)
-
-    def _wait_until_ready(self) -> None:
-        """Until a rollout actor and a verifier are up; says who waits for what when that takes long."""
-        config = self._config
-        limit_s = START_S + config.rollout.placement_s
-        ready: Any = self._service.ready.remote(limit_s)
-        for _ in range(int(limit_s // config.watchdog.stall_s)):
-            if ray.wait([ready], timeout=config.watchdog.stall_s)[0]:
-                break
-            self._console.print(self._stall_report("the run has not begun"), highlight=False, markup=False)
-        answer(ready, config.watchdog.stall_s + 30)
 
     def _start_tracking(self) -> Tracker:
         config, folder = self._config, self._folder
@@ -214,10 +211,12 @@ class _Run:
         publish()
         decode = ServiceDecoder(self._service, config, version, policy.tokenizer, publish_again=publish)
         section = config.evaluation
-        with self._console.status(f"evaluating {label} training") as status:
+        self._begin(f"evaluating {label} training")
+        with self._console.status(self._doing) as status:
 
             def show(done: int, total: int) -> None:
-                status.update(f"evaluating {label} training: {done / total:.0%}")
+                self._watchdog.moved()
+                status.update(f"{self._doing}: {done / total:.0%}")
 
             return evaluate(
                 decode, self._prepared.splits.test, section.beam_widths, section.samples, config.seed, on_progress=show
@@ -243,11 +242,12 @@ class _Run:
         if is_spent(self._config, spent):
             return False
         start = spent.steps
+        self._begin(f"after step {start}", self._config.learner.workers)
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
         decisions = DecisionsTail(self._service)
         with TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress:
-            finished, moved = False, time.monotonic()
+            finished = False
             while not finished:
                 finished = learners.wait(POLL_S)
                 for step, metrics in tail.new_steps():
@@ -255,12 +255,9 @@ class _Run:
                     tracker.log(step, metrics)
                     if self._on_step is not None:
                         self._on_step(step, metrics)
-                    moved = time.monotonic()
+                    self._begin(f"after step {step}", self._config.learner.workers)
                 for line in decisions.new_lines(time.monotonic()):
                     progress.note(line)
-                if time.monotonic() - moved > self._config.watchdog.stall_s:
-                    moved = time.monotonic()
-                    progress.note(self._stall_report(f"no step since step {tail.last_step}"))
         raise_failure(self._folder.path, self._started, learners.error)
         return (self._folder.path / STOP_FILE).exists() and not is_spent(self._config, self._spent())
 
@@ -271,13 +268,21 @@ class _Run:
             return Spent()
         return replace(Spent.from_metrics(self._store.metrics(newest)), steps=CheckpointStore.step_of(newest))
 
-    def _stall_report(self, what: str) -> str:
-        """Who waits for whom, when nothing has come for a while."""
-        silence = f"{what} for {self._config.watchdog.stall_s:g} s"
+    def _begin(self, doing: str, learners: int = 0) -> None:
+        self._doing, self._learners = doing, learners
+        self._watchdog.moved()
+
+    def _tell_stall(self, silent_s: float) -> None:
+        """Say who waits for whom, and what those do that hold up the others."""
+        lines = [f"{self._doing}: nothing has come for {silent_s:.0f} s"]
         try:
-            return f"{silence}\n{answer(self._service.stall_report.remote(), WATCHDOG_ANSWER_S)}"
-        except (GetTimeoutError, RayActorError) as error:
-            return f"{silence}; the rollout service does not answer either: {type(error).__name__}"
+            lines.append(answer(self._service.stall_report.remote(), WATCHDOG_ANSWER_S))
+        except RayError as error:
+            lines.append(f"the rollout service does not answer either: {type(error).__name__}")
+        if self._learners:
+            stall_s = self._config.watchdog.stall_s
+            lines.append(describe_learners(self._folder.path, self._learners, stall_s, time.time()))
+        self._console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
     def _fit(self) -> None:
         config = self._config

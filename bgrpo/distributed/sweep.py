@@ -26,7 +26,7 @@ from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.display import SweepDisplay, TrialProgress, time_left
 from bgrpo.sweep.folder import SweepFolder, load_new_sweep, load_resumed_sweep
 from bgrpo.sweep.outcomes import settle_interrupted
-from bgrpo.sweep.plan import Plan, Trial, trials_from_json
+from bgrpo.sweep.plan import Plan, Trial, retry_failed, trials_from_json
 from bgrpo.sweep.report import write_sweep_report
 from bgrpo.sweep.room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.space import number_of_points, point_source
@@ -63,14 +63,16 @@ class SweepResult:
     report: Path | None
 
 
-def sweep_from_command_line(config_name: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+def sweep_from_command_line(
+    config_name: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool
+) -> int:
     """What ``bgrpo sweep`` and ``python -m ray_jobs.sweep`` do; returns the exit status."""
     console = Console(stderr=as_json)
     if resume is None:
         result = run_sweep(load_new_sweep(config_name, overrides), config_name, None, console)
     else:
         sweep, folder = load_resumed_sweep(resume, overrides)
-        result = run_sweep(sweep, config_name, folder, console)
+        result = run_sweep(sweep, config_name, folder, console, retry_failed)
     if as_json:
         print(json.dumps(summary(result)))
     else:
@@ -79,7 +81,11 @@ def sweep_from_command_line(config_name: str | None, overrides: list[str], resum
 
 
 def run_sweep(
-    sweep: SweepConfig, config_name: str | None = None, old: SweepFolder | None = None, console: Console | None = None
+    sweep: SweepConfig,
+    config_name: str | None = None,
+    old: SweepFolder | None = None,
+    console: Console | None = None,
+    retry_failed: bool = False,
 ) -> SweepResult:
     """Run the trials of a sweep that have not ended, on the cluster we run on or on a local Ray.
 
@@ -88,6 +94,7 @@ def run_sweep(
         config_name: part of a new sweep's default name.
         old: folder of a sweep that goes on.
         console: for the live table.
+        retry_failed: run failed trials of ``old`` again too, see :func:`bgrpo.sweep.plan.retry_failed`.
 
     Raises:
         UserError: bad input, before any process starts.
@@ -108,7 +115,7 @@ def run_sweep(
             if old is not None:
                 old.write_config(sweep)
             console.print(f"sweep {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
-            return _Sweep(sweep, folder, at_a_time, console).go()
+            return _Sweep(sweep, folder, at_a_time, console).go(retry_failed)
 
 
 class _Sweep:
@@ -123,11 +130,13 @@ class _Sweep:
         self._tails: dict[str, tuple[MetricsTail, dict[str, float]]] = {}
         folder.logs.mkdir(exist_ok=True)
 
-    def go(self) -> SweepResult:
+    def go(self, retry: bool) -> SweepResult:
         sweep, folder = self._sweep, self._folder
         saved = folder.read_plan()
         trials = trials_from_json(saved.get("trials", []))
         settle_interrupted(trials, folder.trials, sweep.metric)
+        for line in retry_failed(trials) if retry else ():
+            self._console.print(line, highlight=False, soft_wrap=True)
         plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known), trials)
         tracker = self._start_tracking(saved.get("mlflow_run_id"))
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"

@@ -108,6 +108,8 @@ class SweepDispatcher:
             elif result[OUTCOME] == "interrupted":
                 self._plan.interrupt(ended, time.time())
                 self._save()
+            elif result[OUTCOME] == "diverged":
+                self._end(ended, "failed", result[REASON], diverged=True)
             else:
                 self._end(ended, result[OUTCOME], result[REASON])
 
@@ -134,9 +136,9 @@ class SweepDispatcher:
         with self._lock:
             self._save(state)
 
-    def _end(self, trial: Trial, state: Any, reason: str) -> None:
+    def _end(self, trial: Trial, state: Any, reason: str, diverged: bool = False) -> None:
         value = last_validation(self._folder.trials / trial.id, self._sweep.metric)
-        self._plan.end(trial, state, time.time(), value, reason)
+        self._plan.end(trial, state, time.time(), value, reason, diverged)
         self._save()
         shown = "" if value is None else f", {self._sweep.metric} {value:.3f}"
         self._note(f"{trial.id} {state}{shown}" + (f": {reason}" if reason else ""))

@@ -15,13 +15,13 @@ from rich.console import Console
 from bgrpo.budget import Spent, progress
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.driving import STOP_FILE, Background
-from bgrpo.errors import UserError
+from bgrpo.errors import DivergenceError, RunError, UserError
 
 if TYPE_CHECKING:
     from bgrpo.distributed.run import RunResult
 
 PERCENT, SCORE, OUTCOME, REASON = "percent", "score", "outcome", "reason"
-"""Keys of a trial's results; ``outcome`` (finished, failed, interrupted) comes with the last one only."""
+"""Keys of a trial's results; ``outcome`` (finished, failed, diverged, interrupted) comes with the last one only."""
 
 PROCESS_LOSSES = 3
 """Losses of a trial's process that it survives by going on from its checkpoint."""
@@ -90,8 +90,9 @@ class SweepTrial(Trainable):
     def _end(self) -> dict[str, Any]:
         error, outcome, reason = self._run.error, "finished", ""
         if error is not None:
-            outcome, reason = "failed", str(error)
-            if not isinstance(error, UserError):
+            outcome = "diverged" if isinstance(error, DivergenceError) else "failed"
+            reason = str(error)
+            if not isinstance(error, UserError | RunError):
                 reason = f"{type(error).__name__}: {reason}"
                 with self._job.log.open("a", encoding="utf-8") as log:
                     traceback.print_exception(error, file=log)

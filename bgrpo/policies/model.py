@@ -9,7 +9,13 @@ from bgrpo.errors import UserError
 
 
 def build_policy(
-    tokenizer: PreTrainedTokenizerBase, layers: int, heads: int, width: int, context: int, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    layers: int,
+    heads: int,
+    width: int,
+    context: int,
+    seed: int,
+    initial_deviation: float = 0.02,
 ) -> GPT2LMHeadModel:
     """A policy with random weights, the same for the same arguments; the global random state is left alone.
 
@@ -20,6 +26,7 @@ def build_policy(
         width: of the residual stream; the MLP is four times as wide.
         context: longest prompt plus completion, in tokens.
         seed: of the initial weights.
+        initial_deviation: their standard deviation.
     """
     if width % heads:
         raise UserError(f"width={width} is not a multiple of heads={heads}")
@@ -36,6 +43,7 @@ def build_policy(
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=initial_deviation,
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -6,15 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bgrpo.progress import format_duration
+from bgrpo.progress import Display, format_duration
 from bgrpo.sweep.plan import ENDED, Plan, Trial
 
 PLAIN_INTERVAL_S = 30.0
@@ -60,8 +57,8 @@ def sweep_time_left(plan: Plan, rows: Sequence[TrialProgress], at_a_time: int) -
     return (sum(row.left_s or 0.0 for row in running) + to_come * mean(durations)) / max(1, at_a_time)
 
 
-class SweepDisplay:
-    """Context manager that shows the trials of a sweep.
+class SweepDisplay(Display):
+    """Shows the trials of a sweep.
 
     Args:
         plan: the trials.
@@ -79,28 +76,10 @@ class SweepDisplay:
         console: Console,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(console, PLAIN_INTERVAL_S, 2, clock)
         self._plan = plan
         self._at_a_time = at_a_time
         self._metric = metric.replace("_", "-")
-        self._console = console
-        self._clock = clock
-        self._printed_at = clock()
-        self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def note(self, text: str) -> None:
-        """Print a line above the table."""
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def update(self, rows: Sequence[TrialProgress]) -> None:
         """Show how far the trials are.
@@ -108,13 +87,10 @@ class SweepDisplay:
         Args:
             rows: of all trials, in the order of the plan.
         """
-        if self._live is not None:
-            self._live.update(Group(self._table(rows), Text(self._summary(rows))))
-        elif self._clock() - self._printed_at >= PLAIN_INTERVAL_S:
-            self._printed_at = self._clock()
-            parts = [self._summary(rows)]
-            parts += [_line(row) for row in rows if row.trial.state == "running"]
-            self.note("\n  ".join(parts))
+        self._show(lambda: Group(self._table(rows), Text(self._summary(rows))), lambda: self._lines(rows))
+
+    def _lines(self, rows: Sequence[TrialProgress]) -> str:
+        return "\n  ".join([self._summary(rows), *(_line(row) for row in rows if row.trial.state == "running")])
 
     def _table(self, rows: Sequence[TrialProgress]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

@@ -36,6 +36,7 @@ class Trial:
         overrides: the arm's and the point's keys, dotted.
         state: see the module.
         reason: why it failed or was cut.
+        diverged: it failed because its training diverged, which it would do again.
         value: the last value of the metric that selects, on the validation problems.
         started: seconds since 1970 of the first start.
         since: seconds since 1970 of the start of the present or last attempt.
@@ -64,6 +65,7 @@ class Trial:
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
     resources: dict[str, float] = field(default_factory=dict)
+    diverged: bool = False
 
 
 class Plan:
@@ -135,10 +137,11 @@ class Plan:
         now: float,
         value: float | None,
         reason: str,
+        diverged: bool = False,
     ) -> None:
         """The trial has ended."""
         self._expect(trial, "running")
-        trial.state, trial.ended, trial.reason = state, now, reason
+        trial.state, trial.ended, trial.reason, trial.diverged = state, now, reason, diverged
         charge(trial, now)
         trial.value = value if value is not None and math.isfinite(value) else None
         if trial.phase == "search" and trial.point is not None:
@@ -251,6 +254,29 @@ def charge(trial: Trial, until: float) -> None:
     trial.seconds += seconds
     trial.cpu_seconds += seconds * trial.resources.get("CPU", 0.0)
     trial.gpu_seconds += seconds * trial.resources.get("GPU", 0.0)
+
+
+def retry_failed(trials: Sequence[Trial]) -> list[str]:
+    """Make failed trials pending, so that they go on from their checkpoints, where that may end otherwise.
+
+    A diverged trial stays as it is: it would diverge again. So does a search trial of an arm whose best point is being
+    confirmed: a better one, found late, would not be the one that was confirmed.
+
+    Returns:
+        One line for each that stays failed: why.
+    """
+    confirmed = {trial.algorithm for trial in trials if trial.phase == "confirm"}
+    kept = []
+    for trial in trials:
+        if trial.state != "failed":
+            continue
+        if trial.diverged:
+            kept.append(f"{trial.id} stays failed: it diverged, and would again")
+        elif trial.phase == "search" and trial.algorithm in confirmed:
+            kept.append(f"{trial.id} stays failed: what is best of {trial.algorithm} was settled without it")
+        else:
+            trial.state, trial.reason, trial.ended, trial.value = "pending", "", None, None
+    return kept
 
 
 def trials_from_json(entries: Sequence[Mapping[str, Any]]) -> list[Trial]:

@@ -99,6 +99,13 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def within_range(interval: Interval) -> Interval:
+    """The interval of a metric's mean without the values that no mean of numbers in [0, 1] has; endless ones stay."""
+    if np.isinf(interval.high):
+        return interval
+    return Interval(interval.mean, max(0.0, interval.low), min(1.0, interval.high))
+
+
 def t_p_value(values: Sequence[float]) -> float:
     """Two-sided p-value of Student's t test that the mean is 0; 1 for a single value, or when all are 0."""
     from scipy.special import stdtr

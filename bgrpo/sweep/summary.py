@@ -11,7 +11,7 @@ import numpy as np
 
 from bgrpo.evaluation import EvaluationComparison, Interval
 from bgrpo.sweep.records import AMOUNTS, CONFIRM, SEARCH, SweepRecord, TrialRecord, evaluation_digests
-from bgrpo.sweep.statistics import bootstrap_mean, t_interval
+from bgrpo.sweep.statistics import bootstrap_mean, t_interval, within_range
 from bgrpo.sweep.verdict import ArmComparison, Circumstances, Verdict, compare_arms, decide
 from bgrpo.sweep.widths import WidthSaving, first_correct_ranks, width_savings
 
@@ -168,7 +168,7 @@ def _metric_rows(done: Mapping[int, EvaluationComparison]) -> dict[str, MetricRo
             before=float(np.mean([before[seed][name] for seed in done])),
             by_seed=values,
             after=bootstrap_mean(list(values.values())),
-            after_t=t_interval(list(values.values())),
+            after_t=within_range(t_interval(list(values.values()))),
             gain=bootstrap_mean([values[seed] - before[seed][name] for seed in done]),
         )
     return rows

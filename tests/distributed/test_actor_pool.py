@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -19,6 +20,7 @@ from pooled_actors import Echo, Unlucky, Unpreparable
 from bgrpo.distributed.actor_pool import ActorPool, PoolError, remote_class
 from bgrpo.distributed.pool_records import ActorState, PoolLimits
 from bgrpo.distributed.pool_scaling import ScalingLimits
+from bgrpo.distributed.stacks import NO_ANSWER
 from bgrpo.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -92,6 +94,7 @@ def test_idle_actor_killed_is_noticed_and_replaced() -> None:
             assert seconds < 20, "replaced though nobody asked for anything"
             assert pool.state.first_failure is not None
             assert f"pid {victim} on " in pool.state.first_failure.cause
+            assert "it was killed (SIGKILL" in pool.state.first_failure.cause
 
     run(test)
 
@@ -163,6 +166,32 @@ def test_garbage_and_a_lack_of_memory_cost_the_actor_not_the_request(tmp_path: P
             with pytest.raises(PoolError, match=r"3 actors in a row died over it.*\n(.*\n)*.*MemoryError"):
                 await pool.request(["memory"], None, 30)
             assert (await pool.request("x", None, 30))[0] == "x", "the pool goes on"
+
+    run(test)
+
+
+def test_busy_actors_say_what_they_do_and_stopped_ones_do_not_answer() -> None:
+    async def test() -> None:
+        async with running(3) as pool:
+            await until(lambda: len(idle_pids(pool)) == 3)
+            assert await pool.stacks(0.0) == [], "idle ones are not asked"
+            work = [asyncio.create_task(pool.request(["hang"], None, 60)) for _ in range(3)]
+            await until(lambda: not idle_pids(pool))
+            stopped = next(iter(pool.state.actors.values()))
+            os.kill(int(stopped.where.split()[1]), signal.SIGSTOP)
+            report = []
+            while not any("hang_for_ever" in line for line in report):  # their threads may not have come that far
+                start = time.monotonic()
+                report = await pool.stacks(0.0)
+                assert time.monotonic() - start < 3.0 + 20, "the wait is bounded"
+            text = "\n".join(report)
+            assert f"echo {stopped.number} ({stopped.where}):\n  {NO_ANSWER}" in text
+            assert text.count("in hang_for_ever: time.sleep(1)") == 1, "equal stacks are shown once"
+            assert len(re.findall(r"echo \d \(pid \d+ on \S+\)", text)) == 3
+            assert "linger" not in text and "stacks" not in text
+            assert await pool.stacks(600.0) == [], "not busy for that long"
+            for task in work:
+                task.cancel()
 
     run(test)
 

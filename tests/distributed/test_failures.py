@@ -1,13 +1,16 @@
 """The first cause of a failed run is kept with its traceback, and told apart from what may be tried again."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 
 from bgrpo.distributed.driving import raise_failure
 from bgrpo.distributed.failures import final_failure, read_failures, record_failure
-from bgrpo.errors import UserError
+from bgrpo.errors import RunError, UserError
 
 
 def failing(error: Exception) -> Exception:
@@ -66,5 +69,77 @@ def test_a_users_error_that_only_ray_carried_is_raised(tmp_path: Path) -> None:
 def test_the_first_cause_is_raised_with_its_traceback(tmp_path: Path) -> None:
     record_failure(tmp_path, failing(ZeroDivisionError("first")), rank=1)
     record_failure(tmp_path, failing(ConnectionError("second")), rank=0)
-    with pytest.raises(RuntimeError, match=r"(?s)first failure, learner 1 .*ZeroDivisionError: first"):
+    with pytest.raises(RunError, match=r"(?s)first failure, learner 1 .*ZeroDivisionError: first"):
         raise_failure(tmp_path, 0.0, WorkerGroupError("workers failed", {0: ConnectionError("second")}))
+
+
+class HealthCheckFailure(Exception):
+    """As Ray Train wraps the loss of a worker."""
+
+    def __init__(self, loss: Exception) -> None:
+        super().__init__("A worker health check failed.")
+        self.health_check_failure = loss
+
+
+class Died(ActorDiedError):
+    """Says what Ray says of a process that was killed."""
+
+    def __str__(self) -> str:
+        return (
+            "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 6212\n"
+            "\tnamespace: 05\n\tip: 192.0.2.2\nThe actor is dead because its worker process has died. Worker exit "
+            "type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. "
+            "Some common causes include: (1) the process was killed by the OOM killer"
+        )
+
+
+def begun(run_dir: Path, rank: int, crash: str = "") -> None:
+    """A learner's process that has not left its loop."""
+    place = {"where": f"learner {rank} (process 62 on node-{rank})", "when": time.time()}
+    (run_dir / "learners").mkdir(exist_ok=True)
+    (run_dir / "learners" / f"{rank}.crash").write_text(json.dumps(place) + "\n" + crash)
+
+
+def told(run_dir: Path, failures: dict[int, Exception]) -> list[str]:
+    with pytest.raises(RunError) as caught:
+        raise_failure(run_dir, 0.0, WorkerGroupError("workers failed", failures))
+    return str(caught.value).splitlines()[1:]
+
+
+def test_a_lost_process_comes_before_the_errors_that_it_caused(tmp_path: Path) -> None:
+    begun(tmp_path, 0)
+    record_failure(tmp_path, failing(ConnectionError("peer closed")), rank=1)
+    lines = told(tmp_path, {0: HealthCheckFailure(Died()), 1: ConnectionError("peer closed")})
+    assert lines[0].startswith(
+        "learner 0 (process 62 on node-0): its process (pid 6212 at 192.0.2.2) ended without an exception: it was"
+    )
+    assert lines[1].startswith("then, learner 1 (process ")
+    assert lines[-1] == "ConnectionError: peer closed"
+
+
+def test_a_crash_is_told_though_ray_only_saw_its_consequences(tmp_path: Path) -> None:
+    begun(tmp_path, 0, "Fatal Python error: Segmentation fault\n\nStack:\n  File x, line 3 in kernel\n")
+    begun(tmp_path, 1)
+    record_failure(tmp_path, failing(ConnectionError("peer closed")), rank=2)
+    lines = told(tmp_path, {2: ConnectionError("peer closed")})
+    assert lines[:2] == [
+        "learner 0 (process 62 on node-0): crashed in native code:",
+        "Fatal Python error: Segmentation fault",
+    ]
+    assert "  File x, line 3 in kernel" in lines
+    assert lines[-1] == "ConnectionError: peer closed"
+
+
+def test_learners_that_left_no_exception_are_named(tmp_path: Path) -> None:
+    begun(tmp_path, 0)
+    record_failure(tmp_path, failing(ConnectionError("peer closed")), rank=1)
+    lines = told(tmp_path, {1: ConnectionError("peer closed")})
+    assert lines[0].startswith("first failure, learner 1 ")
+    assert lines[-1] == (
+        "learner 0 (process 62 on node-0) left no exception: it was lost before, or ended with the others"
+    )
+
+
+def test_what_nobody_recorded_is_told_as_ray_tells_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no room for the workers"):
+        raise_failure(tmp_path, 0.0, TimeoutError("no room for the workers"))

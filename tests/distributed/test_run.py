@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -13,11 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from rich.console import Console
 
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.distributed.driving import STOP_FILE
 from bgrpo.distributed.run import RunResult, run_training
-from bgrpo.errors import UserError
+from bgrpo.errors import RunError, UserError
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.policies.tokenizer import build_tokenizer
@@ -214,6 +217,35 @@ def test_a_divergence_ends_the_run_with_its_reason(policy: Path, tmp_path: Path)
         run_training(config(policy, tmp_path, "diverging", learner=learner))
     assert time.monotonic() - start < 120
     assert json.loads((tmp_path / "diverging" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_learner_that_stops_and_dies_is_named_before_those_that_waited_for_it(policy: Path, tmp_path: Path) -> None:
+    learner = {"workers": 2, "warmup_steps": 0, "threads": 1, "max_failures": 0}
+    off: dict = {"evaluation": {"final": False, "every": 0}, "tracking": {"enabled": False}}
+    run = config(policy, tmp_path, "lost", learner=learner, watchdog={"stall_s": 6.0}, **off)
+    terminal, places = io.StringIO(), []
+
+    def stop_then_kill() -> None:
+        begin = len(terminal.getvalue())
+        places.append(json.loads((tmp_path / "lost" / "learners" / "0.crash").read_text())["where"])
+        victim = int(places[0].split()[3])
+        os.kill(victim, signal.SIGSTOP)
+        deadline = time.monotonic() + 90
+        while "learner 1 (process" not in terminal.getvalue()[begin:] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        places.append(terminal.getvalue()[begin:])
+        os.kill(victim, signal.SIGKILL)
+
+    with Saboteur(tmp_path / "lost" / "metrics.jsonl", {2: stop_then_kill}), pytest.raises(RunError) as caught:
+        run_training(run, console=Console(file=terminal, width=200))
+    place, stall = places
+    assert re.search(r"after step \d: nothing has come for \d+ s\n", stall)
+    assert re.search(r"learner 0(:\n  says nothing| .*:\n  does not answer)", stall)
+    assert re.search(r"learner 1 \(process \d+ on .*\), no step for \d+ s:\n  .*:\n(    .*\n)*    .*trainer.py:", stall)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "training failed; the last complete checkpoint is kept."
+    assert lines[1].startswith(f"{place}: its process (pid {place.split()[3]} at ")
+    assert "it was killed (SIGKILL" in lines[1]
 
 
 def test_bad_input_is_refused_before_a_run_folder_exists(policy: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_pool_logs_who_comes_and_who_is_lost(caplog: pytest.LogCaptureFixture)
     place = rf"\(pid \d+ on {re.escape(socket.gethostname())}\)"
     for actor, level, message in (
         ("echo 0", "INFO", rf"echo 0 {place}: up"),
-        ("echo 0", "WARNING", rf"echo 0 {place}: lost: The actor died"),
-        ("echo 1", "WARNING", rf"echo 1 {place}: lost: The actor died"),
+        ("echo 0", "WARNING", rf"echo 0 {place}: lost: its process \(pid \d+ at [\d.]+\) ended without an exception"),
+        ("echo 1", "WARNING", rf"echo 1 {place}: lost: its process \(pid \d+ at [\d.]+\) ended without an exception"),
     ):
         assert [True for who, how, what in told if (who, how) == (actor, level) and re.match(message, what)] == [True]

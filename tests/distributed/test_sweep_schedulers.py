@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -57,6 +58,9 @@ class Arena:
         return decision == TrialScheduler.STOP
 
 
+MEDIAN_NEEDS = 3
+"""Trials with results, besides the one in question, before Tune's median rule cuts."""
+
 GOOD, BAD = [0.5, 0.6, 0.7, 0.8, 0.9], [0.1, 0.1, 0.1, 0.1, 0.1]
 
 
@@ -103,17 +107,52 @@ def sweep(tmp_path: Path) -> SweepConfig:
     return SweepConfig.model_validate(tree)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_tune_runs_the_plan_and_cuts_the_worse_half(sweep: SweepConfig, tmp_path: Path) -> None:
+def run_scripted(sweep: SweepConfig, tmp_path: Path) -> tuple[SweepFolder, Plan]:
+    """Run the sweep on Tune with scripted trials, to its end."""
     folder = SweepFolder.create(sweep, None)
     plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known))
     dispatcher = SweepDispatcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
     run_on_tune(sweep, dispatcher, tmp_path / "tune", ScriptedTrial)
+    return folder, plan
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_tune_runs_the_plan_and_cuts_the_worse_half(sweep: SweepConfig, tmp_path: Path) -> None:
+    folder, plan = run_scripted(sweep, tmp_path)
     trials = plan.trials
     states = {trial.id: trial.state for trial in trials}
     assert [states[f"a-search-{i:02d}-seed0"] for i in range(3)] == ["finished", "stopped", "finished"]
     assert all("cut by asha at 20 % of its budget" in trial.reason for trial in trials if trial.state == "stopped")
     assert plan.is_done
     assert folder.read_plan()["trials"] == plan.to_json()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_whole_sweep_with_optuna_and_the_median_rule(sweep: SweepConfig, tmp_path: Path) -> None:
+    """A trial's score is its learning rate, so what is cut and what is confirmed follows from the suggested rates."""
+    pytest.importorskip("optuna")
+    points = 5
+    space = {"learner.learning_rate": {"min": 1e-3, "max": 1e-1, "log": True}}
+    tree = sweep.model_dump() | {
+        "searcher": "optuna",
+        "scheduler": "median",
+        "space": space,
+        "trials_per_arm": points,
+        "seed": 3,
+    }
+    _, plan = run_scripted(SweepConfig.model_validate(tree), tmp_path)
+    search, (confirm,) = plan.trials[:points], plan.trials[points:]
+    rates = [float(trial.overrides["learner.learning_rate"]) for trial in search]
+    assert len(set(rates)) == points and all(1e-3 <= rate <= 1e-1 for rate in rates)
+    cut = [index >= MEDIAN_NEEDS and rates[index] < median(rates[:index]) for index in range(points)]
+    assert [trial.state for trial in search] == ["stopped" if was_cut else "finished" for was_cut in cut], rates
+    assert any(cut), "no suggestion was below the median of those before"
+    assert all("cut by median at 20 % of its budget" in trial.reason for trial in search if trial.state == "stopped")
+    best = max(rate for rate, was_cut in zip(rates, cut, strict=True) if not was_cut)
+    assert plan.is_done and confirm.state == "finished"
+    assert confirm.overrides["learner.learning_rate"] == best
+    assert plan.selection()["a"]["value"] == pytest.approx(best)

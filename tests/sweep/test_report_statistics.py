@@ -11,6 +11,7 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from bgrpo.evaluation import Interval
 from bgrpo.sweep.statistics import (
     bootstrap_mean,
     holm,
@@ -19,6 +20,7 @@ from bgrpo.sweep.statistics import (
     smallest_sign_flip_p,
     t_interval,
     t_p_value,
+    within_range,
 )
 
 T_QUANTILES = {2: 12.706204736, 3: 4.302652730, 5: 2.776445105, 10: 2.262157163}  # 97.5 %, by number of values: tables
@@ -118,3 +120,9 @@ def test_from_six_seeds_on_the_sign_flip_test_must_agree() -> None:
     six, five = paired_effect(differences_SN), paired_effect(differences_SN[1:])
     assert six.p_seeds < 0.05 < six.p_sign_flip == six.p_decision
     assert five.p_decision == five.p_seeds
+
+
+def test_an_interval_of_a_metric_stays_within_its_range() -> None:
+    assert within_range(Interval(0.96, 0.9, 1.013)) == Interval(0.96, 0.9, 1.0)
+    assert within_range(Interval(0.02, -0.1, 0.14)) == Interval(0.02, 0.0, 0.14)
+    assert within_range(t_interval([0.5])) == Interval(0.5, -math.inf, math.inf), "one seed still has no interval"

@@ -13,6 +13,7 @@ import pytest
 from bgrpo.cli import main
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.folder import SweepFolder
+from ray_jobs import sweep as sweep_job
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,7 @@ from bgrpo.sweep.folder import SweepFolder
         (["--config", "quick", "budget.kind=epochs"], "budget.kind"),
         (["--config", "quickstart"], "unknown key 'algorithm'"),
         (["--resume", "nowhere"], "no sweep 'nowhere'"),
+        (["--config", "quick", "--retry-failed"], "--retry-failed needs --resume"),
         (["--config", "quick", "--max-concurrent", "0"], "--max-concurrent"),
         (["--config", "quick", "--submit", "http://127.0.0.1:1", "searcher=best"], "searcher"),
     ],
@@ -70,6 +72,11 @@ def test_a_job_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent == [(url, "ray_jobs.sweep", arguments)]
     main(["sweep", "--resume", "mine", "--submit", url])
     assert sent[1] == (url, "ray_jobs.sweep", ["--resume", "mine"])
+    main(["sweep", "--resume", "mine", "--retry-failed", "--submit", url, "max_concurrent=2"])
+    arguments = ["--resume", "mine", "--retry-failed", "max_concurrent=2"]
+    assert sent[2] == (url, "ray_jobs.sweep", arguments)
+    options = sweep_job.parse(arguments)
+    assert (options.resume, options.retry_failed, options.overrides) == ("mine", True, ["max_concurrent=2"])
 
 
 def test_resuming_takes_the_options_that_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,10 +85,13 @@ def test_resuming_takes_the_options_that_may_change(tmp_path: Path, monkeypatch:
     SweepFolder.create(SweepConfig.model_validate({"run": {"dir": str(tmp_path), "name": "mine"}}), None)
     ran: list[Any] = []
 
-    def run_sweep(sweep: SweepConfig, name: str | None, folder: SweepFolder | None, console: Any) -> driver.SweepResult:
-        ran.append((sweep.max_concurrent, folder))
+    def run_sweep(
+        sweep: SweepConfig, name: str | None, folder: SweepFolder | None, console: Any, retry_failed: bool
+    ) -> driver.SweepResult:
+        ran.append((sweep.max_concurrent, folder, retry_failed))
         return driver.SweepResult(SweepFolder(tmp_path / "mine"), "failed", {"failed": 6}, {}, tmp_path / "index.html")
 
     monkeypatch.setattr(driver, "run_sweep", run_sweep)
     assert main(["sweep", "--resume", str(tmp_path / "mine"), "--max-concurrent", "1"]) == 1
-    assert ran == [(1, SweepFolder(tmp_path / "mine"))]
+    assert main(["sweep", "--resume", str(tmp_path / "mine"), "--retry-failed"]) == 1
+    assert ran == [(1, SweepFolder(tmp_path / "mine"), False), (None, SweepFolder(tmp_path / "mine"), True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sweep_configs import sweep_config
 
 from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.plan import ENDED, Plan, Trial, trials_from_json
+from bgrpo.sweep.plan import ENDED, Plan, Trial, retry_failed, trials_from_json
 from bgrpo.sweep.space import point_source
 
 ACTS = ["start", "start", "finished", "failed", "stopped", "interrupt", "restart"]
@@ -152,3 +153,56 @@ def test_what_runs_is_not_started_again_and_an_interrupted_trial_comes_first() -
     assert (second.started, second.ended, second.attempts, second.value) == (11.0, 101.0, 2, None)
     with pytest.raises(RuntimeError, match="is finished, expected running"):
         plan.end(second, "failed", 102.0, None, "")
+
+
+def test_failed_trials_go_on_unless_they_would_diverge_again_or_come_too_late() -> None:
+    sweep = sweep_config(search_seeds=1, confirm_seeds=2)
+    plan = make_plan(sweep)
+    ends = {"bgrpo": [("finished", False), ("failed", False)], "grpo": [("failed", False), ("failed", True)]}
+    for index in range(4):
+        trial = plan.next_trial()
+        assert trial is not None
+        plan.start(trial, 0.0)
+        state, diverged = ends[trial.algorithm][index // 2]
+        plan.end(trial, state, 10.0, 0.5, f"reason of {trial.id}", diverged)  # type: ignore[arg-type]
+    first, second = (trial for trial in plan.trials if trial.phase == "confirm")
+    for confirm, state in ((first, "failed"), (second, "finished")):
+        plan.start(confirm, 20.0)
+        plan.end(confirm, state, 30.0, 0.5, "")  # type: ignore[arg-type]
+    assert plan.is_done and plan.total == 6
+
+    trials = trials_from_json(json.loads(json.dumps(plan.to_json())))
+    before = {trial.id: trial.state for trial in trials}
+    assert retry_failed(trials) == [
+        "bgrpo-search-01-seed0 stays failed: what is best of bgrpo was settled without it",
+        "grpo-search-01-seed0 stays failed: it diverged, and would again",
+    ]
+    changed = {trial.id: trial.state for trial in trials if trial.state != before[trial.id]}
+    assert changed == {"grpo-search-00-seed0": "pending", "bgrpo-confirm-seed1000": "pending"}
+    resumed = make_plan(sweep, trials)
+    assert not resumed.is_done
+    retried = resumed.trial("grpo-search-00-seed0")
+    assert (retried.reason, retried.ended, retried.value, retried.attempts) == ("", None, None, 1)
+    assert retried.seconds == 10.0, "what it cost before stays"
+    while not resumed.is_done:
+        finish(resumed, lambda _: 0.7)
+    assert resumed.selection()["grpo"]["trial"] == "grpo-search-00-seed0"
+    assert len([trial for trial in resumed.trials if trial.phase == "confirm" and trial.state == "finished"]) == 4
+
+
+@given(st.lists(st.tuples(st.sampled_from(["finished", "failed", "stopped"]), st.booleans()), max_size=20))
+def test_a_retry_touches_failed_trials_only_and_a_second_one_changes_nothing(ends: list[tuple[Any, bool]]) -> None:
+    plan = make_plan(sweep_config(space=BETAS, searcher="grid", confirm_seeds=2))
+    for state, diverged in ends:
+        trial = plan.next_trial()
+        if trial is not None:
+            plan.start(trial, 0.0)
+            plan.end(trial, state, 1.0, 0.5, "", diverged and state == "failed")
+    trials = trials_from_json(plan.to_json())
+    kept = retry_failed(trials)
+    for trial, old in zip(trials, plan.trials, strict=True):
+        if trial != old:
+            assert old.state == "failed" and not old.diverged and trial.state == "pending"
+    assert len(kept) == sum(trial.state == "failed" for trial in trials)
+    settled = [asdict(trial) for trial in trials]
+    assert retry_failed(trials) == kept and [asdict(trial) for trial in trials] == settled

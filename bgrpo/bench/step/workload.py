@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.decoding import DecodeEngine
 from bgrpo.groups import Group, ScoredGroup
 from bgrpo.policies.io import load_policy
+from bgrpo.policies.model import build_policy
 from bgrpo.rollouts import decode_settings, score_groups
 from bgrpo.tasks.base import Outcome, load_task
 from bgrpo.verification import CheckResult
@@ -128,25 +129,12 @@ def endless_policy(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> GPT
 
     The last norm's bias and the end token's embedding point in opposite directions, so that its logit is about -100.
     """
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=shape.context,
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.06,
-    )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(_SEED)
-        model: Any = GPT2LMHeadModel(config).eval()
-        direction = torch.nn.functional.normalize(torch.randn(shape.width), dim=0)
+    model: Any = build_policy(
+        tokenizer, shape.layers, shape.heads, shape.width, shape.context, _SEED, initial_deviation=0.06
+    ).eval()
+    generator = torch.Generator().manual_seed(_SEED)
+    direction = torch.nn.functional.normalize(torch.randn(shape.width, generator=generator), dim=0)
+    with torch.no_grad():
         model.transformer.ln_f.bias.copy_(5 * direction)
         model.transformer.wte.weight[tokenizer.eos_token_id] = -20 * direction
     return model
