@@ -372,6 +372,18 @@ def test_what_cannot_start_says_why(policy_dir: Path) -> None:
         assert client.pids("verifier") == []
 
 
+def test_what_finds_no_room_says_what_it_asked_for(policy_dir: Path) -> None:
+    """Only nodes of a kind that this cluster lacks would do."""
+    rollout = {"actors": 1, "node_resource": "decoders", "placement_s": 1.0}
+    with service(configuration(policy_dir, rollout=rollout)) as client:
+        with pytest.raises(UserError) as caught:
+            client.ready(WAIT_S)
+        assert re.search(
+            r"no rollout actor found room for \d+ s: each asks for 0.5 CPU, 0.001 decoders", str(caught.value)
+        )
+        assert "the cluster has 8 CPU" in str(caught.value)
+
+
 def test_weights_outlive_the_process_that_published_them(policy_dir: Path) -> None:
     """An actor that starts after the publisher's death still loads them."""
 
