@@ -37,7 +37,8 @@ class Echo(PooledActor):
                 Path(replies).unlink()
                 return "garbage"
             case ["memory"]:
-                resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
                 return len(bytearray(64 << 30))
             case ["sleep", seconds, *_]:
                 time.sleep(seconds)
