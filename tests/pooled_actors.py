@@ -6,11 +6,14 @@ import os
 import resource
 import time
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bgrpo.distributed.actor_pool import PooledActor
+from bgrpo.distributed.rollout_actor import RolloutActor, RolloutReply, RolloutRequest
 from bgrpo.errors import UserError
+from bgrpo.groups import Group
 
 
 class Echo(PooledActor):
@@ -34,7 +37,8 @@ class Echo(PooledActor):
                 Path(replies).unlink()
                 return "garbage"
             case ["memory"]:
-                resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+                resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
                 return len(bytearray(64 << 30))
             case ["sleep", seconds, *_]:
                 time.sleep(seconds)
@@ -47,6 +51,24 @@ def hang_for_ever() -> None:
     """What a report on a stall is to name."""
     while True:
         time.sleep(1)
+
+
+class Garbler(RolloutActor):
+    """A rollout actor whose completions are out of the vocabulary once in a lifetime of the file ``once``."""
+
+    def __init__(self, once: str, policy: str) -> None:
+        super().__init__(policy, "fp32", threads=1, device="cpu")
+        self._once = Path(once)
+
+    def serve(self, request: RolloutRequest) -> RolloutReply:
+        reply = super().serve(request)
+        try:
+            self._once.unlink()
+        except FileNotFoundError:
+            return reply
+        first, *others = reply.groups
+        garbage = [replace(completion, tokens=[10**6] * len(completion.tokens)) for completion in first.completions]
+        return replace(reply, groups=[Group(garbage), *others])
 
 
 class Unpreparable(PooledActor):

@@ -289,6 +289,8 @@ class ActorPool:
                         future.set_exception(UserError(cause) if wrong else PoolError(cause))
 
     async def _live(self, actor: int) -> None:
+        if actor not in self.state.actors:  # retired before its turn came
+            return
         handle = self._handles[actor] = self._spawn()
         try:
             place = self._places[actor] = await handle.place.remote()

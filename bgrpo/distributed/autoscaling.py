@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
-from ray.autoscaler.sdk import request_resources
-from ray.core.generated import autoscaler_pb2
 
 ANSWER_S = 30.0  # the autoscaler looks at the cluster every five seconds
 POLL_S = 0.5
@@ -27,6 +24,8 @@ def autoscaler_can_hold(bundles: Sequence[Mapping[str, float]], timeout_s: float
         bundles: what each process reserves.
         timeout_s: longest wait for the answer.
     """
+    from ray.autoscaler.sdk import request_resources  # slow, and most processes never ask
+
     asked = [dict(bundle) for bundle in bundles if bundle]
     request_resources(bundles=asked)
     try:
@@ -63,6 +62,9 @@ def wait_for_verdict(
 
 
 def _cluster_status() -> Any:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+    from ray.core.generated import autoscaler_pb2
+
     client = GcsClient(ray.get_runtime_context().gcs_address)
     messages: Any = autoscaler_pb2  # generated, without types
     return messages.GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10))

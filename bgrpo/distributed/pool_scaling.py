@@ -81,15 +81,12 @@ class PoolScaler:
         """
         self._pass_time(now)
         limits = self._limits
-        begin = max(self._changed, now - limits.down_s)
-        waited = sum(end - max(start, begin) for start, end in self._waits if end > begin)
-        if size < limits.most and self._is_short and waited >= limits.up_s:
-            return self._decided(
-                now,
-                size + 1,
-                f"requests waited for {waited:.1f} s of the last {now - begin:.1f} s (limit {limits.up_s:g} s), "
-                f"{self._queued} wait now",
-            )
+        if size < limits.most and self._is_short:
+            begin = max(self._changed, now - limits.down_s)
+            waited = sum(end - max(start, begin) for start, end in self._waits if end > begin)
+            if waited >= limits.up_s:
+                seen = f"requests waited for {waited:.1f} s of the last {now - begin:.1f} s (limit {limits.up_s:g} s)"
+                return self._decided(now, size + 1, f"{seen}, {self._queued} wait now")
         peak = max(self._open, self._peaks[0][1] if self._peaks else 0)
         if size > max(limits.least, peak) and now - self._changed >= limits.down_s:
             at_most = f"at most {peak} requests were open at once" if peak else "no request came"

@@ -163,8 +163,9 @@ def test_garbage_and_a_lack_of_memory_cost_the_actor_not_the_request(tmp_path: P
             assert pool.status()["garbled_replies"] == 1 and pool.state.restarts <= 1
             assert pool.state.first_failure is not None
             assert "its reply to request 0 is garbage: it is a word" in pool.state.first_failure.cause
-            with pytest.raises(PoolError, match=r"3 actors in a row died over it.*\n(.*\n)*.*MemoryError"):
+            with pytest.raises(PoolError, match="3 actors in a row died over it") as caught:
                 await pool.request(["memory"], None, 30)
+            assert "MemoryError" in str(caught.value)
             assert (await pool.request("x", None, 30))[0] == "x", "the pool goes on"
 
     run(test)

@@ -1,0 +1,143 @@
+"""A started rollout service to play with, and the same groups without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from transformers import PreTrainedModel
+
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.rollout_service import Prompt, start_service
+from bgrpo.groups import ScoredGroup
+from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.model import build_policy
+from bgrpo.policies.tokenizer import build_tokenizer, encode_prompt
+from bgrpo.rollouts import LocalRolloutSource, decode_settings
+from bgrpo.tasks.base import Problem
+from bgrpo.verification import CheckProcess
+
+TOKENIZER = build_tokenizer(0, 0)
+TEXTS = [f"+ {'* P 2 ' * (i % 3)}a P {i % 10} ⁇" for i in range(20)]
+INDICES = [7, 3, 19, 0, 11, 4, 16, 2, 9]
+WAIT_S = 60.0
+
+
+def policy(seed: int) -> PreTrainedModel:
+    """A tiny policy whose completions end soon."""
+    model = build_policy(TOKENIZER, layers=1, heads=2, width=16, context=32, seed=seed)
+    with torch.no_grad():
+        for weights in model.parameters():  # large, so that completions depend on the prompt and on the weights
+            weights *= 12 if weights.ndim > 1 else 1
+        end = model.transformer.wte.weight[TOKENIZER.eos_token_id]
+        model.transformer.ln_f.bias += 2 * end / (end @ end)  # the end token's logit goes up by two
+    return model
+
+
+def configuration(policy_dir: Path, **changes: Any) -> TrainConfig:
+    """Nine prompts make five requests of two; ``changes`` are sections' values."""
+    tree: dict[str, Any] = {
+        "policy": {"path": str(policy_dir)},
+        "rollout": {"group_size": 8, "max_new_tokens": 6, "prompts_per_request": 2, "timeout_s": WAIT_S},
+        "reward": {"function": "reward_functions:parity"},
+    }
+    for section, values in changes.items():
+        tree[section] = tree.get(section, {}) | values if isinstance(values, dict) else values
+    return TrainConfig.model_validate(tree)
+
+
+class Client:
+    """Calls the service's methods and waits."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        prompts: list[Prompt] = [(text, encode_prompt(TOKENIZER, text)) for text in TEXTS]
+        self.config = config
+        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), prompts, len(TOKENIZER))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: ray.get(getattr(self.actor, name).remote(*args), timeout=WAIT_S + 10)
+
+    def collect(self, *args: Any) -> list[ScoredGroup]:
+        return collected(self.actor.collect.remote(*args))
+
+    def publish_model(self, version: int, model: PreTrainedModel) -> None:
+        self.publish(version, [ray.put(flatten_parameters(model))])
+
+    def pids(self, pool: str) -> list[int]:
+        return [actor["pid"] for actor in self.status()[pool]["actors"] if "pid" in actor]
+
+    def ready_pids(self, pool: str, count: int) -> list[int]:
+        """Once so many actors are up."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            actors = self.status()[pool]["actors"]
+            pids = [actor["pid"] for actor in actors if actor["state"] not in ("pending", "starting")]
+            if len(pids) >= count:
+                return pids
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def collected(call: ray.ObjectRef) -> list[ScoredGroup]:
+    """The groups of a call of the service's ``collect``."""
+    (groups,) = ray.get(call, timeout=WAIT_S + 10)
+    return ray.get(groups, timeout=WAIT_S)
+
+
+@contextlib.contextmanager
+def service(config: TrainConfig) -> Iterator[Client]:
+    """A started service. At the end it is killed, and every process that belongs to it must end with it."""
+    client = Client(config)
+    yield client
+    pids = client.pids("rollout") + client.pids("verifier")
+    pids += [child for pid in pids for child in children_of(pid)]
+    ray.kill(client.actor)
+    deadline = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def local(config: TrainConfig, model: PreTrainedModel, step: int, draw: int = 0) -> list[ScoredGroup]:
+    """The same groups without Ray."""
+    with CheckProcess(str(config.reward.function), timeout_s=config.verifier.timeout_s) as checks:
+        source = LocalRolloutSource([Problem(text) for text in TEXTS], TOKENIZER, config, checks.run)
+        source.publish(0, model)
+        return source.collect(step, 0, INDICES, draw)
+
+
+def assert_equal(groups: list[ScoredGroup], expected: list[ScoredGroup], version: int) -> None:
+    """Equal but for float noise: in this process all prompts are decoded in one batch."""
+    assert [group.index for group in groups] == INDICES
+    for group, other in zip(groups, expected, strict=True):
+        assert group.version == version
+        assert group.prompt_ids == other.prompt_ids
+        assert [c.tokens for c in group.completions] == [c.tokens for c in other.completions]
+        assert [c.logprob for c in group.completions] == pytest.approx([c.logprob for c in other.completions], abs=1e-4)
+        assert group.outcomes == other.outcomes
+        assert group.scores == other.scores
+
+
+def texts_and_ids(indices: list[int]) -> list[Prompt]:
+    return [(TEXTS[index], encode_prompt(TOKENIZER, TEXTS[index])) for index in indices]
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the direct children."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """True while the process exists and is no zombie."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False

@@ -1,0 +1,114 @@
+"""What goes wrong around the rollout service: lies, no room, and the loss of its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from pooled_actors import Garbler
+from ray.exceptions import RayActorError
+from service_play import (
+    INDICES,
+    TEXTS,
+    TOKENIZER,
+    WAIT_S,
+    assert_equal,
+    configuration,
+    is_alive,
+    local,
+    policy,
+    service,
+)
+
+from bgrpo.distributed import rollout_service
+from bgrpo.distributed.actor_pool import remote_class
+from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, publish_in_spite_of_restarts
+from bgrpo.distributed.rollout_service import RolloutService
+from bgrpo.distributed.run_log import RunLog
+from bgrpo.errors import UserError
+from bgrpo.groups import ScoredGroup
+from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.io import save_policy
+from bgrpo.policies.tokenizer import encode_prompt
+from bgrpo.rollouts import decode_settings
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "tiny"
+    save_policy(policy(0), TOKENIZER, folder)
+    return folder
+
+
+def test_garbage_never_reaches_the_verifiers(policy_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service runs in this process, with actors of which one lies once."""
+    once = tmp_path / "once"
+    once.touch()
+    spawn = remote_class(Garbler).options(num_cpus=0).remote
+    monkeypatch.setattr(rollout_service, "spawn_rollout_actor", lambda config: spawn(str(once), config.policy.path))
+    monkeypatch.setattr(rollout_service, "start_run_log", lambda run, actor: RunLog(run, actor))
+    config = configuration(policy_dir, rollout={"actors": 2})
+    prompts = [(text, encode_prompt(TOKENIZER, text)) for text in TEXTS]
+
+    async def collect() -> tuple[list[ScoredGroup], dict[str, Any]]:
+        made = RolloutService(config, decode_settings(config, TOKENIZER), prompts, len(TOKENIZER), "")
+        await made.publish(0, [ray.put(flatten_parameters(policy(5)))])
+        try:
+            (reference,) = await made.collect(0, 0, 0, INDICES, WAIT_S)
+            return await reference, await made.status()
+        finally:
+            await made.shutdown()
+
+    groups, status = asyncio.run(asyncio.wait_for(collect(), WAIT_S + 10))
+    assert_equal(groups, local(config, policy(5), step=0), version=0)
+    assert status["rollout"]["garbled_replies"] == 1 and not once.exists()
+    assert "is garbage: group 0: completion 1: token ids 1000000" in status["rollout"]["first_failure"]["cause"]
+    assert sum(status["outcomes"].values()) == sum(len(group.completions) for group in groups)
+
+
+def test_what_finds_no_room_says_what_it_asked_for(policy_dir: Path) -> None:
+    """Only nodes of a kind that this cluster lacks would do."""
+    rollout = {"actors": 1, "node_resource": "decoders", "placement_s": 1.0}
+    with service(configuration(policy_dir, rollout=rollout)) as client:
+        with pytest.raises(UserError) as caught:
+            client.ready(WAIT_S)
+        assert re.search(
+            r"no rollout actor found room for \d+ s: each asks for 0.5 CPU, 0.001 decoders", str(caught.value)
+        )
+        assert "the cluster has 8 CPU" in str(caught.value)
+
+
+def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
+    """Ray starts it again, empty; the weights are published again, and the batch that was open is decoded again."""
+    with service(configuration(policy_dir, rollout={"actors": 1})) as client:
+        source = ServiceRolloutSource(client.actor, client.config)
+        publish = partial(publish_in_spite_of_restarts, source, 4, policy(5))
+        publish()
+        (worker,), pid = client.ready_pids("rollout", 1), client.status()["service"]["pid"]
+        os.kill(worker, signal.SIGSTOP)  # so that the batch is surely open
+        killer = threading.Timer(2.0, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        decode = ServiceDecoder(client.actor, client.config, 4, TOKENIZER, publish_again=publish)
+        judged = decode([TEXTS[index] for index in INDICES], "beam", 8, None)
+        killer.join()
+        expected = local(client.config, policy(5), step=0)
+        assert [[c.outcome for c in group] for group in judged] == [group.outcomes for group in expected]
+        assert client.status()["service"]["pid"] != pid
+        assert not is_alive(worker), "what belonged to the service ended with it"
+        os.kill(client.status()["service"]["pid"], signal.SIGKILL)
+        with pytest.raises(RayActorError):  # without publish_again it is the caller's to handle
+            for _ in range(100):
+                ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([TEXTS[0]], "beam", 8, None)
+        publish()
+        again = ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([TEXTS[0]], "beam", 8, None)
+        assert len(again) == 1
