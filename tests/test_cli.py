@@ -17,6 +17,7 @@ import pytest
 from bgrpo import commands, doctor
 from bgrpo.cli import main
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
+from bgrpo.errors import RunError
 from bgrpo.evaluation import JudgedCompletion, LocalDecoder
 from bgrpo.run_folder import RunFolder
 from bgrpo.tasks.polynomial.task import PolynomialTask
@@ -378,3 +379,18 @@ def test_the_published_lost_signs_are_found(shared_data: Path, capsys: pytest.Ca
     assert main(["verify", "--data", str(path), "--json"]) == 0
     outcomes = json.loads(capsys.readouterr().out)["outcomes"]
     assert {name: count for name, count in outcomes.items() if count} == {"wrong": 112, "trivial": 16}
+
+
+def test_a_failed_run_ends_with_its_cause_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bgrpo.distributed.run as driver
+    from ray_jobs.train import main as job
+
+    def fail(*arguments: Any) -> int:
+        raise RunError("training failed.\nlearner 0 (process 62 on node-7): it was killed")
+
+    monkeypatch.setattr(driver, "run_from_command_line", fail)
+    for entry in (main, job):
+        assert entry(["train"] if entry is main else []) == 1
+        assert capsys.readouterr().err == ("error: training failed.\nlearner 0 (process 62 on node-7): it was killed\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -16,15 +15,7 @@ from typing import Any, NoReturn
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import ObjectLostError, RayError
 
 from bgrpo.distributed.pool_records import (
     ActorState,
@@ -42,6 +33,7 @@ from bgrpo.distributed.pool_records import (
 )
 from bgrpo.distributed.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool_state import PoolState
+from bgrpo.distributed.ray_errors import explain, is_node_loss
 from bgrpo.distributed.stacks import NO_ANSWER, current_stacks, describe_processes
 from bgrpo.errors import RunError, UserError
 
@@ -49,10 +41,6 @@ WATCH_GROUP = "watch"
 WATCH_THREADS = 2  # linger holds one
 STACKS_S = 3.0
 logger = logging.getLogger(__name__)
-_SUDDEN_END = "Worker unexpectedly exits with a connection error"
-_PROCESS = re.compile(r"pid: (\d+)\n.*?ip: (\S+)", re.DOTALL)
-SUDDEN_CAUSES = "it was killed (SIGKILL, as for lack of memory), crashed in native code, or called os._exit"
-_NOISE = re.compile(r"\x1b\[[0-9;]*m|^[ ^]*\^[ ^]*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,30 +361,11 @@ def remote_class(actor_class: type[PooledActor]) -> Any:
     return ray.remote(max_restarts=0, concurrency_groups={WATCH_GROUP: WATCH_THREADS})(actor_class)  # type: ignore[call-overload]
 
 
-def is_node_loss(error: Exception) -> bool:
-    """True when Ray says that the actor's node went away, or that nothing can be heard from it any more."""
-    if isinstance(error, ActorDiedError):
-        return error.preempted or "its node has died" in str(error)
-    return isinstance(error, ActorUnavailableError | NodeDiedError)
-
-
 def amounts(resources: Mapping[str, float]) -> str:
     """Resources for people: ``4 CPU, 1 GPU``; without memory, object store and the names of nodes."""
     hidden = ("memory", "object_store_memory")
     shown = {name: share for name, share in sorted(resources.items()) if share and name not in hidden}
     return ", ".join(f"{share:g} {name}" for name, share in shown.items() if not name.startswith("node:"))
-
-
-def explain(error: Exception) -> str:
-    """A failure in words: a user error's one line, the remote traceback, or how a process may have ended without."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
-        return str(error.cause)
-    text = _NOISE.sub("", str(error)).strip()
-    if not isinstance(error, RayActorError) or _SUDDEN_END not in text:
-        return text
-    process = _PROCESS.search(text)
-    which = f" (pid {process[1]} at {process[2]})" if process is not None else ""
-    return f"its process{which} ended without an exception: {SUDDEN_CAUSES}"
 
 
 async def _ask_stacks(handle: ActorHandle) -> str:

@@ -18,9 +18,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
-from bgrpo.distributed.actor_pool import explain
 from bgrpo.distributed.failures import final_failure, read_failures
 from bgrpo.distributed.learner_watch import read_open_ends
+from bgrpo.distributed.ray_errors import explain
 from bgrpo.distributed.session import Demand
 from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.run_folder import RunFolder

@@ -12,7 +12,7 @@ from types import CodeType
 FRAMES_SHOWN = 14
 THREADS_SHOWN = 8
 PROCESSES_SHOWN = 6
-NO_ANSWER = "does not answer: stopped, in native code, or not placed yet"
+NO_ANSWER = "does not answer: stopped, or in native code"
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 

@@ -10,7 +10,7 @@ from ray.train import WorkerGroupError
 
 from bgrpo.distributed.driving import raise_failure
 from bgrpo.distributed.failures import final_failure, read_failures, record_failure
-from bgrpo.errors import RunError, UserError
+from bgrpo.errors import DivergenceError, RunError, UserError
 
 
 def failing(error: Exception) -> Exception:
@@ -40,6 +40,12 @@ def test_only_a_users_error_ends_the_run(tmp_path: Path) -> None:
     found = final_failure(tmp_path, since=0.0)
     assert found is not None
     assert found.message == "the disk is full"
+
+
+def test_a_divergence_is_raised_as_one(tmp_path: Path) -> None:
+    record_failure(tmp_path, failing(DivergenceError("training diverged at step 3")), rank=0)
+    with pytest.raises(DivergenceError, match=r"^training diverged at step 3$"):
+        raise_failure(tmp_path, 0.0, None)
 
 
 def test_failures_of_an_earlier_attempt_do_not_count(tmp_path: Path) -> None:

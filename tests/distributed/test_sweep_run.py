@@ -56,7 +56,9 @@ def test_the_worse_trial_is_cut_and_a_diverging_arm_does_not_hold_the_other(done
     assert "cut by asha at 17 % of its budget" in ruinous.reason
     for name in ("strict-search-00-seed0", "strict-search-01-seed0"):
         assert found[name].state == "failed"
-        assert "diverged" in found[name].reason and "learner.max_kl=1e-12" in found[name].reason
+        assert (
+            found[name].diverged and "diverged" in found[name].reason and "learner.max_kl=1e-12" in found[name].reason
+        )
     assert done.trials == {"finished": 2, "stopped": 1, "failed": 2, "running": 0, "pending": 0}
     assert done.state == "finished"
 

@@ -15,10 +15,10 @@ from sweep_fakes import ScriptedTrial
 from bgrpo.distributed.sweep_dispatch import SweepDispatcher
 from bgrpo.distributed.tune_adapters import make_scheduler
 from bgrpo.distributed.tune_run import run_on_tune
-from bgrpo.distributed.tune_trial import PERCENT, SCORE
+from bgrpo.distributed.tune_trial import OUTCOME, PERCENT, REASON, SCORE
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.folder import SweepFolder
-from bgrpo.sweep.plan import Plan
+from bgrpo.sweep.plan import Plan, trials_from_json
 from bgrpo.sweep.space import point_source
 from bgrpo.sweep.trials import TrialConfigs
 
@@ -105,6 +105,20 @@ def sweep(tmp_path: Path) -> SweepConfig:
         "tracking": {"enabled": False},
     }
     return SweepConfig.model_validate(tree)
+
+
+def test_a_diverged_trial_is_told_from_one_that_failed_otherwise(sweep: SweepConfig) -> None:
+    folder = SweepFolder.create(sweep, None)
+    plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known))
+    dispatcher = SweepDispatcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
+    first, second, third = plan.trials
+    for trial in (first, second, third):
+        plan.start(trial, 0.0)
+    dispatcher.trial_ended(first.id, {OUTCOME: "diverged", REASON: "KL"})
+    dispatcher.trial_ended(second.id, {OUTCOME: "failed", REASON: "disk"})
+    dispatcher.trial_ended(third.id, None)
+    kept = trials_from_json(folder.read_plan()["trials"])
+    assert [(trial.state, trial.diverged) for trial in kept] == [("failed", True), ("failed", False), ("failed", False)]
 
 
 def run_scripted(sweep: SweepConfig, tmp_path: Path) -> tuple[SweepFolder, Plan]:
