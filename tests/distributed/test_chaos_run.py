@@ -22,6 +22,7 @@ KINDS = (
     "kill-verifier",
     "kill-check",
     "kill-learner",
+    "kill-service",
     "kill-driver",
     "terminate-driver",
 )
