@@ -215,8 +215,8 @@ def chaos(
         typer.Option(
             "--faults",
             metavar="KINDS",
-            help="Of kill-rollout, stop-rollout, kill-verifier, kill-check, kill-learner, kill-driver, "
-            "terminate-driver (the default: all of these), kill-service, remove-node; separated by commas.",
+            help="Of kill-rollout, stop-rollout, kill-verifier, kill-check, kill-learner, kill-service, kill-driver, "
+            "terminate-driver (the default: all of these), remove-node; separated by commas.",
         ),
     ] = None,
     max_faults: Annotated[

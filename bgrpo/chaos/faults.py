@@ -32,7 +32,7 @@ DRIVER_FAULTS = frozenset({FaultKind.KILL_DRIVER, FaultKind.TERMINATE_DRIVER})
 RESTARTING_FAULTS = DRIVER_FAULTS | {FaultKind.KILL_LEARNER}
 """After these the learners start again from the last checkpoint, whatever else happens."""
 
-DEFAULT_KINDS = tuple(kind for kind in FaultKind if kind not in (FaultKind.KILL_SERVICE, FaultKind.REMOVE_NODE))
+DEFAULT_KINDS = tuple(kind for kind in FaultKind if kind != FaultKind.REMOVE_NODE)
 
 
 @dataclass(frozen=True, slots=True)

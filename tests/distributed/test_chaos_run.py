@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bgrpo.cli import main
-from bgrpo.config import TrainConfig, build_config, dump_config
+from bgrpo.config import TrainConfig, build_config
+from bgrpo.distributed.run import run_training
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.policies.tokenizer import build_tokenizer
@@ -21,6 +22,7 @@ KINDS = (
     "kill-verifier",
     "kill-check",
     "kill-learner",
+    "kill-service",
     "kill-driver",
     "terminate-driver",
 )
@@ -41,17 +43,17 @@ def config(folder: Path) -> TrainConfig:
         "evaluation": {"final": False},
         "checkpoint": {"every": EVERY},
         "tracking": {"enabled": False},
-        "run": {"dir": str(folder), "name": "chaos"},
+        "run": {"dir": str(folder), "name": "calm"},
     }
     return build_config(TrainConfig, tree, "test")
 
 
 def test_a_disturbed_run_ends_as_the_undisturbed_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "config.yaml"
-    dump_config(config(tmp_path), file)
-    kinds = ["--faults", ",".join(KINDS), "--max-faults", str(len(KINDS))]
-    faults = ["--every", "1,2", "--seed", "3", *kinds, "rollout.timeout_s=5"]
-    status = main(["chaos", "--config", str(file), *faults, "--json"])
+    calm = run_training(config(tmp_path)).folder
+    kinds = ["--faults", ",".join(KINDS), "--max-faults", str(len(KINDS)), "--every", "1,2", "--seed", "3"]
+    overrides = [f"run.dir={tmp_path}", "run.name=chaos", "rollout.timeout_s=5"]
+    capsys.readouterr()
+    status = main(["chaos", "--undisturbed", str(calm.path), *kinds, *overrides, "--json"])
     report = json.loads(capsys.readouterr().out)
     assert report["problems"] == [] and status == 0
     assert report == json.loads((tmp_path / "chaos" / "chaos.json").read_text())
