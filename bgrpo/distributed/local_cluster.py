@@ -33,7 +33,7 @@ from bgrpo.distributed.local_cluster_plan import (
 from bgrpo.distributed.local_cluster_state import ClusterState, StateFolder
 from bgrpo.errors import UserError
 
-START_S = 120.0
+START_S = 180.0
 END_S = 30.0
 POLL_S = 0.25
 LOG_LINES = 20
