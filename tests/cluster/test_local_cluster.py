@@ -33,7 +33,6 @@ STOP = f"ray job stop --address {URL} JOB"
 RESUME = f"bgrpo train --resume /runs/RUN --submit {URL}"
 SUBMIT = f"bgrpo train --config quickstart --submit {URL}"
 DENIED = "curl --silent --output /dev/null --write-out '%{http_code}\\n' http://127.0.0.1:8265/api/jobs/"
-HOLDER = "import time; print('holding', flush=True); time.sleep(600)"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunbookShell]:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A tiny run whose reward is a user's function.
+    """A tiny run whose reward is a user's function, and whose rollout actors do not run on the head.
 
     Attributes:
         config: a file outside the folder that is sent, as an administrator may keep one on the head.
@@ -80,8 +79,8 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
         "policy": {"path": str(folder / "policy")},
         "run": {"dir": str(folder / "runs")},
         "reward": {"function": "reward_functions:length"},
-        "rollout": {"group_size": 4, "prompts_per_step": 4, "max_new_tokens": 6},
-        "learner": {"threads": 1},
+        "rollout": {"group_size": 4, "prompts_per_step": 4, "max_new_tokens": 6, "node_resource": "rollout"},
+        "learner": {"threads": 1, "node_resource": "learner"},
         "evaluation": {"final": False},
         "checkpoint": {"every": 1000},
         "tracking": {"uri": f"http://me:{URI_CANARY}@127.0.0.1:{free_port()}"},
@@ -91,33 +90,21 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     return Training(config, folder / "runs")
 
 
-def submit(shell: RunbookShell, name: str, *words: str, wait: bool = False, log: Path) -> subprocess.Popen[bytes]:
-    """``ray job submit``, with a job id of our choice."""
-    flags = [] if wait else ["--no-wait"]
-    command = ["ray", "job", "submit", "--address", shell.address, "--submission-id", name, *flags, *words]
-    with log.open("wb") as output:
-        return subprocess.Popen(command, env=shell.environment, cwd=REPOSITORY, stdout=output, stderr=output)
-
-
-def test_a_node_joins_for_work_that_has_no_room_and_training_uses_it(
-    shell: RunbookShell, training: Training, tmp_path: Path
-) -> None:
+def test_a_node_joins_for_actors_that_have_no_room(shell: RunbookShell, training: Training, tmp_path: Path) -> None:
     assert [node["is_head"] for node in shell.status()["nodes"]] == [True]
-    wanted = ["--entrypoint-resources", '{"rollout": 0.5}', "--", "python", "-c", HOLDER]
-    assert submit(shell, "holder", *wanted, log=tmp_path / "holder").wait(120) == 0
-    wait_for(lambda: len(shell.status()["nodes"]) == 2, 120, "a second node")
-
-    # One learner with a CPU and three actors with half of one do not fit on the head's two.
-    command = ["--working-dir", ".", "--", "python", "-m", "ray_jobs.train", "--config", str(training.config)]
+    command = ["ray", "job", "submit", "--address", shell.address, "--submission-id", "first", "--working-dir", "."]
+    train = ["--", "python", "-m", "ray_jobs.train", "--config", str(training.config)]
     more = ["run.name=stopped", "steps=5000", "rollout.actors=3"]
-    log = tmp_path / "first"
-    job = submit(shell, "first", *command, *more, wait=True, log=log)
-    folder = training.runs / "stopped"
+    log, folder = tmp_path / "first", training.runs / "stopped"
+    with log.open("wb") as output:
+        job = subprocess.Popen(
+            [*command, *train, *more], env=shell.environment, cwd=REPOSITORY, stdout=output, stderr=output
+        )
     metrics = folder / "metrics.jsonl"
     three_steps = lambda: metrics.exists() and metrics.read_text().count("\n") >= 3  # noqa: E731
-    wait_for(lambda: job.poll() is not None or three_steps(), 300, "three training steps")
+    wait_for(lambda: job.poll() is not None or three_steps(), 400, "three training steps")
     assert job.poll() is None, log.read_text()
-    shell.run(STOP, JOB="holder", limit_s=120)
+    assert [node["is_head"] for node in shell.status()["nodes"]] == [True, False]
 
 
 def test_nothing_listens_beyond_this_machine_or_acts_without_the_token(shell: RunbookShell) -> None:
@@ -147,7 +134,6 @@ def test_the_commands_to_watch_with(shell: RunbookShell) -> None:
     assert ("first", "RUNNING") in [(job["id"], job["status"]) for job in status["jobs"]]
     assert "first" in shell.run("bgrpo cluster status", limit_s=100)
     assert "submission_id='first'" in shell.run(f"ray job list --address {URL}", limit_s=100)
-    assert "holding" in shell.run(f"ray job logs --address {URL} --follow JOB", JOB="holder", limit_s=100)
     state = shell.folder.read()
     assert state is not None
     metrics = metrics_folder(Path(state.folder))
@@ -161,6 +147,7 @@ def test_a_stopped_job_leaves_a_complete_checkpoint_goes_on_and_its_node_leaves(
 ) -> None:
     folder = training.runs / "stopped"
     shell.run(STOP, JOB="first", limit_s=200)
+    assert "run stopped in " in shell.run(f"ray job logs --address {URL} --follow JOB", JOB="first", limit_s=100)
     newest = CheckpointStore(folder / "checkpoints").latest()
     assert newest is not None
     reached = CheckpointStore.step_of(newest)
