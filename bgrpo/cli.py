@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure the speed of one part.")
 app.add_typer(bench_app, name="bench")
+cluster_app = typer.Typer(help="An autoscaling Ray cluster on this machine, to submit to.")
+app.add_typer(cluster_app, name="cluster")
 
 Overrides = Annotated[
     list[str] | None,
@@ -311,6 +313,43 @@ def bench_scaling(
     from bgrpo.commands import measure_scaling
 
     return measure_scaling(png, as_json)
+
+
+@cluster_app.command("local")
+def cluster_local(
+    max_nodes: Annotated[int, typer.Option("--max-nodes", min=2, help="Most nodes, the head included.")] = 3,
+    cpus_per_node: Annotated[
+        int, typer.Option("--cpus-per-node", min=1, help="CPUs that each node offers; all share this machine's cores.")
+    ] = 2,
+    idle_minutes: Annotated[
+        float, typer.Option("--idle-minutes", min=0.05, help="A node without work leaves after so long.")
+    ] = 1.0,
+    dashboard_port: Annotated[
+        int, typer.Option("--dashboard-port", min=1024, max=65535, help="Of the dashboard and job server.")
+    ] = 8265,
+) -> int:
+    """Start a cluster on 127.0.0.1 with a token; nodes join when work waits for room, and leave when idle."""
+    from bgrpo.cluster_commands import LocalClusterOptions, start_local_cluster
+
+    return start_local_cluster(LocalClusterOptions(max_nodes, cpus_per_node, idle_minutes, dashboard_port))
+
+
+@cluster_app.command("status")
+def cluster_status(as_json: AsJson = False) -> int:
+    """Show the local cluster's nodes and jobs. Exit status 1 when none runs."""
+    from bgrpo.cluster_commands import show_local_cluster
+
+    return show_local_cluster(as_json)
+
+
+@cluster_app.command("down")
+def cluster_down(
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for jobs to save a checkpoint.")] = False,
+) -> int:
+    """End the local cluster and everything that runs on it."""
+    from bgrpo.cluster_commands import end_local_cluster
+
+    return end_local_cluster(now)
 
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it from 0.29 on

@@ -110,8 +110,11 @@ def submit_sweep(
 def _submit(
     address: str, module: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool
 ) -> int:
-    from bgrpo.distributed.submit import submit
+    from bgrpo.distributed.submit import refuse_credentials, submit
 
+    refuse_credentials(overrides, "command line")
+    if config is not None and Path(config).is_file():
+        refuse_credentials(Path(config).read_text("utf-8").splitlines(), config)
     arguments = [] if config is None else ["--config", _portable_config(config)]
     arguments += [] if resume is None else ["--resume", resume]
     log = sys.stderr if as_json else sys.stdout

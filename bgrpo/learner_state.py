@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,8 +86,20 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: int) -> Non
 
 
 def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """Restore optimizer and schedule in place."""
-    state = torch.load(checkpoint / _OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    """Restore optimizer and schedule in place. Nothing in the file is run.
+
+    Raises:
+        UserError: the file is damaged, or holds other objects than tensors and numbers.
+    """
+    path = checkpoint / _OPTIMIZER_FILE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path}: holds no optimizer state, or more than that ({reason}); remove this checkpoint to resume from "
+            f"the one before it"
+        ) from error
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
 

@@ -282,7 +282,7 @@ def load_resumed_config(
     config = load_config(model, str(run.config_path), overrides)
     tree = config.model_dump(mode="json")
     tree["run"] |= {"dir": str(run.path.parent), "name": run.name}
-    if REDACTED in (config.tracking.uri or ""):
+    if config.tracking.enabled and REDACTED in (config.tracking.uri or ""):
         raise UserError(
             f"run {run.name}: tracking.uri={config.tracking.uri} was stored without its password; give tracking.uri=… "
             f"again, or tracking.enabled=false"

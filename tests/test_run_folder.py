@@ -124,6 +124,7 @@ def test_passwords_stay_out_of_the_folder_and_are_asked_for_again(tmp_path: Path
     with pytest.raises(UserError, match=r"tracking\.uri.*password"):
         load_resumed_config(TrainConfig, str(run.path), [])
     assert load_resumed_config(TrainConfig, str(run.path), [f"tracking.uri={uri}"]).tracking.uri == uri
+    assert not load_resumed_config(TrainConfig, str(run.path), ["tracking.enabled=false"]).tracking.enabled
 
 
 def test_flatten() -> None:

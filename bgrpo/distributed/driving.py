@@ -14,12 +14,13 @@ from typing import Any
 import ray.train
 from ray.exceptions import RayError
 from ray.train import WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
 from bgrpo.distributed.failures import final_failure, read_failures
 from bgrpo.distributed.learner_watch import read_open_ends
+from bgrpo.distributed.process_group import LearnerGroupConfig
 from bgrpo.distributed.ray_errors import explain
 from bgrpo.distributed.session import Demand
 from bgrpo.errors import DivergenceError, RunError, UserError
@@ -46,7 +47,7 @@ def fit_workers(loop: Callable[[dict[str, Any]], None], job: object, demand: Dem
         TorchTrainer(
             loop,
             train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if demand.gpus else "gloo"),
+            torch_config=LearnerGroupConfig(backend="nccl" if demand.gpus else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=demand.count, use_gpu=bool(demand.gpus), resources_per_worker=demand.reserved
             ),

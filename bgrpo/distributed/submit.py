@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import aiohttp
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from bgrpo.distributed.local_cluster_state import StateFolder
 from bgrpo.errors import UserError
+from bgrpo.tracking import redact_credentials
 
 EXCLUDED = [".venv", ".git", "runs", "mlruns", "mlflow.db", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist"]
 POLL_S = 1.0
@@ -36,18 +41,70 @@ def submit(
         0 when the job succeeded, 1 when it failed, 143 when it was stopped.
 
     Raises:
-        UserError: no cluster answers there, or it refuses the job.
+        UserError: no cluster answers there, or it refuses the job or the token.
     """
+    token = find_token(address)
     try:
-        client = JobSubmissionClient(address)
-        job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", module, *arguments]),
-            runtime_env={"working_dir": ".", "excludes": EXCLUDED},
-        )
+        client, job = _send(address, token, shlex.join(["python", "-m", module, *arguments]))
+        announce(job)
+        return {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}.get(_follow(client, job, write), 1)
+    except AuthenticationError as error:
+        raise UserError(f"--submit {address}: {_token_advice(error)}") from error
+
+
+def find_token(address: str) -> str | None:
+    """The token for a cluster: of the local cluster if it is that one, else what Ray's variables name; None without.
+
+    Raises:
+        UserError: ``RAY_AUTH_TOKEN_PATH`` names a file that cannot be read.
+    """
+    local = StateFolder().token_for(address)
+    if local is not None:
+        return local
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return os.environ["RAY_AUTH_TOKEN"]
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if not path:
+        return None  # with RAY_AUTH_MODE=token Ray itself looks into ~/.ray/auth_token
+    try:
+        return Path(path).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: cannot be read ({error})") from error
+
+
+def refuse_credentials(texts: Iterable[str], source: str) -> None:
+    """A job's command line and its folder are kept by Ray and shown to whoever has the token: no password in them.
+
+    Args:
+        texts: arguments, or lines of a file, that are to be sent.
+        source: what they are, for the message.
+
+    Raises:
+        UserError: one of them holds a user or password; names it, without them.
+    """
+    for text in texts:
+        shown = redact_credentials(text)
+        if shown != text:
+            raise UserError(
+                f"{source}: {shown.strip()}: what --submit sends is shown to all users of the cluster, so it may hold "
+                f"no user or password; give the address alone, and set MLFLOW_TRACKING_USERNAME and "
+                f"MLFLOW_TRACKING_PASSWORD in the environment of the cluster's head"
+            )
+
+
+def _send(address: str, token: str | None, command: str) -> tuple[JobSubmissionClient, str]:
+    try:
+        client = JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+        job = client.submit_job(entrypoint=command, runtime_env={"working_dir": ".", "excludes": EXCLUDED})
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--submit {address}: {' '.join(str(error).split())[:300]}") from error
-    announce(job)
-    return {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}.get(_follow(client, job, write), 1)
+    return client, job
+
+
+def _token_advice(error: AuthenticationError) -> str:
+    if "required" in str(error):  # 401
+        return "this cluster wants a token: set RAY_AUTH_TOKEN_PATH to the file that holds it, or RAY_AUTH_TOKEN"
+    return "this cluster refuses the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
 
 def _follow(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> JobStatus:

@@ -158,7 +158,7 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
             f"sweep {folder.name} cannot be resumed with another {', '.join(refused)}: that would change what it "
             f"compares; start a new sweep for that, or resume without it"
         )
-    if REDACTED in (sweep.tracking.uri or ""):
+    if sweep.tracking.enabled and REDACTED in (sweep.tracking.uri or ""):
         raise UserError(
             f"sweep {folder.name}: tracking.uri={sweep.tracking.uri} was stored without its password; give "
             f"tracking.uri=… again, or tracking.enabled=false"

@@ -7,11 +7,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from ray._private.authentication.http_token_authentication import format_authentication_http_error
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
 from bgrpo.cli import main
 from bgrpo.distributed import submit as submit_module
+from bgrpo.distributed.local_cluster_state import ClusterState, StateFolder
 
 LOG = "step 1\nstep 2\nstep 3\ndone\n"
 
@@ -22,9 +26,14 @@ class FakeClient:
     breaks: list[int]
     status = JobStatus.SUCCEEDED
     submitted: dict[str, Any]
+    headers: dict[str, str] | None
+    refusal: Exception | None = None
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, headers: dict[str, str] | None) -> None:
         self.address = address
+        type(self).headers = headers
+        if self.refusal is not None:
+            raise self.refusal
 
     def submit_job(self, **settings: Any) -> str:
         type(self).submitted = settings
@@ -42,7 +51,11 @@ class FakeClient:
 
 
 @pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeClient]:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
     class Client(FakeClient):
         breaks: list[int] = []  # noqa: RUF012 - a fresh class per test
 
@@ -115,3 +128,86 @@ def test_no_cluster_there_is_a_users_error(capsys: pytest.CaptureFixture[str]) -
     error = capsys.readouterr().err
     assert error.startswith("error: --submit http://127.0.0.1:9: ")
     assert error.count("\n") == 1
+
+
+URL = "http://127.0.0.1:8265"
+
+
+def test_no_token_is_made_up(client: type[FakeClient]) -> None:
+    assert main(["train", "--submit", URL]) == 0
+    assert client.headers is None
+
+
+def test_the_token_is_taken_from_rays_variables(
+    client: type[FakeClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("from-a-file\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert main(["train", "--submit", URL]) == 0
+    assert client.headers == {"Authorization": "Bearer from-a-file"}
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "itself")
+    assert main(["train", "--submit", URL]) == 0
+    assert client.headers == {"Authorization": "Bearer itself"}
+
+
+def test_the_local_clusters_token_goes_to_the_local_cluster_alone(
+    client: type[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StateFolder()
+    folder.make()
+    token = folder.make_token()
+    this = psutil.Process()
+    folder.write(ClusterState(this.pid, this.create_time(), URL, "/tmp/bgrpo-x", 3))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-another")
+    for address, sent in [(URL, token), ("http://localhost:8265/", token), ("http://10.0.0.1:8265", "of-another")]:
+        assert main(["sweep", "--config", "quick", "--submit", address]) == 0
+        assert client.headers == {"Authorization": f"Bearer {sent}"}
+    folder.write(ClusterState(this.pid, this.create_time() - 60, URL, "/tmp/bgrpo-x", 3))
+    assert main(["train", "--submit", URL]) == 0
+    assert client.headers == {"Authorization": "Bearer of-another"}, "that cluster died, its process id lives on"
+
+
+def test_a_token_file_that_is_missing_is_a_users_error(
+    client: type[FakeClient], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/such/token")
+    assert main(["train", "--submit", URL]) == 2
+    assert "RAY_AUTH_TOKEN_PATH=/no/such/token: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "advice"), [(401, "wants a token: set RAY_AUTH_TOKEN_PATH"), (403, "refuses the")])
+def test_a_refused_token_is_one_line(
+    client: type[FakeClient], capsys: pytest.CaptureFixture[str], status: int, advice: str
+) -> None:
+    client.refusal = AuthenticationError(str(format_authentication_http_error(status, "Unauthorized")))
+    assert main(["train", "--submit", URL]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --submit {URL}: this cluster ")
+    assert advice in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "tracking.uri=http://me:hunter2@host"],
+        ["train", "--config", "mine.yaml"],
+        ["sweep", "--config", "quick", "tracking.uri=postgresql://db/x?password=hunter2"],
+    ],
+)
+def test_no_password_is_sent_with_a_job(
+    client: type[FakeClient],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("steps: 3\ntracking: {uri: 'https://me:hunter2@host'}\n")
+    assert main([*command, "--submit", URL]) == 2
+    error = capsys.readouterr().err
+    assert "hunter2" not in error
+    assert "***" in error
+    assert "MLFLOW_TRACKING_PASSWORD" in error
+    assert error.count("\n") == 1
+    assert not hasattr(client, "submitted")

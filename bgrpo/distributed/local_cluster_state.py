@@ -1,0 +1,154 @@
+"""What is known of the local cluster: a file, a token and a log in ``~/.bgrpo/cluster``, for the user's eyes only."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from bgrpo.errors import UserError
+from bgrpo.files import write_atomically
+
+TOKEN_BYTES = 32
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """A local cluster that was started.
+
+    Attributes:
+        pid: of the head, which leads its own session.
+        created: when that process began, in seconds since 1970: a process id may be used again by another program.
+        address: of the dashboard and job server.
+        folder: Ray's folder of logs and sockets, which ends with the cluster.
+        max_nodes: most nodes, the head included.
+    """
+
+    pid: int
+    created: float
+    address: str
+    folder: str
+    max_nodes: int
+
+    def head(self) -> psutil.Process | None:
+        """The head's process while it lives."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return None
+        return process if same else None
+
+
+class StateFolder:
+    """``~/.bgrpo/cluster``, or any folder in its place; it holds at most one cluster.
+
+    Args:
+        path: the folder; made, for its owner only, when something is written.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or Path.home() / ".bgrpo" / "cluster"
+
+    @property
+    def token_path(self) -> Path:
+        """File of the token, where ``RAY_AUTH_TOKEN_PATH`` points."""
+        return self.path / "token"
+
+    @property
+    def log_path(self) -> Path:
+        """What ``ray start`` prints."""
+        return self.path / "head.log"
+
+    @property
+    def _state_path(self) -> Path:
+        return self.path / "state.json"
+
+    def make(self) -> None:
+        """Make the folder, for its owner only."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made ({error.strerror}); a local cluster needs it") from error
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Only one process at a time starts or ends the cluster.
+
+        Raises:
+            UserError: another one does.
+        """
+        self.make()
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    "another bgrpo cluster local or down is at work: wait for it, then look: bgrpo cluster status"
+                ) from error
+            yield
+
+    def read(self) -> ClusterState | None:
+        """The cluster that was started last and not ended since, whether it lives or not.
+
+        Raises:
+            UserError: the file does not hold a state.
+        """
+        try:
+            return ClusterState(**json.loads(self._state_path.read_text("utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{self._state_path}: is no state of a local cluster ({error}); remove it") from error
+
+    def write(self, state: ClusterState) -> None:
+        """Remember a cluster."""
+        write_atomically(self._state_path, json.dumps(asdict(state)) + "\n")
+
+    def forget(self) -> None:
+        """Remove state and token; the log stays."""
+        self._state_path.unlink(missing_ok=True)
+        self.token_path.unlink(missing_ok=True)
+
+    def make_token(self) -> str:
+        """A new token, in a file that only its owner can read from its first moment on."""
+        token = secrets.token_hex(TOKEN_BYTES)
+        self.token_path.unlink(missing_ok=True)
+        handle = os.open(self.token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(token)
+        return token
+
+    def token(self) -> str | None:
+        """The local cluster's token; None when there is none."""
+        try:
+            return self.token_path.read_text("utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def token_for(self, address: str) -> str | None:
+        """The token, when ``address`` is the dashboard of the local cluster and that cluster lives."""
+        state = self.read()
+        if state is None or state.head() is None or _location(address) != _location(state.address):
+            return None
+        return self.token()
+
+
+def _location(address: str) -> tuple[str, int | None]:
+    parts = urlsplit(address)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    host = parts.hostname or ""
+    return "127.0.0.1" if host in LOCAL_HOSTS else host, port
