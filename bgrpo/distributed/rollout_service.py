@@ -43,6 +43,9 @@ Prompt = tuple[str, list[int]]
 """A prompt as text, for the checks, and as token ids, for the policy."""
 
 SERVICE_NAMESPACE = "bgrpo"
+START_S = 180.0
+"""Longest wait for the service's own process."""
+
 TICK_S = 0.1
 STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
@@ -361,5 +364,5 @@ def start_service(
     service: Any = actor_class.options(name=name, namespace=SERVICE_NAMESPACE, scheduling_strategy=outside).remote(
         config, settings, ray.put(prompts), vocabulary, run
     )
-    ray.get(service.start.remote())
+    ray.get(service.start.remote(), timeout=START_S)
     return service
