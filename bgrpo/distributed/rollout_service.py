@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import ray
 from ray.actor import ActorHandle
@@ -51,6 +52,9 @@ STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
 REQUEST_TIMES_KEPT = 256
 logger = logging.getLogger(__name__)
+
+_prompts: WeakKeyDictionary[ActorHandle, ray.ObjectRef] = WeakKeyDictionary()
+"""What each service of this process was made with, as long as its handle lives: Ray needs it to start one again."""
 
 
 class RolloutService:
@@ -360,9 +364,11 @@ def start_service(
         run: name of the run.
     """
     actor_class: Any = ray.remote(num_cpus=0, max_restarts=config.learner.max_failures)(RolloutService)
+    reference = ray.put(prompts)
     outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors
     service: Any = actor_class.options(name=name, namespace=SERVICE_NAMESPACE, scheduling_strategy=outside).remote(
-        config, settings, ray.put(prompts), vocabulary, run
+        config, settings, reference, vocabulary, run
     )
+    _prompts[service] = reference
     ray.get(service.start.remote(), timeout=START_S)
     return service
