@@ -1,6 +1,7 @@
 """A pool on a cluster of several nodes that come and go; run as a program, because it has a Ray of its own.
 
-Prints one JSON object: for each act the seconds until the pool was as it should be, and what became of the requests.
+Writes one JSON object to the file it is given: for each act the seconds until the pool was as it should be, and what
+became of the requests.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ if __name__ == "__main__":
         ray.init(made.address, log_to_driver=False)
         play = Play(made)
         asyncio.run(asyncio.wait_for(play.acts(), 200))
-        print(json.dumps(play.report))
+        Path(sys.argv[1]).write_text(json.dumps(play.report))
     finally:
         ray.shutdown()
         made.shutdown()

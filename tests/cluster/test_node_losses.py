@@ -14,14 +14,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def test_a_pool_outlives_its_nodes() -> None:
+def test_a_pool_outlives_its_nodes(tmp_path: Path) -> None:
     """Not one death may count: the pool in there would give up, and refuse its request, after the first."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "RAY_USAGE_STATS_ENABLED": "0"}
     program = Path(__file__).with_name("node_losses.py")
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=350)
+    command = [sys.executable, program, tmp_path / "report.json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=350)
     assert done.returncode == 0, done.stderr[-4000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["failure"] is None
     assert report["every request answered once"] and report["requests"] >= 24
     assert report["nodes that answered"] >= 4, "actors of the first two nodes, of the third and of the fourth"

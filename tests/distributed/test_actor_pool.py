@@ -148,8 +148,9 @@ def test_the_pool_grows_under_a_queue_and_shrinks_after(caplog: pytest.LogCaptur
     with caplog.at_level("INFO", logger="bgrpo.distributed.actor_pool"):
         run(test)
     lines = [record.getMessage() for record in caplog.records if " → " in record.getMessage()]
-    assert [line.partition(":")[0] for line in lines] == ["echos 1 → 2", "echos 2 → 3", "echos 3 → 1"]
-    assert "requests waited for" in lines[0] and "no request came for 2 s" in lines[2]
+    sizes = [int(line.partition(":")[0].split()[-1]) for line in lines]
+    assert sizes in ([2, 3, 1], [2, 3, 2, 1]), "the last two requests may have ended far apart"
+    assert lines[0].startswith("echos 1 → 2: requests waited for") and "for 2 s" in lines[-1]
 
 
 def test_garbage_and_a_lack_of_memory_cost_the_actor_not_the_request(tmp_path: Path) -> None:
