@@ -68,14 +68,14 @@ def listeners(processes: Iterable[psutil.Process]) -> list[Listener]:
 
 
 def http_answer(port: int, method: str, path: str, token: str | None = None) -> tuple[int, str] | None:
-    """Status and beginning of the body; None when the server does not speak HTTP/1."""
+    """Status and beginning of the body; None when the server does not speak HTTP/1, or says nothing."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
         connection.request(method, path, body=b"{}" if method != "GET" else None, headers=headers)
         reply = connection.getresponse()
         return reply.status, reply.read(200).decode("utf-8", "replace")
-    except (http.client.BadStatusLine, ConnectionResetError):
+    except (http.client.BadStatusLine, ConnectionResetError, TimeoutError):
         return None
     finally:
         connection.close()
