@@ -94,7 +94,7 @@ def test_a_node_joins_for_actors_that_have_no_room(shell: RunbookShell, training
     assert [node["is_head"] for node in shell.status()["nodes"]] == [True]
     command = ["ray", "job", "submit", "--address", shell.address, "--submission-id", "first", "--working-dir", "."]
     train = ["--", "python", "-m", "ray_jobs.train", "--config", str(training.config)]
-    more = ["run.name=stopped", "steps=5000", "rollout.actors=3"]
+    more = ["run.name=stopped", "steps=100000", "rollout.actors=3"]
     log, folder = tmp_path / "first", training.runs / "stopped"
     with log.open("wb") as output:
         job = subprocess.Popen(
@@ -151,7 +151,7 @@ def test_a_stopped_job_leaves_a_complete_checkpoint_goes_on_and_its_node_leaves(
     newest = CheckpointStore(folder / "checkpoints").latest()
     assert newest is not None
     reached = CheckpointStore.step_of(newest)
-    assert 3 <= reached < 5000
+    assert 3 <= reached < 100000
 
     more = [f"steps={reached + 2}", "rollout.actors=1", f"tracking.uri=sqlite:///{training.runs}/mlflow.db"]
     text = shell.run(RESUME, *more, limit_s=300, **{"/runs/RUN": str(folder)})
