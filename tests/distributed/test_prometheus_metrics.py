@@ -20,6 +20,7 @@ from bgrpo.budget import Spent
 from bgrpo.config import TrainConfig
 from bgrpo.distributed import service_metrics
 from bgrpo.distributed.learner_loop import _StepReporter
+from bgrpo.distributed.learner_watch import LearnerWatch
 from bgrpo.distributed.metrics import METRICS, RUN_TAG, MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.pool_records import ActorState, PoolLimits
 from bgrpo.distributed.pool_state import PoolState
@@ -121,7 +122,7 @@ def test_every_metric_of_the_table_is_fed_by_somebody(monkeypatch: pytest.Monkey
     monkeypatch.setattr(MetricsRecorder, "record", lambda self, samples: fed.extend(samples))
     monkeypatch.setattr(MetricsRecorder, "refresh_forever", lambda self: None)
     log = RunLog("a run", "learner 0")
-    learner = _StepReporter(log, RunFolder(tmp_path))
+    learner = _StepReporter(log, LearnerWatch(tmp_path, 0, 60.0), RunFolder(tmp_path))
     learner(real_step("beam"))
     learner(real_step("sample"))
     assert log.step == 4 and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -135,10 +136,10 @@ def test_every_metric_of_the_table_is_fed_by_somebody(monkeypatch: pytest.Monkey
     assert {sample.metric for sample in fed} == TABLE.keys()
 
 
-def test_other_learners_than_the_first_only_keep_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_learners_than_the_first_only_keep_their_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(MetricsRecorder, "record", lambda self, samples: pytest.fail("recorded twice"))
     log = RunLog("a run", "learner 1")
-    _StepReporter(log, None)(real_step("beam"))
+    _StepReporter(log, LearnerWatch(tmp_path, 1, 60.0), None)(real_step("beam"))
     assert log.step == 4
 
 
