@@ -28,7 +28,7 @@ from bgrpo.run_folder import RunFolder
 
 POLL_S = 0.25
 MEMORY_S = 5.0
-PATIENCE_S = 30.0  # a fault waits so long for somebody to hit: all may be starting again after the one before
+PATIENCE_S = 120.0  # a fault waits so long for somebody to hit: all may be starting again after the one before
 NO_STEP_S = 900.0
 GONE_S = 60.0
 PACE_STEPS, PACE_WARM_UP = 12, 4
