@@ -11,6 +11,7 @@ import ray
 
 ANSWER_S = 30.0  # the autoscaler looks at the cluster every five seconds
 POLL_S = 0.5
+AGREED = 2  # a node that has just left has made the autoscaler say yes too soon
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +44,7 @@ def wait_for_verdict(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> bool | None:
-    """True or False once the autoscaler has seen the question, None when it has not in time.
+    """False once the autoscaler has said so, True once it has twice, None when it has not in time.
 
     Args:
         status: gives the cluster's ``GetClusterStatusReply``.
@@ -52,11 +53,16 @@ def wait_for_verdict(
         sleep: waits this many seconds.
     """
     deadline = clock() + timeout_s
-    asked_at = status().cluster_resource_state.cluster_resource_state_version
+    seen = status().cluster_resource_state.cluster_resource_state_version
+    agreed = 0
     while clock() < deadline:
         state = status().autoscaling_state
-        if state.last_seen_cluster_resource_state_version > asked_at:
-            return not state.infeasible_cluster_resource_constraints
+        if state.last_seen_cluster_resource_state_version > seen:
+            if state.infeasible_cluster_resource_constraints:
+                return False
+            seen, agreed = state.last_seen_cluster_resource_state_version, agreed + 1
+            if agreed == AGREED:
+                return True
         sleep(POLL_S)
     return None
 

@@ -161,9 +161,8 @@ def test_a_stopped_job_leaves_a_complete_checkpoint_goes_on_and_its_node_leaves(
 
 
 def test_a_users_error_fails_the_job_with_one_line(shell: RunbookShell, training: Training) -> None:
-    text = shell.run(SUBMIT, f"run.dir={training.runs}", "rollout.actors=40", limit_s=200, expect=1)
-    assert "error: the cluster is too small: " in text
-    assert "rollout.actors 40 × 0.5" in text
+    text = shell.run(SUBMIT, f"run.dir={training.runs}", "policy.path=/nowhere", limit_s=200, expect=1)
+    assert "error: policy /nowhere: no such directory" in text
     assert "Traceback" not in text
 
 

@@ -71,12 +71,13 @@ def test_an_autoscaler_is_asked_for_all_processes_at_once_and_believed() -> None
 
 
 class Autoscaler:
-    """Looks at the cluster every ``interval_s`` and says after its second look whether it can hold what was asked."""
+    """Looks at the cluster every ``interval_s`` and says after so many looks that it cannot hold what was asked."""
 
-    def __init__(self, interval_s: float, infeasible: bool) -> None:
+    def __init__(self, interval_s: float, infeasible: bool, looks: int = 2) -> None:
         self.now = 0.0
         self._interval_s = interval_s
         self._infeasible = infeasible
+        self._looks = looks
 
     def status(self) -> object:
         messages: object = autoscaler_pb2
@@ -84,7 +85,7 @@ class Autoscaler:
         looks = int(self.now // self._interval_s)
         reply.cluster_resource_state.cluster_resource_state_version = 100 + looks
         reply.autoscaling_state.last_seen_cluster_resource_state_version = 99 + looks
-        if self._infeasible and looks >= 2:
+        if self._infeasible and looks >= self._looks:
             reply.autoscaling_state.infeasible_cluster_resource_constraints.add()
         return reply
 
@@ -99,5 +100,6 @@ def test_the_autoscalers_verdict_is_one_about_our_question() -> None:
     """What it said before it saw the question does not count."""
     assert Autoscaler(5.0, infeasible=True).verdict(30.0) is False
     assert Autoscaler(5.0, infeasible=False).verdict(30.0) is True
+    assert Autoscaler(5.0, infeasible=True, looks=3).verdict(30.0) is False, "a yes is asked for twice"
     silent = Autoscaler(1e9, infeasible=False)
     assert silent.verdict(30.0) is None and silent.now == pytest.approx(30.0, abs=1.0)
