@@ -33,11 +33,18 @@ def step_tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def plot_step(rows: Sequence[Row], out: Path) -> None:
-    """Write a PNG: where the steps of real runs went, and how packed groups compare with padded rows."""
+    """Write a PNG: where the steps of real runs went, and how packed groups compare with padded rows.
+
+    A panel whose part was not measured says so.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), dpi=_DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
+    for panel, part in ((left, "run"), (right, "sharing")):
+        if not any(row["part"] == part for row in rows):
+            panel.set_axis_off()
+            panel.text(0.5, 0.5, f"not measured: --part {part}", ha="center", transform=panel.transAxes)
     runs = [row for row in rows if row["part"] == "run"]
     names = [f"{row['run']}, {row['learners']} learner{'s' * (row['learners'] > 1)}" for row in runs]
     start = [0.0] * len(runs)
