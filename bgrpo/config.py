@@ -65,6 +65,9 @@ class RolloutSection(Section):
     scale_down_s: Annotated[float, Field(gt=0)] = Field(
         300.0, description="an actor not needed for this long goes; longer than learning from one batch takes"
     )
+    stand_ins: NonNegative = Field(
+        0, description="spare actors: they reserve no CPU, rest, and work only while others are lost and start again"
+    )
     placement_s: Annotated[float, Field(gt=0)] = Field(
         900.0, description="longest wait for the cluster to have room for any rollout actor or verifier"
     )
@@ -103,6 +106,11 @@ class RolloutSection(Section):
             raise ValueError(
                 f"expected min_actors <= actors <= max_actors: "
                 f"min_actors={self.least_actors}, actors={self.actors}, max_actors={self.most_actors}"
+            )
+        if self.stand_ins and self.gpus_per_actor:
+            raise ValueError(
+                f"stand_ins={self.stand_ins} reserve nothing, but gpus_per_actor={self.gpus_per_actor:g}: an actor "
+                "cannot decode on a GPU that it did not reserve; use stand_ins=0"
             )
         return self
 

@@ -30,7 +30,7 @@ class Sight:
         last_step: last training step in ``metrics.jsonl``.
         learners: the newest life of the learners; None before the first.
         actors: by pool (``rollout``, ``verifier``), the pool's actors and whether each is up; empty when the service
-            does not answer.
+            does not answer. Stand-ins are among them while they work.
     """
 
     driver: int
@@ -58,7 +58,7 @@ class FaultRecord:
         victim: who was hit, in words; for a skipped fault "".
         skipped: why it was not injected; None when it was.
         noticed_s: until the pool took its actor out of service, or the driver had ended.
-        replaced_s: until another actor was up, or the learners had started again.
+        replaced_s: until another actor was up, or a stand-in at work, or the learners had started again.
         step_s: until a training step was complete that the fault could have prevented.
         redone_steps: training steps that had to be made again.
         driver_status: exit status of the driver, where the fault ended it.
@@ -155,8 +155,8 @@ class Recoveries:
         if self.records[open_.record].noticed_s is None and open_.actor not in actors:
             self._set(open_, noticed_s=at - open_.since)
         record = self.records[open_.record]
-        newest = max(open_.before.actors.get(pool, {}), default=-1)
-        another_is_up = any(number > newest and up for number, up in actors.items())
+        before = open_.before.actors.get(pool, {})
+        another_is_up = any(up and number not in before for number, up in actors.items())
         if record.noticed_s is not None and record.replaced_s is None and another_is_up:
             self._set(open_, replaced_s=at - open_.since)
 

@@ -125,6 +125,8 @@ class ActorPool:
         scaling: bounds of a size that follows the requests; without them it stays as it is.
         find_fault: says what is wrong with a reply to a payload, None when nothing is.
         asks: Ray resources that each actor reserves, for the message that the cluster has no room.
+        stand_ins: actors that rest until others are missing.
+        spawn_stand_in: creates one of them; by default as any other.
     """
 
     def __init__(
@@ -138,12 +140,15 @@ class ActorPool:
         scaling: ScalingLimits | None = None,
         find_fault: Callable[[Any, Any], str | None] | None = None,
         asks: Mapping[str, float] | None = None,
+        stand_ins: int = 0,
+        spawn_stand_in: Callable[[], ActorHandle] | None = None,
     ) -> None:
         self.name = name
-        self.state = PoolState(size, limits, scaling)
+        self.state = PoolState(size, limits, scaling, stand_ins)
         self._find_fault = find_fault
         self._asks = asks or {}
         self._spawn = spawn
+        self._spawn_stand_in = spawn_stand_in or spawn
         self._fetch = fetch
         self._on_load = on_load
         self.answered: Counter[int] = Counter()
@@ -194,11 +199,14 @@ class ActorPool:
     def status(self) -> dict[str, Any]:
         """State of every actor, the queue, and the first failure (``at``: seconds ago)."""
         now, state, failure = time.monotonic(), self.state, self.state.first_failure
+        at_work = {actor.number for actor in state.at_work()}
         actors = [
             {
                 "actor": actor.number,
                 "state": str(actor.state),
                 "for_s": now - actor.since,
+                "is_stand_in": actor.is_stand_in,
+                "is_at_work": actor.number in at_work,
                 **(asdict(self._places[actor.number]) if actor.number in self._places else {}),
             }
             for actor in state.actors.values()
@@ -249,8 +257,8 @@ class ActorPool:
     def _obey(self, commands: list[Command], reply: Any = None) -> None:
         for command in commands:
             match command:
-                case Spawn(actor):
-                    self._in_background(self._live(actor))
+                case Spawn(actor, is_stand_in):
+                    self._in_background(self._live(actor, self._spawn_stand_in if is_stand_in else self._spawn))
                 case Load(actor, weights):
                     self._in_background(self._load(actor, self._handles[actor], weights))
                 case Dispatch(actor, request):
@@ -276,10 +284,10 @@ class ActorPool:
                     if not future.done():
                         future.set_exception(UserError(cause) if wrong else PoolError(cause))
 
-    async def _live(self, actor: int) -> None:
+    async def _live(self, actor: int, spawn: Callable[[], ActorHandle]) -> None:
         if actor not in self.state.actors:  # retired before its turn came
             return
-        handle = self._handles[actor] = self._spawn()
+        handle = self._handles[actor] = spawn()
         try:
             place = self._places[actor] = await handle.place.remote()
             self._obey(self.state.placed(actor, time.monotonic(), str(place)))

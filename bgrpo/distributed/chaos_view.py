@@ -138,13 +138,13 @@ class RunView:
         actors: dict[str, dict[int, bool]] = {}
         for pool in ROLES:
             found = status[pool]["actors"] if status is not None else []
-            actors[pool] = {actor["actor"]: actor["state"] in UP for actor in found}
+            actors[pool] = {actor["actor"]: actor["state"] in UP for actor in found if not _rests(actor)}
         return Sight(self._driver.life, last_step(self._run.metrics_path), life, actors)
 
     def pooled(self, pool: str, status: dict[str, Any] | None) -> list[tuple[int, Victim]]:
-        """Number and process of the pool's actors that are up."""
+        """Number and process of the pool's actors that are up, without stand-ins that rest."""
         found = status[pool]["actors"] if status is not None else []
-        up = [actor for actor in found if actor["state"] in UP and "pid" in actor]
+        up = [actor for actor in found if actor["state"] in UP and "pid" in actor and not _rests(actor)]
         return [(actor["actor"], Victim(actor["pid"], actor["node"], TITLES[pool])) for actor in up]
 
     def memory(self, status: dict[str, Any] | None, at: float) -> Iterator[MemorySample]:
@@ -174,6 +174,10 @@ class RunView:
         for pid, (started, value) in memory.items():
             yield MemorySample(roles[pid], f"{node} {pid} {started}", at, value)
         yield MemorySample("object store", node, at, store)
+
+
+def _rests(actor: dict[str, Any]) -> bool:
+    return actor["is_stand_in"] and not actor["is_at_work"]
 
 
 def last_step(metrics: Path) -> int:

@@ -36,6 +36,7 @@ class Spawn:
     """Create the actor of this number; report ``placed``, ``spawned`` or ``died``."""
 
     actor: int
+    is_stand_in: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class Actor:
         slot: which of the pool's places it fills.
         since: when it entered its state.
         limit_s: how long it may stay in its state.
+        is_stand_in: it works only while others are missing.
         where: process and host, once it is up.
         holds: weights it holds; None after the start.
         loading: weights on their way, while ``loading``.
@@ -131,6 +133,7 @@ class Actor:
     slot: int
     since: float
     limit_s: float
+    is_stand_in: bool = False
     state: ActorState = ActorState.PENDING
     where: str = ""
     holds: Hashable = None
@@ -151,6 +154,7 @@ class Slot:
         actor: who fills it; None while waiting for the next spawn.
         spawn_at: when to spawn the next, while empty.
         was_filled: an actor was there before.
+        is_stand_in: its actor rests unless others are missing; not counted in the size of the pool.
         is_retiring: the pool has become smaller: the slot goes as soon as its actor has finished its request.
         streak: failures since the last answer from any slot.
         own_streak: failures since the last answer from this slot; decides the back-off.
@@ -159,6 +163,7 @@ class Slot:
     actor: int | None = None
     spawn_at: float = 0.0
     was_filled: bool = False
+    is_stand_in: bool = False
     is_retiring: bool = False
     streak: int = 0
     own_streak: int = 0

@@ -12,6 +12,9 @@ is recognised and ignored.
 With a :class:`.pool_scaling.PoolScaler` the number of slots follows the requests. A slot that goes gives up an idle
 actor at once, and a busy one when it has finished its request.
 
+Stand-ins are actors beyond that number. They start once all others are up and rest, without weights, until others are
+missing: as many as are missing then load and work, until those are back.
+
 Every request ends in exactly one ``Answer`` or ``Refuse``, or is withdrawn by the caller. :mod:`.actor_pool` carries
 the commands out with Ray.
 """
@@ -53,7 +56,8 @@ class PoolState:
     Attributes:
         size: number of actors asked for.
         scaling: bounds of ``size``; None when it never changes.
-        slots: by number; those that retire are not counted in ``size``.
+        stand_ins: number of stand-ins.
+        slots: by number; those that retire, and those of stand-ins, are not counted in ``size``.
         first_failure: of the pool's whole life.
         failure: why the pool gave up; None while it works. A pool that gave up refuses every request.
         restarts: actors spawned beyond the first of each slot.
@@ -63,6 +67,7 @@ class PoolState:
     size: int
     limits: PoolLimits = field(default_factory=PoolLimits)
     scaling: ScalingLimits | None = None
+    stand_ins: int = 0
     actors: dict[int, Actor] = field(default_factory=dict)
     slots: dict[int, Slot] = field(default_factory=dict)
     requests: dict[int, Request] = field(default_factory=dict)
@@ -84,6 +89,7 @@ class PoolState:
         if self.scaling is not None:
             self._scaler = PoolScaler(self.scaling, now)
         self._add_slots(self.size, now)
+        self._add_slots(self.stand_ins, now, is_stand_in=True)
         return self.tick(now)
 
     def submit(self, number: int, weights: Hashable, limit_s: float, now: float) -> list[Command]:
@@ -205,7 +211,7 @@ class PoolState:
         if self.failure is None:
             self._scale(now)
             for index, slot in self.slots.items():
-                if slot.actor is None and now >= slot.spawn_at:
+                if slot.actor is None and now >= slot.spawn_at and not (slot.is_stand_in and self._missing()):
                     self._spawn(index, slot, now)
             self._watch_placement(now)
         return self._proceed(now)
@@ -225,14 +231,27 @@ class PoolState:
             lines.append(f"actor {actor.number} has been {self._doing(actor)} for {now - actor.since:.1f} s")
         for index, slot in self.slots.items():
             if slot.actor is None and self.failure is None:
-                lines.append(f"slot {index} is empty, next actor in {max(0.0, slot.spawn_at - now):.1f} s")
+                when = "once the others are up" if slot.is_stand_in else f"in {max(0.0, slot.spawn_at - now):.1f} s"
+                lines.append(f"slot {index} is empty, next actor {when}")
         return lines
+
+    def at_work(self) -> list[Actor]:
+        """The actors that are up and do not rest: a stand-in does unless it works, or others are missing."""
+        others = [actor for actor in self.actors.values() if actor.is_up and not actor.is_stand_in]
+        stand_ins = [actor for actor in self.actors.values() if actor.is_up and actor.is_stand_in]
+        stand_ins.sort(key=lambda actor: actor.state == ActorState.IDLE)  # those that work already come first
+        working = sum(actor.state != ActorState.IDLE for actor in stand_ins)
+        return others + stand_ins[: max(working, self._missing())]
+
+    def _missing(self) -> int:
+        """How many actors fewer than asked for are up; stand-ins do not count."""
+        return max(0, self.size - sum(actor.is_up and not actor.is_stand_in for actor in self.actors.values()))
 
     def _proceed(self, now: float) -> list[Command]:
         """Give idle actors something to do, and hand out all commands gathered since the event."""
         for index in [index for index, slot in self.slots.items() if slot.is_retiring]:
             self._retire(index)
-        idle = [actor for actor in self.actors.values() if actor.state == ActorState.IDLE]
+        idle = [actor for actor in self.at_work() if actor.state == ActorState.IDLE]
         on_their_way = Counter(actor.loading for actor in self.actors.values() if actor.state == ActorState.LOADING)
         for number in list(self.queue):
             if not idle:
@@ -253,8 +272,9 @@ class PoolState:
             if self.preferred is not None and actor.holds != self.preferred:
                 self._load(actor, self.preferred, now)
         if self._scaler is not None:
-            working = sum(actor.state in (ActorState.IDLE, ActorState.BUSY) for actor in self.actors.values())
-            self._scaler.observe(now, len(self.requests), len(self.queue), max(0, len(self.slots) - working))
+            working = sum(actor.state in (ActorState.IDLE, ActorState.BUSY) for actor in self.at_work())
+            places = sum(not slot.is_stand_in for slot in self.slots.values())
+            self._scaler.observe(now, len(self.requests), len(self.queue), max(0, places - working))
         commands, self._commands = self._commands, []
         return commands
 
@@ -270,14 +290,14 @@ class PoolState:
                 slot.is_retiring = False
             self._add_slots(decision.size - before - len(leaving), now)
         else:
-            staying = [index for index, slot in self.slots.items() if not slot.is_retiring]
+            staying = [index for index, slot in self.slots.items() if not (slot.is_retiring or slot.is_stand_in)]
             staying.sort(key=lambda index: (self._usefulness(self.slots[index]), -index))
             for index in staying[: before - decision.size]:
                 self._retire(index)
 
-    def _add_slots(self, count: int, now: float) -> None:
+    def _add_slots(self, count: int, now: float, is_stand_in: bool = False) -> None:
         for _ in range(count):
-            self.slots[self._slots_made] = Slot(spawn_at=now)
+            self.slots[self._slots_made] = Slot(spawn_at=now, is_stand_in=is_stand_in)
             self._slots_made += 1
 
     def _usefulness(self, slot: Slot) -> int:
@@ -338,13 +358,13 @@ class PoolState:
         self._commands.append(Load(actor.number, weights))
 
     def _spawn(self, index: int, slot: Slot, now: float) -> None:
-        actor = Actor(self._spawned, index, now, math.inf)
+        actor = Actor(self._spawned, index, now, math.inf, slot.is_stand_in)
         self.restarts += slot.was_filled
         slot.was_filled = True
         self._spawned += 1
         self.actors[actor.number] = actor
         slot.actor = actor.number
-        self._commands.append(Spawn(actor.number))
+        self._commands.append(Spawn(actor.number, slot.is_stand_in))
 
     def _redo(self, request: Request, cause: str, node_lost: bool) -> None:
         request.deaths += not node_lost

@@ -112,12 +112,12 @@ class RolloutActor(PooledActor):
         return RolloutReply(request.weights, groups, items, seconds)
 
 
-def spawn_rollout_actor(config: TrainConfig) -> ActorHandle:
-    """Create one rollout actor as the configuration asks."""
+def spawn_rollout_actor(config: TrainConfig, cpus: float) -> ActorHandle:
+    """Create one rollout actor as the configuration asks, which reserves so many CPUs."""
     rollout = config.rollout
     environment: dict[str, Any] = {**ALLOCATOR_ENVIRONMENT, "OMP_NUM_THREADS": str(rollout.threads)}
     actor_class = remote_class(RolloutActor).options(
-        num_cpus=rollout.cpus_per_actor,
+        num_cpus=cpus,
         num_gpus=rollout.gpus_per_actor,
         resources=node_share(rollout.node_resource),
         runtime_env={"env_vars": environment},

@@ -92,12 +92,14 @@ class RolloutService:
             "rollout actor",
             rollout.actors,
             PoolLimits(placement_s=rollout.placement_s, load_s=rollout.timeout_s),
-            spawn=lambda: spawn_rollout_actor(config),
+            spawn=lambda: spawn_rollout_actor(config, rollout.cpus_per_actor),
             fetch=self._weights.reference,
             on_load=lambda actor, weights: self._metrics.loaded(actor, weights, self._rollouts.state),
             scaling=ScalingLimits(rollout.least_actors, rollout.most_actors, rollout.scale_up_s, rollout.scale_down_s),
             find_fault=lambda request, reply: find_fault(request, reply, vocabulary),
             asks=rollout_demand(config).reserved,
+            stand_ins=rollout.stand_ins,
+            spawn_stand_in=lambda: spawn_rollout_actor(config, cpus=0.0),
         )
         self._verifiers = VerifierPool(config)
         self._pools = [self._rollouts, self._verifiers.pool]

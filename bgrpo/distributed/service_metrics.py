@@ -50,7 +50,7 @@ class ServiceMetrics:
 
     def loaded(self, actor: int, weights: Hashable, state: PoolState) -> None:
         """A rollout actor of this pool holds weights."""
-        up = [other.number for other in state.actors.values() if other.is_up]
+        up = [other.number for other in state.actors.values() if other.is_up and not other.is_stand_in]
         seconds = self._sync.loaded(actor, weights, up, time.monotonic())
         if seconds is not None:
             self._recorder.record([Sample("bgrpo_weight_sync_seconds", seconds)])
@@ -88,7 +88,7 @@ def pool_samples(pool: str, state: PoolState, answered: Mapping[int, int], now: 
     """
     tags = {"pool": pool}
     count = Counter(str(actor.state) for actor in state.actors.values())
-    count[DEAD] = sum(slot.actor is None for slot in state.slots.values())
+    count[DEAD] = sum(slot.actor is None and not slot.is_stand_in for slot in state.slots.values())
     return [
         *(Sample("bgrpo_actors", count[name], {**tags, "state": name}) for name in (*map(str, ActorState), DEAD)),
         Sample("bgrpo_pool_size", state.size, tags),

@@ -41,6 +41,18 @@ def test_an_actor_is_noticed_when_it_has_left_and_replaced_when_a_new_one_is_up(
     assert record.redone_steps is None
 
 
+def test_a_stand_in_that_begins_to_work_replaces_the_lost_actor() -> None:
+    record = follow(
+        FaultKind.KILL_ROLLOUT,
+        [
+            (10.0, sight(7, {1: True, 3: True})), (10.5, sight(7, {1: True, 3: True})),
+            (11.0, sight(7, {1: True, 2: True, 4: False})), (20.0, sight(9, {1: True, 4: True})),
+        ],
+        actor=3,
+    )  # fmt: skip
+    assert (record.noticed_s, record.replaced_s) == (1.0, 1.0)
+
+
 def test_the_step_under_way_does_not_show_that_the_fault_was_survived() -> None:
     record = follow(FaultKind.KILL_CHECK, [(0.0, sight(7, {0: True})), (1.0, sight(8, {0: True}))])
     assert record.step_s is None

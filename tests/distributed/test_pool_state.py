@@ -294,13 +294,63 @@ def test_a_busy_actor_leaves_after_its_reply() -> None:
     assert pool.tick(4.0) == [], "its slot is gone"
 
 
+def with_a_stand_in() -> PoolState:
+    """A pool of two actors that are up and idle, and of one stand-in, number 2, that is up."""
+    pool = PoolState(2, LIMITS, stand_ins=1)
+    assert pool.start(0.0) == [Spawn(0), Spawn(1)], "a stand-in does not slow the start of the others"
+    for number in range(2):
+        assert pool.tick(0.0) == []
+        assert up(pool, number, 0.0) == []
+    assert pool.tick(0.0) == [Spawn(2, is_stand_in=True)]
+    assert up(pool, 2, 1.0) == []
+    return pool
+
+
+def test_a_stand_in_rests_while_nobody_is_missing() -> None:
+    pool = with_a_stand_in()
+    assert pool.prefer("v0", 2.0) == [Load(0, "v0"), Load(1, "v0")]
+    for number in range(3):
+        assert pool.submit(number, "v0", REQUEST_S, 2.0) == []
+    assert pool.loaded(0, "v0", 3.0) == [Dispatch(0, 0)]
+    assert pool.loaded(1, "v0", 3.0) == [Dispatch(1, 1)]
+    assert pool.tick(4.0) == [], "request 2 waits for one of the two"
+    assert [actor.number for actor in pool.at_work()] == [0, 1]
+
+
+def test_a_stand_in_works_until_the_lost_actor_is_replaced() -> None:
+    pool = with_a_stand_in()
+    for number in range(2):
+        pool.submit(number, None, REQUEST_S, 2.0)
+    assert pool.died(0, "SIGKILL", 3.0) == [Dispatch(2, 0)], "at once"
+    assert pool.tick(3.0) == [Spawn(3)]
+    assert pool.replied(2, 0, 4.0) == [Answer(0)]
+    assert pool.submit(2, None, REQUEST_S, 5.0) == [Dispatch(2, 2)]
+    assert up(pool, 3, 6.0) == []
+    assert {actor.number for actor in pool.at_work()} == {1, 2, 3}, "nobody is taken from its work"
+    assert pool.replied(2, 2, 7.0) == [Answer(2)]
+    assert pool.submit(3, None, REQUEST_S, 8.0) == [Dispatch(3, 3)]
+    assert pool.submit(4, None, REQUEST_S, 8.0) == [], "the stand-in rests again"
+    assert pool.size == 2
+
+
+def test_a_lost_stand_in_is_replaced_after_the_others() -> None:
+    pool = with_a_stand_in()
+    pool.died(0, "SIGKILL", 2.0)
+    pool.died(2, "SIGKILL", 2.0)
+    assert pool.tick(2.0) == [Spawn(3)]
+    assert pool.describe(2.0)[-1] == "slot 2 is empty, next actor once the others are up"
+    assert up(pool, 3, 3.0) == []
+    assert pool.tick(3.1) == [Spawn(4, is_stand_in=True)]
+
+
 class PoolModel(RuleBasedStateMachine):
     """Plays random actors: some start, load and reply, some die or hang, some say things that are no longer true."""
 
-    @initialize(size=st.integers(1, 4), elastic=st.booleans())
-    def begin(self, size: int, elastic: bool) -> None:
+    @initialize(size=st.integers(1, 4), elastic=st.booleans(), stand_ins=st.integers(0, 2))
+    def begin(self, size: int, elastic: bool, stand_ins: int) -> None:
         self.now = 0.0
-        self.pool = PoolState(size, LIMITS, SCALING if elastic else None)
+        self.pool = PoolState(size, LIMITS, SCALING if elastic else None, stand_ins)
+        self.stand_ins: set[int] = set()
         self.decisions: list[tuple[float, int, int]] = []
         self.open_since: list[tuple[float, int]] = [(0.0, 0)]  # the number of open requests, from this time on
         self.alive: dict[int, tuple[str, Any]] = {}  # what each live actor was last told, as the actor sees it
@@ -315,17 +365,21 @@ class PoolModel(RuleBasedStateMachine):
     def obey(self, commands: list[Command], replied: int | None = None, lost: Hashable = None) -> None:
         for command in commands:
             match command:
-                case Spawn(actor):
+                case Spawn(actor, is_stand_in):
                     assert actor not in self.ever, "numbers are never used again"
+                    if is_stand_in:
+                        self.stand_ins.add(actor)
                     self.ever.append(actor)
                     self.alive[actor] = ("pending", None)
                     self.holds[actor] = None
                 case Load(actor, weights):
                     assert self.alive[actor][0] == "idle"
+                    self.check_rest(actor)
                     self.alive[actor] = ("loading", weights)
                     self.holds[actor] = None
                 case Dispatch(actor, request):
                     assert self.alive[actor][0] == "idle"
+                    self.check_rest(actor)
                     assert self.holds[actor] == self.open[request], "dispatched only to a holder of its weights"
                     assert request not in [work for state, work in self.alive.values() if state == "busy"]
                     self.alive[actor] = ("busy", request)
@@ -333,6 +387,7 @@ class PoolModel(RuleBasedStateMachine):
                     self.lose(actor)
                 case Retire(actor):
                     assert self.alive.pop(actor)[0] != "busy", "nobody is taken from its work"
+                    assert actor not in self.stand_ins
                 case Resized(before, after, _):
                     self.check_decision(before, after)
                 case Unplaceable(seconds):
@@ -350,6 +405,13 @@ class PoolModel(RuleBasedStateMachine):
                     )
                     self.end(request)
         self.open_since.append((self.now, len(self.open)))
+
+    def check_rest(self, actor: int) -> None:
+        """A stand-in that is given something stands in for somebody: no more work at once than actors asked for."""
+        if actor in self.stand_ins:
+            up = {other for other, (state, _) in self.alive.items() if state not in ("pending", "starting")}
+            standing_in = {other for other in up & self.stand_ins if self.alive[other][0] != "idle"} - {actor}
+            assert len(up - self.stand_ins) + len(standing_in) < self.pool.size
 
     def check_decision(self, before: int, after: int) -> None:
         """Neither too many nor too few, and no flapping."""
@@ -488,18 +550,23 @@ class PoolModel(RuleBasedStateMachine):
             number: state for number, (state, _) in self.alive.items()
         }
         assert set(self.pool.requests) == set(self.open)
+        others = set(self.alive) - self.stand_ins
+        assert len(set(self.alive) & self.stand_ins) <= self.pool.stand_ins
         if self.pool.scaling is None:
-            assert len(self.alive) <= self.pool.size and not self.decisions
+            assert len(others) <= self.pool.size and not self.decisions
         else:
-            assert len(self.alive) <= SCALING.most and SCALING.least <= self.pool.size <= SCALING.most
-        staying = [slot for slot in self.pool.slots.values() if not slot.is_retiring]
+            assert len(others) <= SCALING.most and SCALING.least <= self.pool.size <= SCALING.most
+        staying = [slot for slot in self.pool.slots.values() if not (slot.is_retiring or slot.is_stand_in)]
         assert len(staying) == self.pool.size
         for actor in self.pool.actors.values():
             assert self.pool.slots[actor.slot].actor == actor.number
             assert actor.state == "busy" or not self.pool.slots[actor.slot].is_retiring
         busy = [work for state, work in self.alive.values() if state == "busy"]
         assert set(self.pool.queue) == set(self.open) - set(busy)
-        idle = [actor for actor, (state, _) in self.alive.items() if state == "idle"]
+        idle = {actor for actor, (state, _) in self.alive.items() if state == "idle"}
+        up = {actor for actor, (state, _) in self.alive.items() if state not in ("pending", "starting")}
+        if len(up - self.stand_ins) + len((up & self.stand_ins) - idle) >= self.pool.size:
+            idle -= self.stand_ins  # they rest, rightly
         assert not idle or len(self.pool.queue) <= sum(state == "loading" for state, _ in self.alive.values()), (
             "no actor is idle while a request waits that nobody is about to serve"
         )

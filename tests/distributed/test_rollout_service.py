@@ -38,19 +38,11 @@ from bgrpo.distributed.rollout_actor import RolloutActor, RolloutRequest
 from bgrpo.distributed.weights import Weights
 from bgrpo.errors import UserError
 from bgrpo.policies.flat import flatten_parameters
-from bgrpo.policies.io import save_policy
 from bgrpo.policies.tokenizer import decode_completion, encode_prompt
 from bgrpo.rollouts import decode_settings
 from bgrpo.seeds import rollout_seed
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-
-@pytest.fixture(scope="module")
-def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy") / "tiny"
-    save_policy(policy(0), TOKENIZER, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

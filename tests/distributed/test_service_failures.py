@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import ray
 from pooled_actors import Garbler
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from service_play import (
     INDICES,
@@ -28,6 +29,7 @@ from service_play import (
     service,
 )
 
+from bgrpo.config import TrainConfig
 from bgrpo.distributed import rollout_service
 from bgrpo.distributed.actor_pool import remote_class
 from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, publish_in_spite_of_restarts
@@ -36,26 +38,22 @@ from bgrpo.distributed.run_log import RunLog
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
 from bgrpo.policies.flat import flatten_parameters
-from bgrpo.policies.io import save_policy
 from bgrpo.policies.tokenizer import encode_prompt
 from bgrpo.rollouts import decode_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-@pytest.fixture(scope="module")
-def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy") / "tiny"
-    save_policy(policy(0), TOKENIZER, folder)
-    return folder
-
-
 def test_garbage_never_reaches_the_verifiers(policy_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service runs in this process, with actors of which one lies once."""
     once = tmp_path / "once"
     once.touch()
-    spawn = remote_class(Garbler).options(num_cpus=0).remote
-    monkeypatch.setattr(rollout_service, "spawn_rollout_actor", lambda config: spawn(str(once), config.policy.path))
+    remote = remote_class(Garbler).options(num_cpus=0).remote
+
+    def spawn(config: TrainConfig, cpus: float) -> ActorHandle:
+        return remote(str(once), config.policy.path)
+
+    monkeypatch.setattr(rollout_service, "spawn_rollout_actor", spawn)
     monkeypatch.setattr(rollout_service, "start_run_log", lambda run, actor: RunLog(run, actor))
     config = configuration(policy_dir, rollout={"actors": 2})
     prompts = [(text, encode_prompt(TOKENIZER, text)) for text in TEXTS]
@@ -74,6 +72,24 @@ def test_garbage_never_reaches_the_verifiers(policy_dir: Path, tmp_path: Path, m
     assert status["rollout"]["garbled_replies"] == 1 and not once.exists()
     assert "is garbage: group 0: completion 1: token ids 1000000" in status["rollout"]["first_failure"]["cause"]
     assert sum(status["outcomes"].values()) == sum(len(group.completions) for group in groups)
+
+
+def test_a_stand_in_works_while_the_lost_actor_starts_again(policy_dir: Path) -> None:
+    """It reserves no CPU, answers before the lost actor is replaced, with the same groups, and rests then."""
+    with service(configuration(policy_dir, rollout={"actors": 1, "stand_ins": 1})) as client:
+        client.publish_model(0, policy(5))
+        client.ready_pids("rollout", 2)
+        worker, stand_in = client.status()["rollout"]["actors"]
+        assert (worker["is_stand_in"], worker["is_at_work"]) == (False, True)
+        assert (stand_in["is_stand_in"], stand_in["is_at_work"]) == (True, False)
+        os.kill(worker["pid"], signal.SIGKILL)
+        groups = client.collect(0, 0, 0, INDICES, WAIT_S)
+        by_number = {actor["actor"]: actor for actor in client.status()["rollout"]["actors"]}
+        assert by_number.pop(stand_in["actor"])["version"] == 0, "it has worked"
+        assert all(actor["state"] in ("pending", "starting") for actor in by_number.values()), "nobody else could"
+        assert_equal(groups, local(client.config, policy(5), step=0), version=0)
+        client.ready_pids("rollout", 2)
+        assert [actor["is_at_work"] for actor in client.status()["rollout"]["actors"]] == [False, True]
 
 
 def test_what_finds_no_room_says_what_it_asked_for(policy_dir: Path) -> None:
