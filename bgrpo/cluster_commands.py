@@ -21,6 +21,7 @@ from bgrpo.distributed.local_cluster import (
 )
 from bgrpo.distributed.local_cluster_plan import LocalClusterOptions
 from bgrpo.distributed.local_cluster_state import ClusterState, StateFolder
+from bgrpo.terminal import table_console
 
 HIDDEN_RESOURCES = ("memory", "object_store_memory")
 
@@ -57,7 +58,7 @@ def show_local_cluster(as_json: bool) -> int:
         tree |= {"max_nodes": state.max_nodes, "token_path": str(folder.token_path)}
         print(json.dumps(tree | {"nodes": [asdict(node) for node in nodes], "jobs": [asdict(job) for job in jobs]}))
         return 0
-    console = Console(highlight=False)
+    console = table_console()
     console.print(f"{state.address}, {len(nodes)} of at most {state.max_nodes} nodes", soft_wrap=True)
     console.print(_node_table(nodes))
     if jobs:

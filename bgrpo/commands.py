@@ -23,6 +23,7 @@ from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.run_folder import load_run_config
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.terminal import table_console
 
 CHECK_LIMIT_S = 5.0
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
@@ -168,7 +169,7 @@ def evaluate_policy(
         }
         print(json.dumps(result))
         return 0
-    console = Console()
+    console = table_console()
     for table in evaluation_tables(evaluation, f"policy {decoding.policy}"):
         console.print(table)
     return 0
@@ -318,7 +319,7 @@ def measure_rollouts(
     )
     if png is not None:
         check_target(png, "--png")
-    console = Console(highlight=False)
+    console = table_console()
     rows: list[dict[str, Any]] = []
     machine: dict[str, Any] = {}
     with _bar("measuring") as show:
@@ -360,7 +361,7 @@ def measure_scaling(png: Path | None, as_json: bool) -> int:
     if as_json:
         print(json.dumps(scaling.result(measured, rows, machine)))
         return 0
-    console = Console(highlight=False)
+    console = table_console()
     for line in scaling.report_lines(measured):
         console.print(line, markup=False, soft_wrap=True)
     for policy, shape in product(policies, scaling.SHAPES):
@@ -388,7 +389,7 @@ def measure_step(parts: list[str], png: Path | None, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"rows": rows, "machine": machine}))
     else:
-        console = Console()
+        console = table_console()
         for table in step_tables(rows):
             console.print(table)
     if png is not None:

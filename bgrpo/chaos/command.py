@@ -7,13 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bgrpo.chaos.faults import Schedule
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 from bgrpo.run_folder import RunFolder, load_new_config, settle_runs
+from bgrpo.terminal import table_console
 
 LEAST_LEARNER_FAILURES = 1000
 ROLLOUT_LIMIT_S = 20.0
@@ -36,7 +35,7 @@ def run_chaos_command(
         given[0].check_same_result(config)
     from bgrpo.distributed.chaos import ChaosPlan, run_chaos
 
-    console = Console(stderr=as_json)
+    console = table_console(stderr=as_json)
     folder = _make_folder(config)
     plan = ChaosPlan(config, schedule, minutes, None if given is None else given[0])
     report = run_chaos(plan, folder, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))

@@ -49,6 +49,7 @@ from bgrpo.progress import TrainingProgress
 from bgrpo.report import comparison_table, plot_report
 from bgrpo.rollouts import decode_settings
 from bgrpo.run_folder import RunFolder, flatten, load_run_config, write_atomically
+from bgrpo.terminal import table_console
 from bgrpo.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
@@ -77,7 +78,7 @@ class RunResult:
 
 def run_from_command_line(config_name: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """What ``bgrpo train`` and ``python -m ray_jobs.train`` do; returns the exit status."""
-    console = Console(stderr=as_json)
+    console = table_console(stderr=as_json)
     config = load_run_config(TrainConfig, config_name, overrides, resume)
     result = run_training(config, config_name, resume is not None, console)
     if as_json:

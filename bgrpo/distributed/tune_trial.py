@@ -16,6 +16,7 @@ from bgrpo.budget import Spent, progress
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.driving import STOP_FILE, Background
 from bgrpo.errors import DivergenceError, RunError, UserError
+from bgrpo.terminal import PLAIN_WIDTH
 
 if TYPE_CHECKING:
     from bgrpo.distributed.run import RunResult
@@ -27,7 +28,6 @@ PROCESS_LOSSES = 3
 """Losses of a trial's process that it survives by going on from its checkpoint."""
 
 CLEANUP_S = 300.0
-LOG_WIDTH = 160
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -113,7 +113,7 @@ class SweepTrial(Trainable):
                         events.add_scalar(name, value, step)
                     self._report(metrics)
 
-                console = Console(file=log, width=LOG_WIDTH)
+                console = Console(file=log, width=PLAIN_WIDTH)
                 self._result = run_training(job.config, "sweep", resume, console, job.tags, on_step)
         finally:
             self._results.put(None)
