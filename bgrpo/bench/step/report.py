@@ -114,9 +114,17 @@ def _sharing_table(rows: Sequence[Row]) -> Table:
 
 
 def _verification_table(rows: Sequence[Row]) -> Table:
-    table = _table("rollouts of a step, with and without checks: seconds", ["run", "checked", "unchecked", "ratio"])
+    table = _table(
+        "rollouts of a step, with and without checks: seconds", ["run", "actors", "checked", "unchecked", "ratio"]
+    )
     for row in rows:
-        table.add_row(row["run"], _seconds(row["checked_s"]), _seconds(row["unchecked_s"]), f"{row['ratio']:.2f}×")
+        table.add_row(
+            row["run"],
+            str(row["actors"]),
+            _seconds(row["checked_s"]),
+            _seconds(row["unchecked_s"]),
+            f"{row['ratio']:.2f}×",
+        )
     return table
 
 

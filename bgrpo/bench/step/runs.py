@@ -37,7 +37,7 @@ OVERLAP_STEPS = 30
 WARM_UP = 2  # steps that are left out: processes and kernels start
 _READY_S = 180.0
 _TRACKED_STEPS = 100
-_CHECK_ROUNDS = 5
+_CHECK_ROUNDS = 15
 
 
 def measure_runs(names: Sequence[str], on_run: Callable[[], None]) -> Iterator[dict[str, Any]]:
@@ -64,8 +64,9 @@ def measure_runs(names: Sequence[str], on_run: Callable[[], None]) -> Iterator[d
             config = next(iter(configs.values()))
             yield _measure_overlap(config) | {"run": names[0]}
             on_run()
-            yield _measure_checks(config) | {"run": names[0]}
-            on_run()
+            for actors in dict.fromkeys((config.rollout.actors, 1)):
+                yield _measure_checks(config, actors) | {"run": names[0]}
+                on_run()
         yield _measure_tracking(config, Path(folder), rows[0]["total"]) | {"run": names[0]}
         on_run()
 
@@ -143,8 +144,12 @@ class UncheckedTask(PolynomialTask):
         return Outcome.WRONG
 
 
-def _measure_checks(config: TrainConfig) -> dict[str, Any]:
-    """Seconds of one step's rollouts with the task's checks and without, in turns."""
+def _measure_checks(config: TrainConfig, actors: int) -> dict[str, Any]:
+    """Seconds of one step's rollouts with the task's checks and without, in turns.
+
+    Checks can hide behind decoding where the actors leave a core for them, and other requests still decode.
+    """
+    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": actors})})
     unread = config.task.model_copy(update={"name": f"{UncheckedTask.__module__}:{UncheckedTask.__name__}"})
     prepared = check_input(config)
     configs = {"checked": config, "unchecked": config.model_copy(update={"task": unread})}
@@ -167,7 +172,7 @@ def _measure_checks(config: TrainConfig) -> dict[str, Any]:
         for service in services.values():
             ray.get(service.shutdown.remote(), timeout=30)
     medians = {f"{name}_s": statistics.median(seconds[1:]) for name, seconds in turns.items()}
-    return {"part": "verification", **medians, "ratio": medians["checked_s"] / medians["unchecked_s"]}
+    return {"part": "verification", "actors": actors, **medians, "ratio": medians["checked_s"] / medians["unchecked_s"]}
 
 
 def _measure_tracking(config: TrainConfig, folder: Path, step_s: float) -> dict[str, Any]:
