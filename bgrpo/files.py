@@ -19,23 +19,31 @@ def atomic_file(path: Path) -> Iterator[TextIO]:
     It is written beside ``path``, synced to the disk and renamed; when the block raises, nothing stays and an older
     ``path`` is as it was.
     """
+    with _unfinished(path) as handle, os.fdopen(handle, "w", encoding="utf-8") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file completely or not at all."""
+    with _unfinished(path) as handle, os.fdopen(handle, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _unfinished(path: Path) -> Iterator[int]:
+    """Handle of a file beside ``path``, which replaces that when the block ends well; the block closes the handle."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield handle
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
-    with atomic_file(path) as file:
-        file.write(text)
 
 
 def check_target(path: Path, option: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rich.table import Table
 
 from bgrpo.evaluation import ComparisonRow, Evaluation, EvaluationComparison, Interval
+from bgrpo.png import write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +110,7 @@ def plot_report(
     _draw_curves(left, metrics)
     if comparison is not None:
         _draw_bars(right[0], comparison)
-    figure.savefig(out)
+    write_png(figure, out)
 
 
 def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]]) -> None:

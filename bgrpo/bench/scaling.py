@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bgrpo.bench.scaling_model import Cluster, Costs, savings, simulate
+from bgrpo.png import write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -216,7 +217,7 @@ def plot_scaling(measured: Measured, rows: Sequence[Row], path: Path) -> None:
         list(measured.rollouts_per_s), list(measured.rollouts_per_s.values()), "kx", label="measured, weights fixed"
     )
     panels[0].legend(fontsize=8)
-    figure.savefig(path)
+    write_png(figure, path)
 
 
 def _draw(axes: Axes, rows: Sequence[Row], title: str) -> None:

@@ -17,6 +17,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6bb1", "#b8860b", "#5
 DASHES = ("-", "--", ":")
 BEFORE_COLOR = "#8a94a0"
 PANEL = (5.4, 3.3)  # inches
+DPI = 130
 CURVE_METRICS = ("beam_rank_score", "greedy", "beam@", "pass@")
 
 
@@ -28,7 +29,7 @@ def panels(count: int, size: tuple[float, float] = PANEL) -> tuple[Figure, list[
     columns = min(2, count)
     rows = math.ceil(count / columns)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.45), layout=layout)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.45), dpi=DPI, layout=layout)
     grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes in grid[count:]:
         axes.set_visible(False)

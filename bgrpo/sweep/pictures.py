@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bgrpo.png import write_png
 from bgrpo.report import FAINT, INK, metric_label, tidy
 from bgrpo.sweep.curves import draw_learning, draw_validation
 from bgrpo.sweep.panels import (
@@ -30,7 +30,6 @@ from bgrpo.tasks.base import Outcome
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DPI = 130
 OUTCOME_COLORS = {
     Outcome.CORRECT: "#4c9f70",
     Outcome.WRONG: "#c9ced6",
@@ -69,9 +68,7 @@ def draw_pictures(summary: SweepSummary, folder: Path) -> list[Picture]:
     for picture, draw in drawings:
         figure = draw(summary)
         if figure is not None:
-            unfinished = folder / f".{picture.name}.{os.getpid()}.png"
-            figure.savefig(unfinished, format="png", dpi=DPI)
-            unfinished.replace(folder / f"{picture.name}.png")
+            write_png(figure, folder / f"{picture.name}.png")
             pictures.append(picture)
     return pictures
 

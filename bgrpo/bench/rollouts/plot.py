@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bgrpo.bench.rollouts.cases import ENGINES
+from bgrpo.png import write_png
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -59,7 +60,7 @@ def plot_rollouts(rows: Sequence[Row], machine: Mapping[str, Any], out: Path) ->
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(out, format="png")
+    write_png(figure, out)
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[Row]]]]:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from bgrpo.png import write_png
+
 Row = Mapping[str, Any]
 
 RUN_PARTS: dict[str, Callable[[Row], float]] = {
@@ -62,7 +64,7 @@ def plot_step(rows: Sequence[Row], out: Path) -> None:
         right.annotate(f" {row['ratio']:.1f}×", (row["ratio"], place), va="center")
     right.set_title("packed update: times as fast as padded rows")
     right.invert_yaxis()
-    figure.savefig(out)
+    write_png(figure, out)
 
 
 def _run_table(rows: Sequence[Row]) -> Table:
