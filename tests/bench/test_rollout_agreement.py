@@ -10,7 +10,8 @@ import pytest
 from bgrpo.bench.rollouts import measure
 from bgrpo.bench.rollouts.agreement import compare, differing_share, score
 from bgrpo.bench.rollouts.cases import ENGINES, EXTRA_CASES, DisagreementError, EngineSpec
-from bgrpo.bench.rollouts.engines import Beam, Engine, Prompts, make_engine
+from bgrpo.bench.rollouts.engines import make_engine
+from bgrpo.bench.rollouts.interface import Beam, Engine, Prompts
 from bgrpo.bench.rollouts.measure import Limits, measure_case
 from bgrpo.bench.rollouts.workload import Workload, build_workload
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bgrpo.bench.rollouts.cases import Case, EngineSpec
-from bgrpo.bench.rollouts.engines import Beam, Prompts
+from bgrpo.bench.rollouts.interface import Beam, Prompts
 
 LOGPROB_TOLERANCE = {"fp32": 2e-3, "bf16": 1.0}
 """Largest error of a completion's summed log-probability, in nats. Rounding to bf16 moves each token by some 0.01."""

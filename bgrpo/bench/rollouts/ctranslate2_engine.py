@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bgrpo.bench.rollouts.cases import Case
+from bgrpo.bench.rollouts.interface import Beam, Prompts
 from bgrpo.bench.rollouts.workload import Workload
-
-if TYPE_CHECKING:
-    from bgrpo.bench.rollouts.engines import Beam, Prompts
 
 HOW_TO_INSTALL = "ctranslate2 is not installed: pip install 'bgrpo[bench]'"
 
@@ -51,8 +49,6 @@ class CTranslate2Engine:
 
     def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
         """See :class:`bgrpo.bench.rollouts.engines.Engine`."""
-        from bgrpo.bench.rollouts.engines import Beam
-
         return [
             [Beam(tuple(ids), score) for ids, score in zip(result.sequences_ids, result.scores, strict=True)]
             for result in self._results(prompts, new_tokens)

@@ -1,47 +1,24 @@
-"""The engines that are compared, each behind the same small interface."""
+"""The engines that are compared."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from bgrpo.bench.rollouts.cases import Case, EngineSpec
+from bgrpo.bench.rollouts.ctranslate2_engine import CTranslate2Engine
+from bgrpo.bench.rollouts.interface import Beam, Engine, Prompts
 from bgrpo.bench.rollouts.workload import Workload
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.seeds import rollout_seed
 
-Prompts = Sequence[Sequence[int]]
 _SAMPLE_SEED = 7
-
-
-class Beam(NamedTuple):
-    """One completion.
-
-    Attributes:
-        tokens: up to and including the end token, where it came.
-        logprob: their summed log-probability, as the engine gives it.
-    """
-
-    tokens: tuple[int, ...]
-    logprob: float
-
-
-class Engine(Protocol):
-    """Decodes K completions of every prompt, as the case it was made for says."""
-
-    def decode(self, prompts: Prompts, new_tokens: int) -> object:
-        """What is timed: a decode as a trainer would ask for it."""
-        ...
-
-    def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
-        """The same decode as records that can be compared, one list per prompt."""
-        ...
 
 
 class BgrpoEngine:
@@ -201,7 +178,6 @@ class LoopEngine:
 
 def make_engine(spec: EngineSpec, workload: Workload, case: Case) -> Engine:
     """The engine of this name, with its own copy of the model where it changes it."""
-    from bgrpo.bench.rollouts.ctranslate2_engine import CTranslate2Engine
 
     makers: dict[str, Callable[[], Engine]] = {
         "bgrpo": lambda: BgrpoEngine(workload, case, spec.dtype),

@@ -9,8 +9,9 @@ from typing import Any
 from bgrpo.bench.rollouts.agreement import Agreement, compare
 from bgrpo.bench.rollouts.cases import ENGINES, Case, DisagreementError, EngineSpec
 from bgrpo.bench.rollouts.ctranslate2_engine import HOW_TO_INSTALL, ctranslate2_is_installed
-from bgrpo.bench.rollouts.engines import Beam, Engine, make_engine
+from bgrpo.bench.rollouts.engines import make_engine
 from bgrpo.bench.rollouts.floor import FloorProbe, count_operations
+from bgrpo.bench.rollouts.interface import Beam, Engine
 from bgrpo.bench.rollouts.memory import peak_above_start
 from bgrpo.bench.rollouts.rows import floor_name, measured_row, skipped_row
 from bgrpo.bench.rollouts.timing import Turn, interleave, timed
