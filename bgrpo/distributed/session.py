@@ -12,8 +12,9 @@ import ray
 
 from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.distributed.autoscaling import autoscaler_can_hold
-from bgrpo.errors import UserError
+from bgrpo.errors import RunError, UserError
 
+RAY_LOGS = "/tmp/ray/session_latest/logs"
 NODE_SHARE = 0.001
 """Of a node's own resource, which says what kind of node it is, this is what each process reserves that belongs there:
 so little that it never decides how many have room."""
@@ -131,6 +132,7 @@ def ray_session(demands: list[Demand]) -> Iterator[None]:
 
     Raises:
         UserError: no cluster answers at ``RAY_ADDRESS``, or it is too small for ``demands``.
+        RunError: a local Ray did not start.
     """
     already = ray.is_initialized()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -147,6 +149,12 @@ def ray_session(demands: list[Demand]) -> Iterator[None]:
         except ConnectionError as error:
             raise UserError(
                 f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}"
+            ) from error
+        except Exception as error:  # of no class of its own: "the current node timed out during startup"
+            if "RAY_ADDRESS" in os.environ:
+                raise
+            raise RunError(
+                f"Ray did not start on this machine: {error} Its logs are in {RAY_LOGS}; nothing was begun, try again"
             ) from error
     try:
         check_room_here(demands)

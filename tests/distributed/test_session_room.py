@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import pytest
+import ray
 from ray.core.generated import autoscaler_pb2
 
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.autoscaling import wait_for_verdict
-from bgrpo.distributed.session import check_room, training_demand
-from bgrpo.errors import UserError
+from bgrpo.distributed.session import check_room, ray_session, training_demand
+from bgrpo.errors import RunError, UserError
 
 
 def demand(*overrides: str) -> list:
@@ -103,3 +104,15 @@ def test_the_autoscalers_verdict_is_one_about_our_question() -> None:
     assert Autoscaler(5.0, infeasible=True, looks=3).verdict(30.0) is False, "a yes is asked for twice"
     silent = Autoscaler(1e9, infeasible=False)
     assert silent.verdict(30.0) is None and silent.now == pytest.approx(30.0, abs=1.0)
+
+
+def test_a_local_ray_that_does_not_start_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    words = r"^Ray did not start on this machine: The current node timed out.* try again$"
+    with pytest.raises(RunError, match=words), ray_session([]):
+        pytest.fail("there is no Ray")
