@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from bgrpo.chaos.comparison import compare_runs
 from bgrpo.chaos.faults import DRIVER_FAULTS, Fault, FaultKind, Schedule
@@ -267,8 +267,10 @@ class _Disturbance:
         at = self._now()
         try:
             reason = self._hands.ask(node, "kill_raylet")
-        except RayError:  # it took the hand with it, before that could answer
+        except RayActorError:  # it took the hand with it, before that could answer
             reason = None
+        except RayError as error:
+            reason = f"its node does not answer: {type(error).__name__}"
         if reason is None:
             self._recoveries.inject(fault, at, f"node {node[:8]}", sight, actor)
         return reason

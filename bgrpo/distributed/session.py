@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import ray
 
 from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.distributed.autoscaling import autoscaler_can_hold
+from bgrpo.distributed.head_watch import head_watch
 from bgrpo.errors import RunError, UserError
 
 RAY_LOGS = "/tmp/ray/session_latest/logs"
@@ -130,6 +132,8 @@ def check_room_here(demands: list[Demand]) -> None:
 def ray_session(demands: list[Demand]) -> Iterator[None]:
     """Use the cluster we run on (a Ray job, or ``RAY_ADDRESS``), else a private local one that ends with us.
 
+    When its head is lost, that is said on stderr, see :mod:`bgrpo.distributed.head_watch`.
+
     Raises:
         UserError: no cluster answers at ``RAY_ADDRESS``, or it is too small for ``demands``.
         RunError: a local Ray did not start.
@@ -157,8 +161,13 @@ def ray_session(demands: list[Demand]) -> Iterator[None]:
                 f"Ray did not start on this machine: {error} Its logs are in {RAY_LOGS}; nothing was begun, try again"
             ) from error
     try:
-        check_room_here(demands)
-        yield
+        with nullcontext() if already else head_watch(ray.get_runtime_context().gcs_address, _say):
+            check_room_here(demands)
+            yield
     finally:
         if not already:
             ray.shutdown()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

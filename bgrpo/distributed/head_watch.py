@@ -1,0 +1,60 @@
+"""Noticing that the cluster's head is lost: Ray ends a driver that has none, before that could say anything itself."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+POLL_S = 1.0
+PROBE_S = 2.0
+FAILURES = 3
+"""So many probes in a row must fail: a busy machine may miss one."""
+
+LOST = (
+    "the head of the Ray cluster, {address}, does not answer: it has ended, or cannot be reached. Unless it comes back "
+    "soon, this process ends. Complete checkpoints are kept: once there is a cluster again, go on with --resume"
+)
+BACK = "the head of the Ray cluster, {address}, answers again; one that was started anew does not know this process"
+
+
+@contextmanager
+def head_watch(address: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """While the block runs, a thread tells when the head stops answering, and when it answers again.
+
+    Args:
+        address: ``host:port`` of the head's GCS.
+        tell: called in the thread with the line for the user.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        failures = 0
+        while not over.wait(POLL_S):
+            if not _accepts(address):
+                failures += 1
+                if failures == FAILURES:
+                    tell(LOST.format(address=address))
+                continue
+            if failures >= FAILURES:
+                tell(BACK.format(address=address))
+            failures = 0
+
+    thread = threading.Thread(target=watch, name="head watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(PROBE_S + POLL_S)
+
+
+def _accepts(address: str) -> bool:
+    """True when something accepts connections there."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_S):
+            return True
+    except OSError:
+        return False
