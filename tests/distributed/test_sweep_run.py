@@ -15,7 +15,7 @@ from bgrpo.run_folder import RunFolder
 from bgrpo.sweep.plan import Trial, trials_from_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
-STEPS, COMPLETIONS = 24, 8
+STEPS = 24
 GOOD, RUINOUS = 1e-5, 3e-2
 
 
@@ -37,7 +37,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
         scheduler="asha",
         grace=0.15,
         reduction_factor=2,
-        budget={"kind": "completions", "amount": STEPS * COMPLETIONS},
+        budget={"kind": "steps", "amount": STEPS},
         max_concurrent=2,
         train={"evaluation": {"every": 4}, "checkpoint": {"every": 100}},
     )
@@ -76,7 +76,7 @@ def test_the_best_point_is_confirmed_on_the_test_problems_which_no_search_trial_
         if trial.state == "finished":
             last = run.metrics()[-1]
             assert last["step"] == last["used/steps"] == last["used/gradient_steps"] == STEPS
-            assert last["used/completions"] == STEPS * COMPLETIONS < last["used/tokens"]
+            assert last["used/completions"] == STEPS * 8 < last["used/tokens"]
             assert trial.value == last["validation/beam_rank_score"]
 
 
