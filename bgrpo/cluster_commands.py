@@ -128,7 +128,8 @@ def _next_steps(folder: StateFolder, state: ClusterState) -> list[str]:
         "for ray job list, logs and stop:",
         f"  export RAY_API_SERVER_ADDRESS={state.address} RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={folder.token_path}",
         "metrics, where Prometheus and Grafana are installed:",
-        f"  prometheus --config.file={prometheus} --web.listen-address=127.0.0.1:9090",
+        f"  prometheus --config.file={prometheus} --storage.tsdb.path={folder.path / 'prometheus'} "
+        "--web.listen-address=127.0.0.1:9090",
         f"  GF_SERVER_HTTP_ADDR=127.0.0.1 grafana server --homepath /usr/share/grafana --config {grafana}",
     ]
 
