@@ -86,13 +86,6 @@ class NodeHand:
         """Start and private memory (bytes) of each process that is there: what it shares, as the store, left out."""
         return {pid: found for pid in pids if (found := private_memory(pid)) is not None}
 
-    def object_store(self, address: str, port: int) -> int:
-        """Bytes used in this node's object store."""
-        from ray._private.internal_api import node_stats
-
-        stats = node_stats(address, port, include_memory_info=False).store_stats
-        return int(stats.object_store_bytes_used)
-
 
 def private_memory(pid: int) -> tuple[float, int] | None:
     """When a process began, and its resident memory without shared pages, in bytes; None when it is gone."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.exceptions import GetTimeoutError, RayError
 
 from bgrpo.chaos.memory import MemorySample
@@ -114,7 +115,6 @@ class RunView:
         self._run = RunFolder(folder)
         self._driver = driver
         self._hands = hands
-        self._nodes = {node["NodeID"]: node for node in ray.nodes()}
 
     def status(self) -> dict[str, Any] | None:
         """What the rollout service of the present driver says; None when it does not answer."""
@@ -165,15 +165,23 @@ class RunView:
     def _node_memory(self, node: str, roles: dict[int, str], at: float) -> Iterator[MemorySample]:
         try:
             memory = self._hands.ask(node, "memory", list(roles))
-            if node not in self._nodes:
-                self._nodes = {entry["NodeID"]: entry for entry in ray.nodes()}
-            entry = self._nodes[node]
-            store = self._hands.ask(node, "object_store", entry["NodeManagerAddress"], entry["NodeManagerPort"])
         except RayError:  # the node is lost, or too busy to answer: the next sample is only seconds away
             return
         for pid, (started, value) in memory.items():
             yield MemorySample(roles[pid], f"{node} {pid} {started}", at, value)
-        yield MemorySample("object store", node, at, store)
+        if (used := object_store_in_use(node)) is not None:
+            yield MemorySample("object store", node, at, used)
+
+
+def object_store_in_use(node: str) -> int | None:
+    """Bytes of a node's object store that somebody still refers to; None when the node is not known.
+
+    From what the head knows: a raylet that is asked for its store asks all its workers, and waits for one that hangs.
+    """
+    key = "object_store_memory"
+    size = {entry["NodeID"]: entry["Resources"].get(key) for entry in ray.nodes()}.get(node)
+    free = available_resources_per_node().get(node, {}).get(key)
+    return None if size is None or free is None else int(size - free)
 
 
 def _rests(actor: dict[str, Any]) -> bool:
