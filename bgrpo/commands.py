@@ -99,11 +99,13 @@ def submit_training(address: str, config: str | None, overrides: list[str], resu
 def submit_sweep(
     address: str, config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool
 ) -> int:
-    """Send a sweep to a cluster and follow its log."""
+    """Send a sweep to a cluster and follow its log. What can be checked here is, before anything is sent."""
     from bgrpo.sweep.config import SweepConfig
+    from bgrpo.sweep.trials import TrialConfigs
 
     if resume is None:
-        load_config(SweepConfig, config, overrides)
+        sweep = load_config(SweepConfig, config, overrides)
+        TrialConfigs(sweep, Path(sweep.run.dir)).check()
     flags = ["--retry-failed"] if retry_failed else []
     return _submit(address, "ray_jobs.sweep", config, [*flags, *overrides], resume, as_json)
 

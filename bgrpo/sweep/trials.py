@@ -35,7 +35,7 @@ class TrialConfigs:
 
     def of(self, trial: Trial) -> TrainConfig:
         """The trial's whole configuration."""
-        return self._build(trial.overrides, trial.phase, trial.seed, trial.id)
+        return self._build(trial.overrides, trial.phase, trial.seed, trial.id, f"trial {trial.id}")
 
     def check(self) -> list[TrainConfig]:
         """Build every configuration that the sweep may come to, and refuse a sweep that could not compare them.
@@ -51,21 +51,22 @@ class TrialConfigs:
             space = sweep.space_of(arm)
             known = known_points(sweep, arm) if space and sweep.searcher != "optuna" else corner_points(space)
             for point in known or [{}]:
-                config = self._build(flat_keys(entry.set) | point, "confirm", sweep.seed, f"{arm}-check")
+                where = ", ".join([f"arm {arm}", *(f"{key}={value}" for key, value in point.items())])
+                config = self._build(flat_keys(entry.set) | point, "confirm", sweep.seed, "check", where)
                 if point is (known or [point])[0]:
                     first.append(config)
         if sweep.has_search and not first[0].evaluation.every:
             raise UserError("a search needs validations to select by: set train.evaluation.every, for example 20")
         return first
 
-    def _build(self, overrides: Point, phase: Phase, seed: int, name: str) -> TrainConfig:
+    def _build(self, overrides: Point, phase: Phase, seed: int, name: str, where: str) -> TrainConfig:
         tree = merge(self._base, nest(overrides))
         tree = merge(tree, {"seed": seed, "run": {"dir": str(self._dir), "name": name}})
         tree["evaluation"]["final"] = phase == "confirm"
         tree["tracking"] = self._tracking()
         tree["steps"], tree["budget"] = 1, {}
-        limits = self._limits(build_config(TrainConfig, tree, name))
-        return build_config(TrainConfig, merge(tree, limits), name)
+        limits = self._limits(build_config(TrainConfig, tree, where))
+        return build_config(TrainConfig, merge(tree, limits), where)
 
     def _tracking(self) -> dict[str, Any]:
         """All trials record where the sweep does."""

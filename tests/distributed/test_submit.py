@@ -187,6 +187,16 @@ def test_a_refused_token_is_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_sweep_whose_trials_would_not_start_is_not_sent(
+    client: type[FakeClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "--config", "quick", "--submit", URL, "train.evaluation.widths=[1]"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: arm bgrpo, learner.learning_rate=")
+    assert "unknown key 'evaluation.widths'; did you mean 'evaluation.beam_widths'?" in error
+    assert not hasattr(client, "submitted")
+
+
 @pytest.mark.parametrize(
     "command",
     [
