@@ -83,22 +83,29 @@ class ServiceRolloutSource:
 
 
 def publish_in_spite_of_restarts(source: ServiceRolloutSource, version: int, model: PreTrainedModel) -> None:
-    """Publish weights, to a service that Ray may be starting again after a loss.
+    """Publish weights; limits and errors as in :func:`in_spite_of_restarts`."""
+    in_spite_of_restarts(lambda: source.publish(version, model), RESTART_S)
+
+
+def in_spite_of_restarts(ask: Callable[[], None], limit_s: float) -> None:
+    """Ask something of a service that may be lost meanwhile, and that Ray then starts again.
+
+    Args:
+        ask: what is asked again from the start after a loss.
+        limit_s: time after which no loss is forgiven any more.
 
     Raises:
         ActorDiedError: it was lost more often than Ray starts it again.
-        ActorUnavailableError: it is not back after :data:`RESTART_S` seconds.
+        ActorUnavailableError: it is not there past the limit.
     """
-    deadline = time.monotonic() + RESTART_S
+    deadline = time.monotonic() + limit_s
     while True:
         try:
-            source.publish(version, model)
+            return ask()
         except ActorUnavailableError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(RESTART_POLL_S)
-        else:
-            return
 
 
 class ServiceDecoder:

@@ -36,6 +36,7 @@ from bgrpo.distributed.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
     answer,
+    in_spite_of_restarts,
     publish_in_spite_of_restarts,
 )
 from bgrpo.distributed.rollout_service import start_service
@@ -175,7 +176,7 @@ class _Run:
         try:
             with self._watchdog:
                 limit_s = START_S + config.rollout.placement_s
-                answer(self._service.ready.remote(limit_s), limit_s + 30)
+                in_spite_of_restarts(lambda: answer(self._service.ready.remote(limit_s), limit_s + 30), limit_s)
                 before = self._evaluate_before()
                 stopped = self._train(tracker)
                 comparison = None

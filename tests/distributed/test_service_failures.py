@@ -32,7 +32,13 @@ from service_play import (
 from bgrpo.config import TrainConfig
 from bgrpo.distributed import rollout_service
 from bgrpo.distributed.actor_pool import remote_class
-from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource, publish_in_spite_of_restarts
+from bgrpo.distributed.remote import (
+    ServiceDecoder,
+    ServiceRolloutSource,
+    answer,
+    in_spite_of_restarts,
+    publish_in_spite_of_restarts,
+)
 from bgrpo.distributed.rollout_service import RolloutService
 from bgrpo.distributed.run_log import RunLog
 from bgrpo.errors import UserError
@@ -102,6 +108,24 @@ def test_what_finds_no_room_says_what_it_asked_for(policy_dir: Path) -> None:
             r"no rollout actor found room for \d+ s: each asks for 0.5 CPU, 0.001 decoders", str(caught.value)
         )
         assert "the cluster has 8 CPU" in str(caught.value)
+
+
+def test_waiting_for_the_start_outlives_the_service_itself(policy_dir: Path) -> None:
+    with service(configuration(policy_dir, rollout={"actors": 1})) as client:
+        pid = client.status()["service"]["pid"]
+        asked = []
+
+        def ask() -> None:
+            asked.append(client.actor.ready.remote(WAIT_S))
+            if len(asked) == 1:
+                os.kill(pid, signal.SIGKILL)
+            answer(asked[-1], WAIT_S + 10)
+
+        in_spite_of_restarts(ask, WAIT_S)
+        assert len(asked) > 1, "the first call was lost with the service"
+        status = client.status()
+        assert status["service"]["pid"] != pid
+        assert [actor["state"] for actor in status["rollout"]["actors"]] == ["idle"]
 
 
 def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
