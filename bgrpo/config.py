@@ -221,6 +221,9 @@ class WatchdogSection(Section):
     """What to do when nothing moves."""
 
     stall_s: Annotated[float, Field(gt=0)] = Field(180.0, description="say who waits for whom after this silence")
+    silence_s: Annotated[float, Field(ge=10)] = Field(
+        30.0, description="replace a rollout actor or verifier whose process gives no sign of life for so long"
+    )
 
 
 class TrainConfig(Section):

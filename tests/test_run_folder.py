@@ -105,6 +105,15 @@ def test_resuming_takes_the_runs_own_configuration(tmp_path: Path) -> None:
     assert "resumed" in run.info()
 
 
+def test_resuming_on_another_cluster_may_fit_the_run_to_it(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path, "run.name=r"), None)
+    fit = ["rollout.min_actors=1", "rollout.actors=3", "rollout.max_actors=9", "rollout.stand_ins=1"]
+    fit += ["rollout.scale_up_s=5", "rollout.scale_down_s=60", "rollout.placement_s=30", "watchdog.silence_s=60"]
+    fit += [f"{kind}.node_resource=small" for kind in ("rollout", "verifier", "learner")]
+    run.resume(load_resumed_config(TrainConfig, str(run.path), fit))
+    assert run.load_config(TrainConfig).rollout.max_actors == 9
+
+
 def test_resuming_refuses_what_would_change_the_result(tmp_path: Path) -> None:
     run = RunFolder.create(_config(tmp_path, "run.name=r"), None)
     config = load_resumed_config(TrainConfig, str(run.path), ["rollout.group_size=11", "seed=4", "checkpoint.every=7"])

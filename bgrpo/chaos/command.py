@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from bgrpo.chaos.faults import Schedule
 from bgrpo.config import TrainConfig, load_config
@@ -15,7 +14,6 @@ from bgrpo.run_folder import RunFolder, load_new_config, settle_runs
 from bgrpo.terminal import table_console
 
 LEAST_LEARNER_FAILURES = 1000
-ROLLOUT_LIMIT_S = 20.0
 
 
 def run_chaos_command(
@@ -28,9 +26,7 @@ def run_chaos_command(
 ) -> int:
     """Disturb a run, compare, report; 1 when a promise was not kept. Mistakes are told before the slow imports."""
     given = _given_run(undisturbed, config_name, overrides, minutes)
-    config = prepare_config(
-        load_new_config(TrainConfig, config_name, overrides) if given is None else given[1], overrides
-    )
+    config = prepare_config(load_new_config(TrainConfig, config_name, overrides) if given is None else given[1])
     if given is not None:
         given[0].check_same_result(config)
     from bgrpo.distributed.chaos import ChaosPlan, run_chaos
@@ -49,18 +45,10 @@ def run_chaos_command(
     return 1 if report.problems else 0
 
 
-def prepare_config(config: TrainConfig, overrides: list[str]) -> TrainConfig:
-    """``config`` with bounds fit for many faults; none of them changes a result.
-
-    Learners may be lost :data:`LEAST_LEARNER_FAILURES` times, and, unless the user says otherwise, a rollout actor that
-    hangs is noticed after :data:`ROLLOUT_LIMIT_S`.
-    """
+def prepare_config(config: TrainConfig) -> TrainConfig:
+    """``config`` with learners that may be lost :data:`LEAST_LEARNER_FAILURES` times, which changes no result."""
     failures = max(config.learner.max_failures, LEAST_LEARNER_FAILURES)
-    changes: dict[str, Any] = {"learner": config.learner.model_copy(update={"max_failures": failures})}
-    if not any(override.startswith("rollout.timeout_s=") for override in overrides):
-        limit_s = min(config.rollout.timeout_s, ROLLOUT_LIMIT_S)
-        changes["rollout"] = config.rollout.model_copy(update={"timeout_s": limit_s})
-    return config.model_copy(update=changes)
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"max_failures": failures})})
 
 
 def _given_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -38,7 +39,10 @@ from bgrpo.distributed.stacks import NO_ANSWER, current_stacks, describe_process
 from bgrpo.errors import RunError, UserError
 
 WATCH_GROUP = "watch"
-WATCH_THREADS = 2  # linger holds one
+WATCH_THREADS = 3  # linger holds one
+PULSE_S = 2.0
+"""Pause between an actor's answer and the next question whether it lives."""
+
 STACKS_S = 3.0
 logger = logging.getLogger(__name__)
 
@@ -86,6 +90,10 @@ class PooledActor:
     def linger(self) -> NoReturn:
         """Never return: the call fails the moment the process ends, which is how the pool learns of it."""
         _wait_forever()
+
+    @ray.method(concurrency_group=WATCH_GROUP)
+    def pulse(self) -> None:
+        """Answer: a process that hangs does not."""
 
     @ray.method(concurrency_group=WATCH_GROUP)
     def stacks(self) -> str:
@@ -294,12 +302,21 @@ class ActorPool:
             await handle.prepare.remote()
             self._log(logging.INFO, actor, "up")
             self._obey(self.state.spawned(actor, time.monotonic()))
+            self._in_background(self._listen(actor, handle))
             await handle.linger.remote()
         except UserError as error:
             self.started_wrong = True
             self._lose(actor, error, fatal=True)
         except RayError as error:
             self._lose(actor, error)
+
+    async def _listen(self, actor: int, handle: ActorHandle) -> None:
+        """Ask for signs of life, as long as the process does."""
+        with contextlib.suppress(RayError):  # of the end of the process, ``linger`` tells
+            while self._handles.get(actor) is handle:
+                await handle.pulse.remote()
+                self.state.heard(actor)
+                await asyncio.sleep(PULSE_S)
 
     async def _load(self, actor: int, handle: ActorHandle, weights: Hashable) -> None:
         assert self._fetch is not None, "only pools with weights load"

@@ -15,6 +15,7 @@ class PoolLimits:
         placement_s: longest time in which Ray has no room for any actor of the pool.
         start_s: longest start of an actor once Ray has placed it.
         load_s: longest loading of weights.
+        silence_s: longest silence of an actor's process, whatever the actor does: it answers all the time.
         respawns: failures of one slot in a row, without one answer from any slot in between, that are survived. A node
             that goes away is no failure of its actors.
         deaths_per_request: actors that may die over one request before it is refused.
@@ -25,6 +26,7 @@ class PoolLimits:
     placement_s: float = 900.0
     start_s: float = 600.0
     load_s: float = 300.0
+    silence_s: float = 30.0
     respawns: int = 5
     deaths_per_request: int = 3
     backoff_s: float = 0.5
@@ -122,6 +124,7 @@ class Actor:
         slot: which of the pool's places it fills.
         since: when it entered its state.
         limit_s: how long it may stay in its state.
+        silent_s: how long its process has not answered, once it is up.
         is_stand_in: it works only while others are missing.
         where: process and host, once it is up.
         holds: weights it holds; None after the start.
@@ -134,6 +137,7 @@ class Actor:
     since: float
     limit_s: float
     is_stand_in: bool = False
+    silent_s: float = 0.0
     state: ActorState = ActorState.PENDING
     where: str = ""
     holds: Hashable = None

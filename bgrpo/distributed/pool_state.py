@@ -46,6 +46,9 @@ from bgrpo.distributed.pool_records import (
 )
 from bgrpo.distributed.pool_scaling import PoolScaler, ScalingLimits
 
+LONGEST_TICK_S = 1.0
+"""More time than this between two ticks is no silence of the actors: the pool's own process stood still."""
+
 _LEAVES_FIRST = (ActorState.PENDING, ActorState.STARTING, ActorState.IDLE, ActorState.LOADING, ActorState.BUSY)
 
 
@@ -82,6 +85,7 @@ class PoolState:
     _spawned: int = 0
     _slots_made: int = 0
     _unplaced_since: float | None = None
+    _ticked: float | None = None
     _commands: list[Command] = field(default_factory=list)
 
     def start(self, now: float) -> list[Command]:
@@ -184,6 +188,11 @@ class PoolState:
         self._enter(actor, ActorState.IDLE, math.inf, now)
         return self._proceed(now)
 
+    def heard(self, number: int) -> None:
+        """The actor's process has answered; no command follows from that."""
+        if number in self.actors:
+            self.actors[number].silent_s = 0.0
+
     def died(self, number: int, cause: str, now: float, fatal: bool = False, node_lost: bool = False) -> list[Command]:
         """The actor is gone.
 
@@ -205,9 +214,14 @@ class PoolState:
 
     def tick(self, now: float) -> list[Command]:
         """Time passes: actors past a limit are killed, the size follows the requests, empty slots are filled."""
+        passed_s = 0.0 if self._ticked is None else min(now - self._ticked, LONGEST_TICK_S)
+        self._ticked = now
         for actor in list(self.actors.values()):
+            actor.silent_s += passed_s if actor.is_up else 0.0
             if now - actor.since > actor.limit_s:
                 self._kill(actor, f"it was {self._doing(actor)} for more than {actor.limit_s:g} s", now)
+            elif actor.silent_s > self.limits.silence_s:
+                self._kill(actor, f"its process gave no sign of life for more than {self.limits.silence_s:g} s", now)
         if self.failure is None:
             self._scale(now)
             for index, slot in self.slots.items():

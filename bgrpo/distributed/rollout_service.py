@@ -91,7 +91,7 @@ class RolloutService:
         self._rollouts = ActorPool(
             "rollout actor",
             rollout.actors,
-            PoolLimits(placement_s=rollout.placement_s, load_s=rollout.timeout_s),
+            PoolLimits(placement_s=rollout.placement_s, load_s=rollout.timeout_s, silence_s=config.watchdog.silence_s),
             spawn=lambda: spawn_rollout_actor(config, rollout.cpus_per_actor),
             fetch=self._weights.reference,
             on_load=lambda actor, weights: self._metrics.loaded(actor, weights, self._rollouts.state),

@@ -14,7 +14,9 @@ from bgrpo.distributed.pool_records import PoolLimits
 from bgrpo.distributed.session import node_share
 from bgrpo.verification import START_LIMIT_S, CheckProcess, CheckResult, check_arguments
 
-ITEMS_PER_REQUEST = 16
+LEAST_ITEMS_PER_REQUEST = 16
+"""Fewer are not worth a request of their own."""
+
 RESTART_ALLOWANCE_S = 10.0  # per item whose check takes its child down
 
 
@@ -50,18 +52,20 @@ class VerifierPool:
     def __init__(self, config: TrainConfig) -> None:
         arguments = check_arguments(config)
         self._timeout_s = config.verifier.timeout_s
+        self._processes = config.verifier.processes
 
         share = node_share(config.verifier.node_resource)
 
         def spawn() -> ActorHandle:
             return remote_class(VerifierActor).options(num_cpus=0, resources=share).remote(arguments)
 
-        limits = PoolLimits(placement_s=config.rollout.placement_s)
+        limits = PoolLimits(placement_s=config.rollout.placement_s, silence_s=config.watchdog.silence_s)
         self.pool = ActorPool("verifier", config.verifier.processes, limits, spawn, find_fault=find_fault, asks=share)
 
     async def check(self, items: Sequence[tuple[str, str]]) -> list[CheckResult]:
         """Check (prompt, completion) pairs on all verifiers at once; results in order."""
-        batches = [list(items[i : i + ITEMS_PER_REQUEST]) for i in range(0, len(items), ITEMS_PER_REQUEST)]
+        size = max(LEAST_ITEMS_PER_REQUEST, -(-len(items) // self._processes))
+        batches = [list(items[i : i + size]) for i in range(0, len(items), size)]
         return [result for results in await all_of([self._check(batch) for batch in batches]) for result in results]
 
     async def _check(self, batch: list[tuple[str, str]]) -> list[CheckResult]:

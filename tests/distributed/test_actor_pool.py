@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ async def running(
     actor: type = Echo,
     fetch: Callable[[Any], ray.ObjectRef] | None = None,
     scaling: ScalingLimits | None = None,
+    limits: PoolLimits = LIMITS,
 ) -> AsyncIterator[ActorPool]:
     """A started pool whose clock ticks."""
     remote = remote_class(actor).options(num_cpus=0)
-    pool = ActorPool("echo", size, LIMITS, remote.remote, fetch, scaling=scaling, find_fault=find_fault)
+    pool = ActorPool("echo", size, limits, remote.remote, fetch, scaling=scaling, find_fault=find_fault)
 
     async def clock() -> None:
         while True:
@@ -126,6 +128,27 @@ def test_hung_actor_is_replaced_after_the_limit() -> None:
             assert 1.0 < time.monotonic() - start < 1.0 + 20
             assert pool.state.first_failure is not None
             assert "killed because it was busy with request 0 for more than 1 s" in pool.state.first_failure.cause
+
+    run(test)
+
+
+def test_stopped_actors_are_noticed_by_their_silence_and_busy_ones_are_not_silent() -> None:
+    silence_s = 6.0
+
+    async def test() -> None:
+        async with running(3, limits=replace(LIMITS, silence_s=silence_s)) as pool:
+            await until(lambda: len(idle_pids(pool)) == 3)
+            slow = asyncio.create_task(pool.request(["sleep", 2.5 * silence_s], None, 60))
+            await until(lambda: len(idle_pids(pool)) == 2)
+            stopped, other = idle_pids(pool)
+            os.kill(stopped, signal.SIGSTOP)
+            seconds = await until(lambda: stopped not in idle_pids(pool))
+            assert 0.3 * silence_s < seconds < 20, "though nobody asked it for anything"
+            assert pool.state.first_failure is not None
+            assert "gave no sign of life for more than 6 s" in pool.state.first_failure.cause
+            assert f"pid {stopped} on " in pool.state.first_failure.cause
+            await slow
+            assert other in idle_pids(pool) and pool.state.restarts == 1
 
     run(test)
 

@@ -27,7 +27,7 @@ class Calls:
 
 class Handle:
     def __init__(self) -> None:
-        self.place, self.prepare, self.linger, self.load, self.serve = (Calls() for _ in range(5))
+        self.place, self.prepare, self.linger, self.pulse, self.load, self.serve = (Calls() for _ in range(6))
 
 
 class Harness:

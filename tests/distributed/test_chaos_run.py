@@ -51,7 +51,7 @@ def config(folder: Path) -> TrainConfig:
 def test_a_disturbed_run_ends_as_the_undisturbed_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calm = run_training(config(tmp_path)).folder
     kinds = ["--faults", ",".join(KINDS), "--max-faults", str(len(KINDS)), "--every", "1,2", "--seed", "3"]
-    overrides = [f"run.dir={tmp_path}", "run.name=chaos", "rollout.timeout_s=5"]
+    overrides = [f"run.dir={tmp_path}", "run.name=chaos", "watchdog.silence_s=10"]
     capsys.readouterr()
     status = main(["chaos", "--undisturbed", str(calm.path), *kinds, *overrides, "--json"])
     report = json.loads(capsys.readouterr().out)

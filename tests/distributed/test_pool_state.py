@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -27,15 +28,23 @@ from bgrpo.distributed.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool_state import PoolState
 
 LIMITS = PoolLimits(
-    placement_s=200, start_s=50, load_s=20, respawns=5, deaths_per_request=3, backoff_s=0.5, max_backoff_s=4
+    placement_s=200,
+    start_s=50,
+    load_s=20,
+    silence_s=1000,
+    respawns=5,
+    deaths_per_request=3,
+    backoff_s=0.5,
+    max_backoff_s=4,
 )
+LISTENING = replace(LIMITS, silence_s=3.5)
 SCALING = ScalingLimits(least=1, most=4, up_s=5.0, down_s=30.0)
 REQUEST_S = 10.0
 
 
-def started(size: int = 2, scaling: ScalingLimits | None = None) -> PoolState:
+def started(size: int = 2, scaling: ScalingLimits | None = None, limits: PoolLimits = LIMITS) -> PoolState:
     """A pool whose actors are up and idle."""
-    pool = PoolState(size, LIMITS, scaling)
+    pool = PoolState(size, limits, scaling)
     assert pool.start(0.0) == [Spawn(number) for number in range(size)]
     for number in range(size):
         assert up(pool, number, 0.0) == []
@@ -91,6 +100,33 @@ def test_hang_is_killed_after_the_limit() -> None:
     assert pool.tick(REQUEST_S) == []
     assert pool.tick(REQUEST_S + 0.1) == [Kill(0, "it was busy with request 0 for more than 10 s"), Spawn(1)]
     assert up(pool, 1, 11.0) == [Dispatch(1, 0)]
+
+
+def test_silence_ends_an_actor_whatever_it_does() -> None:
+    pool = started(2, limits=LISTENING)
+    pool.submit(0, None, 1000.0, 0.0)
+    for second in range(4):
+        assert pool.tick(float(second)) == []
+    pool.heard(1)
+    reason = "its process gave no sign of life for more than 3.5 s"
+    assert pool.tick(4.0) == [Kill(0, reason), Spawn(2), Dispatch(1, 0)]
+    pool.heard(0)  # too late
+    for second in range(5, 50):
+        pool.heard(1)
+        assert pool.tick(float(second)) == [], "one that is pending or starting is not asked"
+    assert up(pool, 2, 50.0) == []
+    pool.heard(1)
+    assert pool.tick(51.0) == []
+    assert pool.failure is None and pool.restarts == 1
+
+
+def test_a_pool_that_stood_still_itself_does_not_take_that_for_silence() -> None:
+    pool = started(1, limits=LISTENING)
+    pool.tick(0.0)
+    assert pool.tick(3600.0) == []
+    for second in range(1, 3):
+        assert pool.tick(3600.0 + second) == []
+    assert [type(command) for command in pool.tick(3603.0)] == [Kill, Spawn], "4 of these seconds were listened to"
 
 
 def test_a_withdrawn_request_still_has_its_limit() -> None:
@@ -349,12 +385,13 @@ class PoolModel(RuleBasedStateMachine):
     @initialize(size=st.integers(1, 4), elastic=st.booleans(), stand_ins=st.integers(0, 2))
     def begin(self, size: int, elastic: bool, stand_ins: int) -> None:
         self.now = 0.0
-        self.pool = PoolState(size, LIMITS, SCALING if elastic else None, stand_ins)
+        self.pool = PoolState(size, LISTENING, SCALING if elastic else None, stand_ins)
         self.stand_ins: set[int] = set()
         self.decisions: list[tuple[float, int, int]] = []
         self.open_since: list[tuple[float, int]] = [(0.0, 0)]  # the number of open requests, from this time on
         self.alive: dict[int, tuple[str, Any]] = {}  # what each live actor was last told, as the actor sees it
         self.holds: dict[int, Hashable] = {}
+        self.silence: dict[int, float] = {}  # of each actor that was ever up: seconds since it was heard
         self.ever: list[int] = []
         self.open: dict[int, Hashable] = {}
         self.ended: list[int] = []
@@ -383,7 +420,9 @@ class PoolModel(RuleBasedStateMachine):
                     assert self.holds[actor] == self.open[request], "dispatched only to a holder of its weights"
                     assert request not in [work for state, work in self.alive.values() if state == "busy"]
                     self.alive[actor] = ("busy", request)
-                case Kill(actor, _):
+                case Kill(actor, reason):
+                    if "no sign of life" in reason:
+                        assert self.silence[actor] > LISTENING.silence_s
                     self.lose(actor)
                 case Retire(actor):
                     assert self.alive.pop(actor)[0] != "busy", "nobody is taken from its work"
@@ -475,6 +514,7 @@ class PoolModel(RuleBasedStateMachine):
     def spawned(self, data: st.DataObject) -> None:
         actor = self.pick(data, "starting")
         self.alive[actor] = ("idle", None)
+        self.silence[actor] = 0.0
         self.obey(self.pool.spawned(actor, self.now))
 
     @precondition(lambda self: self.any_in("loading"))
@@ -510,8 +550,19 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 11.0, 60.0]))
     def wait(self, seconds: float) -> None:
+        for actor in self.silence:
+            self.silence[actor] += min(seconds, 1.0)
         self.now += seconds
         self.obey(self.pool.tick(self.now))
+        assert all(self.silence[actor] <= LISTENING.silence_s for actor in self.alive if actor in self.silence)
+
+    @rule(data=st.data())
+    def pulses(self, data: st.DataObject) -> None:
+        """Signs of life, also late ones of actors that are dead."""
+        for actor in data.draw(st.sets(st.sampled_from(self.ever))) if self.ever else ():
+            self.pool.heard(actor)
+            if actor in self.silence:
+                self.silence[actor] = 0.0
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -578,6 +629,8 @@ class PoolModel(RuleBasedStateMachine):
         if not hasattr(self, "pool") or self.pool.failure is not None:
             return
         for _ in range(4 * len(self.open) + 10):
+            for actor in self.alive:
+                self.pool.heard(actor)
             self.now += 5.0
             self.obey(self.pool.tick(self.now))
             for actor, (state, work) in list(self.alive.items()):

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,25 @@ def test_waiting_for_the_start_outlives_the_service_itself(policy_dir: Path) -> 
         status = client.status()
         assert status["service"]["pid"] != pid
         assert [actor["state"] for actor in status["rollout"]["actors"]] == ["idle"]
+
+
+def test_a_stopped_verifier_is_replaced(policy_dir: Path) -> None:
+    """Its checks may take minutes, so that only its silence tells it from one that checks."""
+    config = configuration(policy_dir, rollout={"actors": 1}, watchdog={"silence_s": 10.0})
+    with service(config) as client:
+        client.publish_model(4, policy(4))
+        (victim,) = client.ready_pids("verifier", 1)
+        os.kill(victim, signal.SIGSTOP)
+        groups = client.collect(4, 4, 0, INDICES, WAIT_S)
+        assert_equal(groups, local(client.config, policy(4), step=4), version=4)
+        status = client.status()["verifier"]
+        assert "gave no sign of life for more than 10 s" in status["first_failure"]["cause"]
+        assert status["restarts"] == 1
+        for _ in range(300):  # Ray asks it to end first
+            if not is_alive(victim):
+                break
+            time.sleep(0.1)
+        assert not is_alive(victim)
 
 
 def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
