@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bgrpo.distributed.dashboard_client import Dashboard, DashboardError, Job, Node
-from bgrpo.distributed.local_cluster import (
+from bgrpo.distributed.cluster.dashboard_client import Dashboard, DashboardError, Job, Node
+from bgrpo.distributed.cluster.local import (
     ClusterStartError,
     end_cluster,
     metrics_folder,
@@ -19,8 +19,8 @@ from bgrpo.distributed.local_cluster import (
     start_cluster,
     stop_jobs,
 )
-from bgrpo.distributed.local_cluster_plan import LocalClusterOptions
-from bgrpo.distributed.local_cluster_state import ClusterState, StateFolder
+from bgrpo.distributed.cluster.local_plan import LocalClusterOptions
+from bgrpo.distributed.cluster.local_state import ClusterState, StateFolder
 from bgrpo.terminal import table_console
 
 HIDDEN_RESOURCES = ("memory", "object_store_memory")

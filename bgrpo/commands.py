@@ -63,7 +63,7 @@ class GeneratorRequest:
 def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Reinforcement learning. Mistakes in the configuration are told before the slow imports."""
     load_run_config(TrainConfig, config, overrides, resume)
-    from bgrpo.distributed.run import run_from_command_line
+    from bgrpo.distributed.train.run import run_from_command_line
 
     return run_from_command_line(config, overrides, resume, as_json)
 
@@ -71,7 +71,7 @@ def train_policy(config: str | None, overrides: list[str], resume: str | None, a
 def pretrain_policy(config: str | None, overrides: list[str], resume: str | None) -> int:
     """Supervised training. Mistakes in the configuration are told before the slow imports."""
     load_run_config(PretrainConfig, config, overrides, resume)
-    from bgrpo.distributed.pretrain import run_from_command_line
+    from bgrpo.distributed.train.pretrain import run_from_command_line
 
     return run_from_command_line(config, overrides, resume)
 
@@ -84,7 +84,7 @@ def sweep_arms(config: str | None, overrides: list[str], resume: str | None, ret
         load_new_sweep(config, overrides)
     else:
         load_resumed_sweep(resume, overrides)
-    from bgrpo.distributed.sweep import sweep_from_command_line
+    from bgrpo.distributed.sweep.run import sweep_from_command_line
 
     return sweep_from_command_line(config, overrides, resume, retry_failed, as_json)
 
@@ -113,7 +113,7 @@ def submit_sweep(
 def _submit(
     address: str, module: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool
 ) -> int:
-    from bgrpo.distributed.submit import refuse_credentials, submit
+    from bgrpo.distributed.cluster.submit import refuse_credentials, submit
 
     refuse_credentials(overrides, "command line")
     if config is not None and Path(config).is_file():
@@ -347,7 +347,7 @@ def measure_scaling(png: Path | None, as_json: bool) -> int:
     """Print what one and two rollout actors do here, and what the simulation makes of it for up to 256."""
     from bgrpo.bench import scaling
     from bgrpo.bench.machine import describe_machine
-    from bgrpo.distributed.scaling import measure
+    from bgrpo.distributed.rollout.scaling_costs import measure
 
     if png is not None:
         check_target(png, "--png")

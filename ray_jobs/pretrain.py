@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run, and turn the user's errors into one line."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        from bgrpo.distributed.pretrain import run_from_command_line  # heavy: after parsing
+        from bgrpo.distributed.train.pretrain import run_from_command_line  # heavy: after parsing
 
         return run_from_command_line(options.config, options.overrides, options.resume)
     except UserError as error:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bgrpo.distributed.actor_pool import PooledActor
-from bgrpo.distributed.rollout_actor import RolloutActor, RolloutReply, RolloutRequest
+from bgrpo.distributed.pool.actor_pool import PooledActor
+from bgrpo.distributed.rollout.actor import RolloutActor, RolloutReply, RolloutRequest
 from bgrpo.errors import UserError
 from bgrpo.groups import Group
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from bgrpo.distributed.tune_trial import OUTCOME, PERCENT, REASON, SCORE, TrialJob
+from bgrpo.distributed.sweep.tune_trial import OUTCOME, PERCENT, REASON, SCORE, TrialJob
 from bgrpo.run_folder import RunFolder
 
 REPORTS = 5

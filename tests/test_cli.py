@@ -188,7 +188,7 @@ def test_training_is_handed_over_with_its_status(
 
     stub = ModuleType(module)
     stub.run_from_command_line = run_from_command_line  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, f"bgrpo.distributed.{module}", stub)
+    monkeypatch.setitem(sys.modules, f"bgrpo.distributed.train.{module}", stub)
     model = TrainConfig if command == "train" else PretrainConfig
     yesterday = RunFolder.create(load_config(model, None, [f"run.dir={tmp_path}"]), None)
     assert main([command, "steps=3", "seed=2"]) == 143
@@ -384,7 +384,7 @@ def test_the_published_lost_signs_are_found(shared_data: Path, capsys: pytest.Ca
 def test_a_failed_run_ends_with_its_cause_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import bgrpo.distributed.run as driver
+    import bgrpo.distributed.train.run as driver
     from ray_jobs.train import main as job
 
     def fail(*arguments: Any) -> int:

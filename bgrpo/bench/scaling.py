@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-    from bgrpo.distributed.scaling import Measured
+    from bgrpo.distributed.rollout.scaling_costs import Measured
 
 ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ACTORS_PER_NODE = 8

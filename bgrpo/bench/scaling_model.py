@@ -21,7 +21,7 @@ WARM_UP = 3  # steps that are simulated but not counted
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of one process each, measured; see :mod:`bgrpo.distributed.scaling`.
+    """Seconds of one process each, measured; see :mod:`bgrpo.distributed.rollout.scaling_costs`.
 
     Attributes:
         request_s: decode times of single requests, from which the simulation draws.

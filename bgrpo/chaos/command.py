@@ -29,7 +29,7 @@ def run_chaos_command(
     config = prepare_config(load_new_config(TrainConfig, config_name, overrides) if given is None else given[1])
     if given is not None:
         given[0].check_same_result(config)
-    from bgrpo.distributed.chaos import ChaosPlan, run_chaos
+    from bgrpo.distributed.chaos.run import ChaosPlan, run_chaos
 
     console = table_console(stderr=as_json)
     folder = _make_folder(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from bgrpo.distributed.actor_pool import Place
+from bgrpo.distributed.pool.actor_pool import Place
 from bgrpo.files import write_atomically
 
 FOLDER = "processes"

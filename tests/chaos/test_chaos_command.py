@@ -9,7 +9,7 @@ import pytest
 from bgrpo.chaos.command import prepare_config
 from bgrpo.cli import main
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.chaos import _steps_for
+from bgrpo.distributed.chaos.run import _steps_for
 from bgrpo.run_folder import CHANGEABLE_ON_RESUME, RunFolder, flatten
 
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pooled_actors import Echo
 
-from bgrpo.distributed.actor_pool import ActorPool, remote_class
-from bgrpo.distributed.pool_records import PoolLimits
+from bgrpo.distributed.pool.actor_pool import ActorPool, remote_class
+from bgrpo.distributed.pool.records import PoolLimits
 from bgrpo.distributed.session import node_share
 
 KIND = "decoders"

@@ -19,7 +19,7 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
-from bgrpo.distributed.chaos_view import last_step
+from bgrpo.distributed.chaos.view import last_step
 from bgrpo.distributed.whereabouts import LearnerPlace, read_learners
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy

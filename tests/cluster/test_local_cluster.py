@@ -19,7 +19,7 @@ from local_cluster import COMMANDS, REPOSITORY, URL, RunbookShell, free_port, wa
 from open_sockets import METHODS, grpc_codes, http_answer, listeners, what_is_open
 
 from bgrpo.checkpoints import CheckpointStore
-from bgrpo.distributed.local_cluster import metrics_folder, processes_of
+from bgrpo.distributed.cluster.local import metrics_folder, processes_of
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.policies.tokenizer import build_tokenizer

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.rollout_service import Prompt, start_service
+from bgrpo.distributed.rollout.service import Prompt, start_service
 from bgrpo.groups import ScoredGroup
 from bgrpo.policies.flat import flatten_parameters
 from bgrpo.policies.model import build_policy

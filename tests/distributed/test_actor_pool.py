@@ -18,9 +18,9 @@ import pytest
 import ray
 from pooled_actors import Echo, Unlucky, Unpreparable
 
-from bgrpo.distributed.actor_pool import ActorPool, PoolError, remote_class
-from bgrpo.distributed.pool_records import ActorState, PoolLimits
-from bgrpo.distributed.pool_scaling import ScalingLimits
+from bgrpo.distributed.pool.actor_pool import ActorPool, PoolError, remote_class
+from bgrpo.distributed.pool.records import ActorState, PoolLimits
+from bgrpo.distributed.pool.scaling import ScalingLimits
 from bgrpo.distributed.stacks import NO_ANSWER
 from bgrpo.errors import UserError
 
@@ -168,7 +168,7 @@ def test_the_pool_grows_under_a_queue_and_shrinks_after(caplog: pytest.LogCaptur
             assert pool.state.restarts == 0 and pool.state.first_failure is None
             assert (await pool.request("x", None, 30))[0] == "x"
 
-    with caplog.at_level("INFO", logger="bgrpo.distributed.actor_pool"):
+    with caplog.at_level("INFO", logger="bgrpo.distributed.pool.actor_pool"):
         run(test)
     lines = [record.getMessage() for record in caplog.records if " → " in record.getMessage()]
     sizes = [int(line.partition(":")[0].split()[-1]) for line in lines]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from bgrpo.distributed import actor_pool
-from bgrpo.distributed.actor_pool import ActorPool, Place, PoolError
-from bgrpo.distributed.pool_records import PoolLimits
+from bgrpo.distributed.pool import actor_pool
+from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError
+from bgrpo.distributed.pool.records import PoolLimits
 
 
 class Calls:

@@ -9,7 +9,7 @@ import pytest
 
 from bgrpo.cli import main
 from bgrpo.config import TrainConfig, build_config
-from bgrpo.distributed.run import run_training
+from bgrpo.distributed.train.run import run_training
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.policies.tokenizer import build_tokenizer

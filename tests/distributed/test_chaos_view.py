@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 
-from bgrpo.distributed.chaos_view import object_store_in_use
+from bgrpo.distributed.chaos.view import object_store_in_use
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 SIZE = 40_000_000

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from bgrpo.cli import main
-from bgrpo.distributed import local_cluster
-from bgrpo.distributed.dashboard_client import Job
-from bgrpo.distributed.local_cluster import end_cluster, processes_of, stop_jobs
-from bgrpo.distributed.local_cluster_plan import CLUSTER_VARIABLE
-from bgrpo.distributed.local_cluster_state import ClusterState, StateFolder
+from bgrpo.distributed.cluster import local as local_cluster
+from bgrpo.distributed.cluster.dashboard_client import Job
+from bgrpo.distributed.cluster.local import end_cluster, processes_of, stop_jobs
+from bgrpo.distributed.cluster.local_plan import CLUSTER_VARIABLE
+from bgrpo.distributed.cluster.local_state import ClusterState, StateFolder
 from bgrpo.errors import UserError
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from bgrpo.distributed import decisions_tail
-from bgrpo.distributed.decisions_tail import DecisionsTail
+from bgrpo.distributed.train import decisions_tail
+from bgrpo.distributed.train.decisions_tail import DecisionsTail
 
 
 class Service:

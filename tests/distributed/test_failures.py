@@ -8,8 +8,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 
-from bgrpo.distributed.driving import raise_failure
-from bgrpo.distributed.failures import final_failure, read_failures, record_failure
+from bgrpo.distributed.train.driving import raise_failure
+from bgrpo.distributed.train.failures import final_failure, read_failures, record_failure
 from bgrpo.errors import DivergenceError, RunError, UserError
 
 

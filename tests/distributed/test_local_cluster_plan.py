@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ray._private import ray_constants
 from ray.autoscaler.v2.instance_manager.config import FileConfigReader
 
-from bgrpo.distributed.local_cluster_plan import (
+from bgrpo.distributed.cluster.local_plan import (
     CLUSTER_VARIABLE,
     LocalClusterOptions,
     Ports,

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bgrpo.distributed.metrics_tail import MetricsTail
+from bgrpo.distributed.train.metrics_tail import MetricsTail
 
 
 def lines(*steps: int) -> str:

@@ -17,8 +17,8 @@ import pytest
 
 from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import PretrainConfig, build_config
-from bgrpo.distributed.driving import STOP_FILE
-from bgrpo.distributed.pretrain import run_pretrain
+from bgrpo.distributed.train.driving import STOP_FILE
+from bgrpo.distributed.train.pretrain import run_pretrain
 from bgrpo.errors import UserError
 from bgrpo.policies.io import flatten_parameters, load_policy
 from bgrpo.pretrain import make_data, train

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from bgrpo.distributed.local_cluster_plan import LOOPBACK_INTERFACE
+from bgrpo.distributed.cluster.local_plan import LOOPBACK_INTERFACE
 
 WORKER = """
 import json
@@ -15,7 +15,7 @@ import sys
 import psutil
 import torch
 import torch.distributed as dist
-from bgrpo.distributed.process_group import join_group, serve_store
+from bgrpo.distributed.train.process_group import join_group, serve_store
 
 rank = int(sys.argv[1])
 port = serve_store("127.0.0.1", 120.0) if rank == 0 else int(sys.argv[2])

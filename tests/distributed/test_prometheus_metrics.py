@@ -18,15 +18,15 @@ import torch
 
 from bgrpo.budget import Spent
 from bgrpo.config import TrainConfig
-from bgrpo.distributed import service_metrics
-from bgrpo.distributed.learner_loop import _StepReporter
-from bgrpo.distributed.learner_watch import LearnerWatch
 from bgrpo.distributed.metrics import METRICS, RUN_TAG, MetricsRecorder, Sample, step_samples
-from bgrpo.distributed.pool_records import ActorState, PoolLimits
-from bgrpo.distributed.pool_state import PoolState
-from bgrpo.distributed.rollout_service import start_service
+from bgrpo.distributed.pool.records import ActorState, PoolLimits
+from bgrpo.distributed.pool.state import PoolState
+from bgrpo.distributed.rollout import service_metrics
+from bgrpo.distributed.rollout.service import start_service
+from bgrpo.distributed.rollout.service_metrics import ServiceMetrics, WeightSync, pool_samples
 from bgrpo.distributed.run_log import RunLog
-from bgrpo.distributed.service_metrics import ServiceMetrics, WeightSync, pool_samples
+from bgrpo.distributed.train.learner_loop import _StepReporter
+from bgrpo.distributed.train.learner_watch import LearnerWatch
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning_batch import ScoredStep
 from bgrpo.policies.flat import flatten_parameters

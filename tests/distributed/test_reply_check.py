@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
-from bgrpo.distributed.reply_check import find_fault
-from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest
-from bgrpo.distributed.weights import Weights
+from bgrpo.distributed.rollout.actor import RolloutReply, RolloutRequest
+from bgrpo.distributed.rollout.reply_check import find_fault
+from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.groups import Completion, Group
 from bgrpo.policies.model import build_policy
 from bgrpo.policies.tokenizer import build_tokenizer, encode_prompt

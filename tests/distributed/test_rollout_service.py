@@ -33,9 +33,9 @@ from service_play import (
 from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.remote import ServiceRolloutSource
-from bgrpo.distributed.rollout_actor import RolloutActor, RolloutRequest
-from bgrpo.distributed.weights import Weights
+from bgrpo.distributed.rollout.actor import RolloutActor, RolloutRequest
+from bgrpo.distributed.rollout.remote import ServiceRolloutSource
+from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.errors import UserError
 from bgrpo.policies.flat import flatten_parameters
 from bgrpo.policies.tokenizer import decode_completion, encode_prompt

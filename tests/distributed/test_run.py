@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 
 from bgrpo.config import TrainConfig, build_config
-from bgrpo.distributed.driving import STOP_FILE
-from bgrpo.distributed.run import RunResult, run_training
+from bgrpo.distributed.train.driving import STOP_FILE
+from bgrpo.distributed.train.run import RunResult, run_training
 from bgrpo.errors import RunError, UserError
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy

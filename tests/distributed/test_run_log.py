@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from pooled_actors import Echo
 
-from bgrpo.distributed.actor_pool import ActorPool, Place, PoolError, remote_class
-from bgrpo.distributed.failures import read_failures, record_failure
-from bgrpo.distributed.pool_records import PoolLimits
-from bgrpo.distributed.pool_state import PoolState
+from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError, remote_class
+from bgrpo.distributed.pool.records import PoolLimits
+from bgrpo.distributed.pool.state import PoolState
 from bgrpo.distributed.run_log import start_run_log
+from bgrpo.distributed.train.failures import read_failures, record_failure
 
 
 @pytest.fixture

@@ -31,16 +31,16 @@ from service_play import (
 )
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed import rollout_service
-from bgrpo.distributed.actor_pool import remote_class
-from bgrpo.distributed.remote import (
+from bgrpo.distributed.pool.actor_pool import remote_class
+from bgrpo.distributed.rollout import service as rollout_service
+from bgrpo.distributed.rollout.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
     answer,
     in_spite_of_restarts,
     publish_in_spite_of_restarts,
 )
-from bgrpo.distributed.rollout_service import RolloutService
+from bgrpo.distributed.rollout.service import RolloutService
 from bgrpo.distributed.run_log import RunLog
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup

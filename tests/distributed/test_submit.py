@@ -14,8 +14,8 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
 from bgrpo.cli import main
-from bgrpo.distributed import submit as submit_module
-from bgrpo.distributed.local_cluster_state import ClusterState, StateFolder
+from bgrpo.distributed.cluster import submit as submit_module
+from bgrpo.distributed.cluster.local_state import ClusterState, StateFolder
 
 LOG = "step 1\nstep 2\nstep 3\ndone\n"
 

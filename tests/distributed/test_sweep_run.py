@@ -9,7 +9,7 @@ import pytest
 from sweep_runs import tiny_sweep
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.sweep import SweepResult, run_sweep
+from bgrpo.distributed.sweep.run import SweepResult, run_sweep
 from bgrpo.errors import UserError
 from bgrpo.run_folder import RunFolder
 from bgrpo.sweep.plan import Trial, trials_from_json

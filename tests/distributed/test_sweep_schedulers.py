@@ -12,10 +12,10 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 from sweep_fakes import ScriptedTrial
 
-from bgrpo.distributed.sweep_dispatch import SweepDispatcher
-from bgrpo.distributed.tune_adapters import make_scheduler
-from bgrpo.distributed.tune_run import run_on_tune
-from bgrpo.distributed.tune_trial import OUTCOME, PERCENT, REASON, SCORE
+from bgrpo.distributed.sweep.dispatch import SweepDispatcher
+from bgrpo.distributed.sweep.tune_adapters import make_scheduler
+from bgrpo.distributed.sweep.tune_run import run_on_tune
+from bgrpo.distributed.sweep.tune_trial import OUTCOME, PERCENT, REASON, SCORE
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.folder import SweepFolder
 from bgrpo.sweep.plan import Plan, trials_from_json

@@ -15,13 +15,13 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgrpo.distributed.learner_watch import LearnerWatch, crash_record, describe_learners, read_open_ends
+from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record, describe_learners, read_open_ends
 from bgrpo.distributed.watchdog import Silence, Watchdog
 
 LEARNER = """
 import ctypes, os, signal, sys, time
 from pathlib import Path
-from bgrpo.distributed.learner_watch import crash_record
+from bgrpo.distributed.train.learner_watch import crash_record
 
 def break_down():
     {fault}

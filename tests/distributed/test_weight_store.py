@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from bgrpo.distributed.weights import WeightStore
+from bgrpo.distributed.rollout.weights import WeightStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -55,7 +55,7 @@ print(sorted(name for name in ("ray", "torch", "transformers", "mlflow", "trl") 
 
 
 def test_a_job_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bgrpo.distributed.submit as submission
+    import bgrpo.distributed.cluster.submit as submission
 
     sent: list[Any] = []
 
@@ -80,7 +80,7 @@ def test_a_job_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_resuming_takes_the_options_that_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bgrpo.distributed.sweep as driver
+    import bgrpo.distributed.sweep.run as driver
 
     SweepFolder.create(SweepConfig.model_validate({"run": {"dir": str(tmp_path), "name": "mine"}}), None)
     ran: list[Any] = []

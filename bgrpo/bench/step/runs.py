@@ -15,10 +15,10 @@ from rich.console import Console
 
 from bgrpo.bench.step.workload import LARGE, endless_policy
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.remote import ServiceRolloutSource, answer
-from bgrpo.distributed.rollout_service import start_service
-from bgrpo.distributed.run import run_training
+from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
+from bgrpo.distributed.rollout.service import start_service
 from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.distributed.train.run import run_training
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.preparation import check_input
 from bgrpo.rollouts import decode_settings

@@ -17,8 +17,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from bgrpo.chaos.memory import MemorySample
 from bgrpo.chaos.recovery import LearnerLife, Sight
-from bgrpo.distributed.chaos_hands import Hands, Victim, private_memory
-from bgrpo.distributed.rollout_service import SERVICE_NAMESPACE
+from bgrpo.distributed.chaos.hands import Hands, Victim, private_memory
+from bgrpo.distributed.rollout.service import SERVICE_NAMESPACE
 from bgrpo.distributed.whereabouts import LearnerPlace, read_learners
 from bgrpo.run_folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""Carries out the commands of :class:`.pool_state.PoolState` with Ray actors. Lives inside an asyncio event loop."""
+"""Carries out the commands of :class:`.state.PoolState` with Ray actors. Lives inside an asyncio event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayError
 
-from bgrpo.distributed.pool_records import (
+from bgrpo.distributed.pool.records import (
     ActorState,
     Answer,
     Command,
@@ -32,8 +32,8 @@ from bgrpo.distributed.pool_records import (
     Spawn,
     Unplaceable,
 )
-from bgrpo.distributed.pool_scaling import ScalingLimits
-from bgrpo.distributed.pool_state import PoolState
+from bgrpo.distributed.pool.scaling import ScalingLimits
+from bgrpo.distributed.pool.state import PoolState
 from bgrpo.distributed.ray_errors import explain, is_node_loss
 from bgrpo.distributed.stacks import NO_ANSWER, current_stacks, describe_processes
 from bgrpo.errors import RunError, UserError

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from bgrpo.budget import Spent, progress
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.driving import STOP_FILE, Background
+from bgrpo.distributed.train.driving import STOP_FILE, Background
 from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.terminal import PLAIN_WIDTH
 
 if TYPE_CHECKING:
-    from bgrpo.distributed.run import RunResult
+    from bgrpo.distributed.train.run import RunResult
 
 PERCENT, SCORE, OUTCOME, REASON = "percent", "score", "outcome", "reason"
 """Keys of a trial's results; ``outcome`` (finished, failed, diverged, interrupted) comes with the last one only."""
@@ -101,7 +101,7 @@ class SweepTrial(Trainable):
         return self._last | {"done": True, OUTCOME: outcome, REASON: reason}
 
     def _train(self) -> None:
-        from bgrpo.distributed.run import run_training  # slow, and of no use to Tune's own process
+        from bgrpo.distributed.train.run import run_training  # slow, and of no use to Tune's own process
 
         job = self._job
         resume = (job.folder / "run.json").is_file()

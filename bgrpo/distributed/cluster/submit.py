@@ -14,7 +14,7 @@ import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from bgrpo.distributed.local_cluster_state import StateFolder
+from bgrpo.distributed.cluster.local_state import StateFolder
 from bgrpo.errors import UserError
 from bgrpo.tracking import redact_credentials
 

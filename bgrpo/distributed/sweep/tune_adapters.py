@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from bgrpo.distributed.tune_trial import PERCENT, SCORE, TrialJob
+from bgrpo.distributed.sweep.tune_trial import PERCENT, SCORE, TrialJob
 from bgrpo.sweep.config import SweepConfig
 
 MAX_PERCENT = 101  # a trial that has spent its budget is never cut

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from bgrpo.budget import Spent, progress
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.driving import STOPPED_STATUS, Background, first_signal
-from bgrpo.distributed.metrics_tail import MetricsTail
 from bgrpo.distributed.session import check_room_here, missing_room, ray_session, training_demand
-from bgrpo.distributed.sweep_dispatch import SweepDispatcher, cluster_nodes, trial_bundles
-from bgrpo.distributed.tune_run import run_on_tune
+from bgrpo.distributed.sweep.dispatch import SweepDispatcher, cluster_nodes, trial_bundles
+from bgrpo.distributed.sweep.tune_run import run_on_tune
+from bgrpo.distributed.train.driving import STOPPED_STATUS, Background, first_signal
+from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.preparation import check_input
 from bgrpo.run_folder import RunFolder, flatten

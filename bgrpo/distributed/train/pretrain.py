@@ -12,7 +12,8 @@ from rich.console import Console
 
 from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import PretrainConfig
-from bgrpo.distributed.driving import (
+from bgrpo.distributed.session import pretraining_demand, ray_session
+from bgrpo.distributed.train.driving import (
     STOP_FILE,
     STOPPED_STATUS,
     Background,
@@ -21,10 +22,9 @@ from bgrpo.distributed.driving import (
     set_status,
     stop_on_signal,
 )
-from bgrpo.distributed.failures import final_failure, record_failure
-from bgrpo.distributed.learner_watch import crash_record
-from bgrpo.distributed.metrics_tail import MetricsTail
-from bgrpo.distributed.session import pretraining_demand, ray_session
+from bgrpo.distributed.train.failures import final_failure, record_failure
+from bgrpo.distributed.train.learner_watch import crash_record
+from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.policies.io import check_target
 from bgrpo.pretrain import export_best, make_data, train
 from bgrpo.progress import PRETRAINING_COLUMNS, TrainingProgress

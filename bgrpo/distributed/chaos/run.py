@@ -20,8 +20,8 @@ from bgrpo.chaos.memory import MemorySample, memory_trends
 from bgrpo.chaos.recovery import POOLS, Recoveries, Sight
 from bgrpo.chaos.report import ChaosReport
 from bgrpo.config import TrainConfig, build_config, dump_config
-from bgrpo.distributed.chaos_hands import Hands, Victim
-from bgrpo.distributed.chaos_view import TITLES, Driver, RunView
+from bgrpo.distributed.chaos.hands import Hands, Victim
+from bgrpo.distributed.chaos.view import TITLES, Driver, RunView
 from bgrpo.distributed.session import ray_session, training_demand
 from bgrpo.errors import UserError
 from bgrpo.run_folder import RunFolder

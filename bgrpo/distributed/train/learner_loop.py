@@ -10,12 +10,12 @@ import ray.train
 
 from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.driving import STOP_FILE
-from bgrpo.distributed.failures import final_failure, record_failure
-from bgrpo.distributed.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.metrics import MetricsRecorder, Sample, step_samples
-from bgrpo.distributed.remote import ServiceDecoder, ServiceRolloutSource
+from bgrpo.distributed.rollout.remote import ServiceDecoder, ServiceRolloutSource
 from bgrpo.distributed.run_log import RunLog, start_run_log
+from bgrpo.distributed.train.driving import STOP_FILE
+from bgrpo.distributed.train.failures import final_failure, record_failure
+from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.whereabouts import record_learner
 from bgrpo.learner_state import policy_folder
 from bgrpo.problem_files import read_problems

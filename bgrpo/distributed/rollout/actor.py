@@ -11,9 +11,9 @@ from ray.actor import ActorHandle
 
 from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import PooledActor, remote_class
+from bgrpo.distributed.pool.actor_pool import PooledActor, remote_class
+from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.distributed.session import node_share
-from bgrpo.distributed.weights import Weights
 from bgrpo.groups import Group
 
 if TYPE_CHECKING:

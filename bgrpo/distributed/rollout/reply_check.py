@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest
+from bgrpo.distributed.rollout.actor import RolloutReply, RolloutRequest
 from bgrpo.groups import Completion, Group
 
 if TYPE_CHECKING:

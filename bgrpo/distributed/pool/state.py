@@ -6,10 +6,10 @@ nothing. Numbers of actors and requests are never used twice, so a late event ab
 is recognised and ignored.
 
     pending ──placed──► starting ──spawned──► idle ──Load──► loading ──loaded──► idle ──Dispatch──► busy ──► idle
-       └────────────────────┴───────────┴── died, or past its time limit ──┴────────────────────────┘
+       └────────────────────┴──── died, past its time limit, or silent ────┴────────────────────────┘
                                                  └──► dead ──(back-off)──► Spawn of another actor
 
-With a :class:`.pool_scaling.PoolScaler` the number of slots follows the requests. A slot that goes gives up an idle
+With a :class:`.scaling.PoolScaler` the number of slots follows the requests. A slot that goes gives up an idle
 actor at once, and a busy one when it has finished its request.
 
 Stand-ins are actors beyond that number. They start once all others are up and rest, without weights, until others are
@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from bgrpo.distributed.pool_records import (
+from bgrpo.distributed.pool.records import (
     Actor,
     ActorState,
     Answer,
@@ -44,7 +44,7 @@ from bgrpo.distributed.pool_records import (
     Spawn,
     Unplaceable,
 )
-from bgrpo.distributed.pool_scaling import PoolScaler, ScalingLimits
+from bgrpo.distributed.pool.scaling import PoolScaler, ScalingLimits
 
 LONGEST_TICK_S = 1.0
 """More time than this between two ticks is no silence of the actors: the pool's own process stood still."""

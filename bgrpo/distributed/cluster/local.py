@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from bgrpo.distributed.dashboard_client import Dashboard, DashboardError, Job
-from bgrpo.distributed.local_cluster_plan import (
+from bgrpo.distributed.cluster.dashboard_client import Dashboard, DashboardError, Job
+from bgrpo.distributed.cluster.local_plan import (
     CLUSTER_VARIABLE,
     HOST,
     JOB_STOP_WAIT_S,
@@ -30,7 +30,7 @@ from bgrpo.distributed.local_cluster_plan import (
     head_command,
     head_environment,
 )
-from bgrpo.distributed.local_cluster_state import ClusterState, StateFolder
+from bgrpo.distributed.cluster.local_state import ClusterState, StateFolder
 from bgrpo.errors import UserError
 
 START_S = 180.0

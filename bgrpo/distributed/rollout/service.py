@@ -21,17 +21,17 @@ import ray
 from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import ActorPool, Place, PoolError
-from bgrpo.distributed.pool_records import PoolLimits
-from bgrpo.distributed.pool_scaling import ScalingLimits
-from bgrpo.distributed.reply_check import find_fault
-from bgrpo.distributed.rollout_actor import RolloutReply, RolloutRequest, spawn_rollout_actor
+from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError
+from bgrpo.distributed.pool.records import PoolLimits
+from bgrpo.distributed.pool.scaling import ScalingLimits
+from bgrpo.distributed.rollout.actor import RolloutReply, RolloutRequest, spawn_rollout_actor
+from bgrpo.distributed.rollout.reply_check import find_fault
+from bgrpo.distributed.rollout.service_metrics import ServiceMetrics
+from bgrpo.distributed.rollout.verifiers import VerifierPool, all_of
+from bgrpo.distributed.rollout.weights import Weights, WeightStore
 from bgrpo.distributed.run_log import start_run_log
-from bgrpo.distributed.service_metrics import ServiceMetrics
 from bgrpo.distributed.session import rollout_demand
-from bgrpo.distributed.verifier_pool import VerifierPool, all_of
 from bgrpo.distributed.watchdog import SUSPECT_SHARE
-from bgrpo.distributed.weights import Weights, WeightStore
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
 from bgrpo.rollouts import score_groups

@@ -9,8 +9,8 @@ from typing import Any
 
 from ray import tune
 
-from bgrpo.distributed.tune_adapters import Dispatcher, PlanSearcher, make_scheduler
-from bgrpo.distributed.tune_trial import PROCESS_LOSSES, SweepTrial
+from bgrpo.distributed.sweep.tune_adapters import Dispatcher, PlanSearcher, make_scheduler
+from bgrpo.distributed.sweep.tune_trial import PROCESS_LOSSES, SweepTrial
 from bgrpo.sweep.config import SweepConfig
 
 ON_HEAD = {"CPU": 0, "node:__internal_head__": 0.0001}
@@ -33,7 +33,7 @@ def run_on_tune(
         sweep: says which scheduler cuts trials.
         dispatcher: who knows the plan.
         storage: folder for Tune's own files, of no use afterwards.
-        trainable: of the trials; gets its :class:`bgrpo.distributed.tune_trial.TrialJob` as ``config["job"]``.
+        trainable: of the trials; gets its :class:`bgrpo.distributed.sweep.tune_trial.TrialJob` as ``config["job"]``.
     """
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -18,11 +18,11 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
-from bgrpo.distributed.failures import final_failure, read_failures
-from bgrpo.distributed.learner_watch import read_open_ends
-from bgrpo.distributed.process_group import LearnerGroupConfig
 from bgrpo.distributed.ray_errors import explain
 from bgrpo.distributed.session import Demand
+from bgrpo.distributed.train.failures import final_failure, read_failures
+from bgrpo.distributed.train.learner_watch import read_open_ends
+from bgrpo.distributed.train.process_group import LearnerGroupConfig
 from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.run_folder import RunFolder
 

@@ -15,8 +15,8 @@ import ray
 
 from bgrpo.bench.scaling_model import Costs
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.remote import ServiceRolloutSource, answer
-from bgrpo.distributed.rollout_service import start_service
+from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
+from bgrpo.distributed.rollout.service import start_service
 from bgrpo.distributed.session import Demand, ray_session
 from bgrpo.groups import Group, ScoredGroup
 from bgrpo.policies.flat import flatten_parameters, load_flat_parameters

@@ -19,8 +19,17 @@ from rich.console import Console
 from bgrpo.budget import Spent, is_spent
 from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.decisions_tail import DecisionsTail
-from bgrpo.distributed.driving import (
+from bgrpo.distributed.rollout.remote import (
+    ServiceDecoder,
+    ServiceRolloutSource,
+    answer,
+    in_spite_of_restarts,
+    publish_in_spite_of_restarts,
+)
+from bgrpo.distributed.rollout.service import start_service
+from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.distributed.train.decisions_tail import DecisionsTail
+from bgrpo.distributed.train.driving import (
     STOP_FILE,
     STOPPED_STATUS,
     Background,
@@ -29,18 +38,9 @@ from bgrpo.distributed.driving import (
     set_status,
     stop_on_signal,
 )
-from bgrpo.distributed.learner_loop import LearnerJob, learner_loop
-from bgrpo.distributed.learner_watch import describe_learners
-from bgrpo.distributed.metrics_tail import MetricsTail
-from bgrpo.distributed.remote import (
-    ServiceDecoder,
-    ServiceRolloutSource,
-    answer,
-    in_spite_of_restarts,
-    publish_in_spite_of_restarts,
-)
-from bgrpo.distributed.rollout_service import start_service
-from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.distributed.train.learner_loop import LearnerJob, learner_loop
+from bgrpo.distributed.train.learner_watch import describe_learners
+from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.distributed.watchdog import Watchdog
 from bgrpo.evaluation import Evaluation, EvaluationComparison, evaluate
 from bgrpo.learner_state import policy_folder

@@ -9,8 +9,8 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import ActorPool, PooledActor, remote_class
-from bgrpo.distributed.pool_records import PoolLimits
+from bgrpo.distributed.pool.actor_pool import ActorPool, PooledActor, remote_class
+from bgrpo.distributed.pool.records import PoolLimits
 from bgrpo.distributed.session import node_share
 from bgrpo.verification import START_LIMIT_S, CheckProcess, CheckResult, check_arguments
 

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.actor_pool import PoolError
+from bgrpo.distributed.pool.actor_pool import PoolError
 from bgrpo.errors import UserError
 from bgrpo.evaluation import DecodeMode, JudgedCompletion
 from bgrpo.groups import ScoredGroup
@@ -58,7 +58,7 @@ class ServiceRolloutSource:
     """A :class:`bgrpo.rollouts.RolloutSource` that asks the rollout service.
 
     Args:
-        service: handle of the :class:`bgrpo.distributed.rollout_service.RolloutService` actor.
+        service: handle of the :class:`bgrpo.distributed.rollout.service.RolloutService` actor.
         config: of the run; bounds the waits, see :func:`step_limit_s`.
     """
 

@@ -31,7 +31,7 @@ AUTOSCALER_INTERVAL_S = 1
 PASSED_ON = ("RAY_PROMETHEUS_", "RAY_GRAFANA_")
 """Ray's own variables that the head inherits: where the user's Prometheus and Grafana are. No other RAY_… is."""
 
-_PROVIDER = "bgrpo.distributed.local_nodes.LocalNodeProvider"
+_PROVIDER = "bgrpo.distributed.cluster.local_nodes.LocalNodeProvider"
 _READ_BY_RAY = ("cluster_synced_files", "setup_commands", "head_setup_commands", "worker_setup_commands")
 
 

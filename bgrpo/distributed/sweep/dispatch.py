@@ -11,9 +11,9 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.driving import STOP_FILE
 from bgrpo.distributed.session import training_demand
-from bgrpo.distributed.tune_trial import OUTCOME, PERCENT, PROCESS_LOSSES, REASON, TrialJob
+from bgrpo.distributed.sweep.tune_trial import OUTCOME, PERCENT, PROCESS_LOSSES, REASON, TrialJob
+from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.errors import UserError
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.folder import SweepFolder

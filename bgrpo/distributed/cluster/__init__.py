@@ -1,0 +1,1 @@
+"""A local autoscaling cluster, and the way into any cluster."""

@@ -1,0 +1,1 @@
+"""Runs: the driver, the learners, and the watch over both."""
