@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-WARM_UP_S = 60.0
+WARM_UP_S = 300.0
+"""A heap that meets batches of all sizes grows to what the largest need: most of it in this time."""
+
 FLAT_BYTES_PER_MINUTE = 1024**2
 LEAST_SPAN_S = 60.0
 MOST_SAMPLES_PER_LIFE = 200

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from bgrpo.chaos.comparison import ResultComparison
 from bgrpo.chaos.faults import FaultKind
-from bgrpo.chaos.memory import FLAT_BYTES_PER_MINUTE, MemoryTrend
+from bgrpo.chaos.memory import FLAT_BYTES_PER_MINUTE, WARM_UP_S, MemoryTrend
 from bgrpo.chaos.recovery import FaultRecord
 
 PREEMPTED_STATUS = 143
@@ -179,7 +179,8 @@ def _fault_table(summaries: Sequence[KindSummary]) -> Table:
 
 def _memory_table(trends: Sequence[MemoryTrend]) -> Table:
     limit = f"{FLAT_BYTES_PER_MINUTE / MIB:g} MiB/min"
-    table = Table(title="memory", caption=f"flat: grows by less than {limit} (Theil–Sen over each process's life)")
+    caption = f"flat: grows by less than {limit} (Theil–Sen over each life, its first {WARM_UP_S:g} s left out)"
+    table = Table(title="memory", caption=caption)
     table.add_column("who")
     for column in ("processes", "typical", "growth per minute", "verdict"):
         table.add_column(column, justify="right")

@@ -71,22 +71,34 @@ def run_chaos(plan: ChaosPlan, folder: Path, say: Say) -> ChaosReport:
         if plan.minutes is not None:
             config = _with(config, steps=_steps_for(plan.minutes, _undisturbed_run(config, folder, "pace", say)))
             say(f"{config.steps} steps make about {plan.minutes:g} minutes with faults")
-        calm = plan.undisturbed or _undisturbed_run(config, folder, "undisturbed", say)
-        return _Disturbance(plan, config, folder, say).go(calm)
+        calm = plan.undisturbed
+        memory: list[MemorySample] = []
+        if calm is None:
+            calm = _undisturbed_run(config, folder, "undisturbed", say, memory)
+        return _Disturbance(plan, config, folder, say, memory).go(calm)
 
 
-def _undisturbed_run(config: TrainConfig, folder: Path, name: str, say: Say) -> RunFolder:
-    """A run without faults; ``pace`` is a short one, only to be timed."""
+def _undisturbed_run(
+    config: TrainConfig, folder: Path, name: str, say: Say, memory: list[MemorySample] | None = None
+) -> RunFolder:
+    """A run without faults, whose processes' memory joins ``memory``; ``pace`` is a short one, only to be timed."""
     if name == "pace":
         config = _with(config, steps=PACE_STEPS, evaluation=config.evaluation.model_copy(update={"final": False}))
     driver = _driver(config, folder, name)
+    hands = Hands()
+    view = RunView(folder / name, driver, hands)
     say(f"run {name}: {config.steps} steps in {folder / name}")
     driver.start()
+    sampled = time.monotonic()
     try:
         while driver.poll() is None:
             time.sleep(POLL_S)
+            if memory is not None and time.monotonic() - sampled > MEMORY_S:
+                sampled = time.monotonic()
+                memory.extend(view.memory(view.status(), sampled))
     finally:
         driver.end()
+        hands.close()
     if driver.poll() != 0:
         raise UserError(f"run {name} ended with status {driver.poll()} without any fault:\n{driver.last_words()}")
     return RunFolder(folder / name)
@@ -111,9 +123,11 @@ def _with(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 class _Disturbance:
-    """The disturbed run, its faults, and what is seen of it."""
+    """The disturbed run, its faults, and what is seen of it; ``memory`` is of the undisturbed run."""
 
-    def __init__(self, plan: ChaosPlan, config: TrainConfig, folder: Path, say: Say) -> None:
+    def __init__(
+        self, plan: ChaosPlan, config: TrainConfig, folder: Path, say: Say, memory: list[MemorySample]
+    ) -> None:
         self._plan = plan
         self._config = config
         self._run = RunFolder(folder / "disturbed")
@@ -122,7 +136,7 @@ class _Disturbance:
         self._driver = _driver(config, folder, "disturbed")
         self._view = RunView(self._run.path, self._driver, self._hands)
         self._recoveries = Recoveries()
-        self._memory: list[MemorySample] = []
+        self._memory = memory
         self._hit: list[tuple[str, str, int, float]] = []  # what, node, process, its start
         self._fault = plan.schedule.fault(0)
         self._due: float | None = None
@@ -179,7 +193,7 @@ class _Disturbance:
             self._disturb(sight, status)
             if time.monotonic() - sampled > MEMORY_S:
                 sampled = time.monotonic()
-                self._memory.extend(self._view.memory(status, self._now()))
+                self._memory.extend(self._view.memory(status, sampled))
             if sight.last_step > best:
                 best, moved = sight.last_step, time.monotonic()
             if time.monotonic() - moved > NO_STEP_S:
