@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+import bgrpo
 from bgrpo.distributed.cluster.dashboard_client import Dashboard, DashboardError, Job
 from bgrpo.distributed.cluster.local_plan import (
     CLUSTER_VARIABLE,
@@ -38,7 +39,7 @@ END_S = 30.0
 POLL_S = 0.25
 LOG_LINES = 20
 GRAFANA_S = 20.0
-REPOSITORY_DASHBOARDS = Path(__file__).resolve().parents[2] / "cluster" / "grafana" / "dashboards"
+REPOSITORY_DASHBOARDS = Path(bgrpo.__file__).resolve().parents[1] / "cluster" / "grafana" / "dashboards"
 
 
 class ClusterStartError(Exception):
