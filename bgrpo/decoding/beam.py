@@ -29,7 +29,7 @@ class BeamChooser:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
         groups, width = slots.scores_GK.shape
         fan = min(width, logits.vocabulary)  # the K best overall are among the K best of each row
-        logps_RF, tokens_RF = logits.map(lambda logits_RV, _: _best(logits_RV, fan), len(rows.flat_R))
+        logps_RF, tokens_RF = logits.best(fan, len(rows.flat_R))
         scores_R = slots.scores_GK.flatten()[rows.flat_R]
         extended_RF = (scores_R[:, None] + logps_RF).masked_fill_(
             ~slots.live_GK.flatten()[rows.flat_R, None], -torch.inf
@@ -52,13 +52,6 @@ class BeamChooser:
             scores_GK=scores_GK,
             live_GK=extends_GK & (tokens_GK != self._eos),
         )
-
-
-def _best(logits_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and tokens of each row's best; the log-softmax of the other tokens is never stored."""
-    top_RF, tokens_RF = logits_RV.topk(count, dim=-1)
-    largest_R1 = top_RF[:, :1]
-    return (top_RF - largest_R1) - (logits_RV - largest_R1).exp_().sum(-1, keepdim=True).log_(), tokens_RF
 
 
 def _rows_of_slots(rows: Rows, slots: int) -> Tensor:

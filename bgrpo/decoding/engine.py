@@ -15,7 +15,7 @@ from bgrpo.decoding.replayed import replayed_search
 from bgrpo.decoding.sample import SampleChooser, uniform_streams
 from bgrpo.decoding.search import Traces, search
 from bgrpo.decoding.settings import DecodeSettings
-from bgrpo.decoding.slots import NO_TOKEN, Chooser
+from bgrpo.decoding.slots import NO_TOKEN, Chooser, Head
 from bgrpo.decoding.support import check_supported
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, Group
@@ -71,14 +71,18 @@ class DecodeEngine:
             FloatingPointError: the model's logits are not numbers.
         """
         self._check_prompts(prompts, settings)
+        if not prompts:
+            return []
         seeds = _checked_seeds(seeds, len(prompts)) if settings.mode == "sample" else [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
         size = max(1, self._max_rows // settings.completions)
         groups: dict[int, Group] = {}
-        with _evaluation_mode(self._model), fast_layers(self._model, self._precision):
+        rows = min(size, len(prompts)) * settings.completions
+        with _evaluation_mode(self._model), fast_layers(self._model, self._precision, rows) as head:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
                 traces = self._search(
+                    head,
                     [prompts[index] for index in batch],
                     self._chooser(settings, [seeds[index] for index in batch]),
                     settings.completions,
@@ -88,10 +92,10 @@ class DecodeEngine:
                 groups.update(zip(batch, _assemble(traces, settings), strict=True))
         return [groups[index] for index in range(len(prompts))]
 
-    def _search(self, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int) -> Traces:
+    def _search(self, head: Head, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int) -> Traces:
         if self._model.device.type == "cpu":
-            return search(self._model, prompts, chooser, width, steps, self._kernel)
-        return replayed_search(self._model, prompts, chooser, width, steps)
+            return search(self._model, head, prompts, chooser, width, steps, self._kernel)
+        return replayed_search(self._model, head, prompts, chooser, width, steps)
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":

@@ -2,6 +2,7 @@
 
 - Matrix products of the layers run on weights that were packed (fp32) or rounded (bf16) once per call. In bf16 only
   these products are: residual stream, norms, attention, head and scores stay fp32.
+- The head is cut into blocks of the vocabulary, so that only the logits of one block need to exist at a time.
 - ``gelu_new`` is computed in one pass instead of eight; where it follows a matrix product, within that.
 - Attention is the search tree's, see :mod:`bgrpo.decoding.attention`.
 """
@@ -22,20 +23,26 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.decoding.attention import TREE_ATTENTION
+from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
 
 Precision = Literal["fp32", "bf16"]
 """Of the layers' matrix products."""
 
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 1024, 16384  # tokens; larger ones leave the processor's cache for nothing
 _TYPICAL_ROWS = 256  # what packed weights are laid out for; any number of rows may follow
 
 
 @contextmanager
-def fast_layers(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
+def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iterator[Head]:
     """Replace computations of the model's modules inside the block; its parameters stay as they are.
 
     Args:
         model: fp32, in evaluation mode. Changes of its weights inside the block are not seen.
         precision: of the layers' matrix products.
+        rows: most rows whose next tokens are chosen at once; the head's blocks are made for these.
+
+    Yields:
+        The model's head.
     """
     head = model.get_output_embeddings()
     attention = model.config._attn_implementation
@@ -44,20 +51,34 @@ def fast_layers(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
         model.config._attn_implementation = TREE_ATTENTION
         before_gelu = _fused_with_gelu(model)
         for module in model.modules():
-            forward = _fast_forward(module, "fp32" if module is head else precision, before_gelu)
+            forward = None if module is head else _fast_forward(module, precision, before_gelu)
             if forward is not None:
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
-        yield
+        yield _in_blocks(head, rows)
     finally:
         for module in replaced:
             del module.forward
         model.config._attn_implementation = attention
 
 
+def _in_blocks(head: nn.Linear, rows: int) -> Head:
+    """The head, cut so that the logits of one block and all rows are few enough."""
+    vocabulary = head.out_features
+    size = max(_SMALLEST_BLOCK, LOGITS_AT_ONCE // rows // _SMALLEST_BLOCK * _SMALLEST_BLOCK)
+    if rows * vocabulary > LOGITS_AT_ONCE:
+        size = min(size, _LARGEST_BLOCK)
+    blocks = []
+    for start in range(0, vocabulary, size):
+        weight_OI = head.weight[start : start + size]
+        bias_O = None if head.bias is None else head.bias[start : start + size]
+        blocks.append(_matrix_product(weight_OI, bias_O, "fp32", then_gelu=False))
+    return Head(tuple(blocks), vocabulary)
+
+
 def _fused_with_gelu(model: PreTrainedModel) -> dict[nn.Module, nn.Module]:
     """Matrix products whose result goes straight into a tanh-GELU, with that activation."""
-    if model.device.type != "cpu" or not can_pack():
+    if not _packs(model.get_output_embeddings().weight):
         return {}
     pairs = {
         module.c_fc if isinstance(module, GPT2MLP) else module.dense_h_to_4h: module.act
@@ -73,6 +94,8 @@ def _fast_forward(
     if module in before_gelu.values():
         return _unchanged
     if isinstance(module, nn.Linear | Conv1D):
+        if precision == "fp32" and not _packs(module.weight):
+            return None
         weight_OI = module.weight if isinstance(module, nn.Linear) else module.weight.t()
         return _matrix_product(weight_OI, module.bias, precision, module in before_gelu)
     if isinstance(module, NewGELUActivation):
@@ -82,19 +105,21 @@ def _fast_forward(
 
 def _matrix_product(
     weight_OI: Tensor, bias_O: Tensor | None, precision: Precision, then_gelu: bool
-) -> Callable[[Tensor], Tensor] | None:
+) -> Callable[[Tensor], Tensor]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     weight = weight_OI.detach().to(dtype)
     bias = None if bias_O is None else bias_O.detach().to(dtype)
-    if weight.device.type == "cpu" and can_pack():
+    if _packs(weight):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
         multiply = torch.ops.mkldnn._linear_pointwise
         if then_gelu:  # the next product takes what this one gives, without a detour through fp32
             return lambda inputs: multiply(inputs.to(dtype), packed, bias, "gelu", [], "tanh")
         return lambda inputs: multiply(inputs.to(dtype), packed, bias, "none", [], "").float()
-    if precision == "fp32":
-        return None
     return lambda inputs: functional.linear(inputs.to(dtype), weight, bias).float()
+
+
+def _packs(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and can_pack()
 
 
 def can_pack() -> bool:

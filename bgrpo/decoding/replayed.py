@@ -18,7 +18,7 @@ from bgrpo.decoding.attention import TorchStore
 from bgrpo.decoding.paths import FixedPaths
 from bgrpo.decoding.prefill import prefill
 from bgrpo.decoding.search import Traces, feed, trace
-from bgrpo.decoding.slots import Chooser, Rows, Slots, root_slots
+from bgrpo.decoding.slots import Chooser, Head, Rows, Slots, root_slots
 
 POLL_EVERY = 8
 """Steps between looks at whether all hypotheses have ended; each look waits for the device."""
@@ -26,10 +26,15 @@ POLL_EVERY = 8
 
 @torch.inference_mode()
 def replayed_search(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int
+    model: PreTrainedModel,
+    head: Head,
+    prompts: Sequence[Sequence[int]],
+    chooser: Chooser,
+    width: int,
+    steps: int,
 ) -> Traces:
     """Complete every prompt; arguments and result as :func:`bgrpo.decoding.search.search`."""
-    state = FixedState(model, prompts, chooser, width, steps)
+    state = FixedState(model, head, prompts, chooser, width, steps)
     state.advance()
     advance = _recorded(state.advance) if model.device.type == "cuda" and steps > 1 else state.advance
     done = 1
@@ -46,10 +51,17 @@ class FixedState:
     """
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int
+        self,
+        model: PreTrainedModel,
+        head: Head,
+        prompts: Sequence[Sequence[int]],
+        chooser: Chooser,
+        width: int,
+        steps: int,
     ) -> None:
         device = model.device
         self._model = model
+        self._head = head
         self._chooser = chooser
         self._last_places_R = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device).repeat_interleave(
             width
@@ -70,7 +82,7 @@ class FixedState:
         self._paths.add(self._step)
         self._store.begin_step(self._rows)
         ids_R = self._slots.tokens_GK.flatten().clamp(min=0)
-        logits = feed(self._model, self._store, ids_R, self._last_places_R + self._step)
+        logits = feed(self._model, self._head, self._store, ids_R, self._last_places_R + self._step)
         slots = self._chooser.choose(logits, self._rows, self._slots, self._step)
         self._paths.descend(slots.parents_GK)
         for held, new, kept in zip(_tensors(self._slots), _tensors(slots), self._history, strict=True):

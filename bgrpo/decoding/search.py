@@ -19,7 +19,7 @@ from bgrpo.decoding.attention import CompiledStore, TorchStore, TreeStore
 from bgrpo.decoding.compiled import TreeAttentionKernel
 from bgrpo.decoding.paths import ReusingPaths
 from bgrpo.decoding.prefill import prefill
-from bgrpo.decoding.slots import Chooser, RowLogits, Rows, Slots, root_slots
+from bgrpo.decoding.slots import Chooser, Head, RowLogits, Rows, Slots, root_slots
 
 _ROW_STEPS = 16  # numbers of rows are rounded up to multiples: every new number costs set-up time in the matrix library
 
@@ -42,6 +42,7 @@ class Traces:
 @torch.inference_mode()
 def search(
     model: PreTrainedModel,
+    head: Head,
     prompts: Sequence[Sequence[int]],
     chooser: Chooser,
     width: int,
@@ -51,7 +52,8 @@ def search(
     """Complete every prompt.
 
     Args:
-        model: see :func:`bgrpo.decoding.fast_layers.fast_layers`.
+        model: see :func:`bgrpo.decoding.fast_layers.fast_layers`, which also gives the head.
+        head: the model's.
         prompts: none of them empty.
         chooser: beam search or sampling.
         width: K.
@@ -76,21 +78,21 @@ def search(
         paths.add(rows, slots)
         store.begin_step(rows)
         ids_R = slots.tokens_GK.flatten()[rows.flat_R]
-        logits = feed(model, store, ids_R, lengths_G[rows.prompt_R] - 1 + step)
+        logits = feed(model, head, store, ids_R, lengths_G[rows.prompt_R] - 1 + step)
         slots = chooser.choose(logits, rows, slots, torch.tensor(step, device=model.device))
         history.append(slots)
         paths.descend(slots.parents_GK)
     return trace(history)
 
 
-def feed(model: PreTrainedModel, store: TreeStore, ids_R: Tensor, positions_R: Tensor) -> RowLogits:
+def feed(model: PreTrainedModel, head: Head, store: TreeStore, ids_R: Tensor, positions_R: Tensor) -> RowLogits:
     """Put one token of each row through the model; what follows it, as logits."""
     fillers = -len(ids_R) % _ROW_STEPS
     ids_1R, positions_1R = (functional.pad(places, (0, fillers))[None] for places in (ids_R, positions_R))
     outputs = model.base_model(
         input_ids=ids_1R, attention_mask=torch.ones_like(ids_1R), position_ids=positions_1R, use_cache=False, tree=store
     )
-    return RowLogits(outputs.last_hidden_state[0], model.get_output_embeddings(), model.config.vocab_size)
+    return RowLogits(outputs.last_hidden_state[0], head)
 
 
 def trace(history: Sequence[Slots]) -> Traces:

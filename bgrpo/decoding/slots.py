@@ -1,7 +1,7 @@
 """The K slots of each prompt, the rows that go through the model, and how a step's slots are chosen.
 
 Shape letters: G prompts, K slots per prompt, R rows, E model width, V vocabulary, F = min(K, V) best tokens of a row,
-C candidates of a prompt, T steps.
+B of a block of the vocabulary, C candidates of a prompt, T steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from torch import Tensor
 NO_TOKEN = -1
 """Token of a slot that was not extended, because its completion had ended or it holds none."""
 
-_LOGITS_AT_ONCE = 1 << 22  # 16 MiB of fp32, whatever the vocabulary
+LOGITS_AT_ONCE = 1 << 22
+"""Most logits that are held at a time: 16 MiB of fp32, whatever the vocabulary."""
+
+_STRIDES = 16  # a block's best are looked for among the largest of every 16 logits first
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +66,81 @@ class Rows:
         return cls.of(slots.live_GK.flatten().nonzero().squeeze(1), slots.live_GK.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """From hidden states to logits, a block of the vocabulary at a time.
+
+    Attributes:
+        blocks: each gives the logits of its part of the vocabulary, in fp32; the parts follow each other.
+        vocabulary: V, of all blocks together.
+    """
+
+    blocks: tuple[Callable[[Tensor], Tensor], ...]
+    vocabulary: int
+
+
 class RowLogits:
-    """The next-token logits of all rows, made a few rows at a time so that memory is bounded for any vocabulary.
+    """The next-token logits of all rows, made a part at a time so that memory is bounded for any vocabulary.
 
     Args:
         hidden_RE: last hidden states; fillers may follow the rows.
-        head: from hidden states to logits.
-        vocabulary: V.
+        head: makes the logits.
     """
 
-    def __init__(self, hidden_RE: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int) -> None:
+    def __init__(self, hidden_RE: Tensor, head: Head) -> None:
         self._hidden_RE = hidden_RE
         self._head = head
-        self.vocabulary = vocabulary
+        self.vocabulary = head.vocabulary
+
+    def best(self, count: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (fp32) and tokens [R, F] of the ``count`` best of each of the first ``rows`` rows.
+
+        Goes through the vocabulary block by block with all rows at once, so that the head's weights, most of the
+        memory traffic where the vocabulary is large, are read once per step.
+        """
+        best, tokens, start = [], [], 0
+        largest_R1 = self._hidden_RE.new_full((rows, 1), torch.finfo(torch.float32).min)  # a logit may be -inf
+        total_R1 = torch.zeros_like(largest_R1)  # of exp(logit - largest)
+        for block in self._head.blocks:
+            logits_RB = block(self._hidden_RE)[:rows]
+            block_best, places = _best(logits_RB, min(count, logits_RB.shape[1]))
+            best.append(block_best)
+            tokens.append(places + start)
+            start += logits_RB.shape[1]
+            before_R1, largest_R1 = largest_R1, torch.maximum(largest_R1, block_best[:, :1])
+            total_R1 = total_R1 * (before_R1 - largest_R1).exp_()
+            total_R1 += logits_RB.sub_(largest_R1).exp_().sum(-1, keepdim=True)
+        best_RF, tokens_RF = best[0], tokens[0]
+        if len(best) > 1:
+            best_RF, picks_RF = torch.cat(best, 1).topk(count, dim=-1)
+            tokens_RF = torch.cat(tokens, 1).gather(1, picks_RF)
+        return (best_RF - largest_R1) - total_R1.log_(), tokens_RF
 
     def map(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], rows: int) -> tuple[Tensor, ...]:
         """Apply ``function(logits_RV, piece)`` to pieces of the first ``rows`` rows, and join the results."""
-        size = max(1, _LOGITS_AT_ONCE // self.vocabulary)
+        size = max(1, LOGITS_AT_ONCE // self.vocabulary)
         pieces = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-        results = [function(self._head(self._hidden_RE[piece]).float(), piece) for piece in pieces]
+        results = [function(self._whole(self._hidden_RE[piece]), piece) for piece in pieces]
         return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+    def _whole(self, hidden_RE: Tensor) -> Tensor:
+        parts = [block(hidden_RE) for block in self._head.blocks]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _best(logits_RB: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest of each row, largest first, and their places.
+
+    Of a wide block the columns whose 16 logits have the largest maxima are found first: the largest of all are there.
+    """
+    width = logits_RB.shape[1] // _STRIDES
+    if logits_RB.shape[1] % _STRIDES or width < 4 * count:
+        return logits_RB.topk(count, dim=-1)
+    columns_RF = logits_RB.unflatten(1, (_STRIDES, width)).amax(1).topk(count, dim=-1).indices
+    strides = torch.arange(_STRIDES, device=logits_RB.device) * width
+    places = (columns_RF[:, :, None] + strides).flatten(1)
+    best_RF, picks_RF = logits_RB.gather(1, places).topk(count, dim=-1)
+    return best_RF, places.gather(1, picks_RF)
 
 
 def root_slots(tokens_G: Tensor, width: int, live: int) -> Slots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bgrpo.errors import UserError
@@ -25,8 +26,11 @@ def check_supported(model: PreTrainedModel) -> None:
     config = model.config
     name = f"{type(model).__name__} (model_type {config.model_type!r})"
     reason = _reason_to_refuse(config)
-    if reason is None and model.get_output_embeddings() is None:
+    head = model.get_output_embeddings()
+    if reason is None and head is None:
         reason = "it has no language-modelling head; load it with AutoModelForCausalLM"
+    if reason is None and not isinstance(head, nn.Linear):
+        reason = f"its head is a {type(head).__name__}, expected a plain linear layer"
     if reason is not None:
         raise UserError(f"{name} cannot be decoded: {reason}")
 

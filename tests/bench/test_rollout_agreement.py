@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
 import pytest
 
 from bgrpo.bench.rollouts import measure
-from bgrpo.bench.rollouts.agreement import compare, differing_share, score
+from bgrpo.bench.rollouts.agreement import compare, differing_share, score, worse_on_average
 from bgrpo.bench.rollouts.cases import ENGINES, EXTRA_CASES, DisagreementError, EngineSpec
 from bgrpo.bench.rollouts.engines import make_engine
 from bgrpo.bench.rollouts.interface import Beam, Engine, Prompts
@@ -97,8 +98,35 @@ def test_bf16_may_differ_a_little(workload: Workload, beams: Groups) -> None:
 
 
 def test_bf16_beams_must_be_as_good(workload: Workload, beams: Groups) -> None:
-    worse = [[Beam(beam.tokens, beam.logprob - 0.6) for beam in group] for group in beams]
-    assert problems("bgrpo-bf16", workload, beams, worse) == ["mean log-probability of the beams differs by 0.6"]
+    worse = shifted(beams, [0.6, 0.6])
+    expected = "mean log-probability of the beams differs by 0.6, standard error 0"
+    assert problems("bgrpo-bf16", workload, beams, worse) == [expected]
+
+
+def shifted(groups: Groups, nats: list[float]) -> Groups:
+    """Every prompt's beams less probable by so much."""
+    return [
+        [Beam(beam.tokens, beam.logprob - less) for beam in group] for group, less in zip(groups, nats, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nats", "accepted"),
+    [
+        ([4.1, 0.0, -2.1, 0.0], True),  # what large vocabularies do
+        ([-4.1, 0.3, 0.0, 0.0], True),
+        ([0.4, 0.45, 0.5, 0.4], True),
+        ([0.6, 0.7, 0.6, 0.65], False),
+        ([3.0, 3.5, 2.5, 3.2], False),
+        ([-3.0, -3.5, -2.5, -3.2], False),
+        ([0.6], False),
+        ([0.4], True),
+        ([math.nan, 0.0], False),
+    ],
+)
+def test_bf16_may_be_better_here_and_worse_there(nats: list[float], accepted: bool) -> None:
+    groups = [[Beam((2, 3), -20.0), Beam((2, 4), -21.0)] for _ in nats]
+    assert (worse_on_average(groups, shifted(groups, nats)) == []) == accepted
 
 
 def test_beams_with_equal_scores_may_be_others(workload: Workload, beams: Groups) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from decoding.engines import torch_engine
 from decoding.tiny_models import bias_token, ragged_prompts, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -76,7 +77,9 @@ def test_max_rows_bounds_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     engine = DecodeEngine(tiny_model(vocabulary=13), max_rows=10)
     batch = engine._search
-    monkeypatch.setattr(engine, "_search", lambda prompts, *rest: sizes.append(len(prompts)) or batch(prompts, *rest))
+    monkeypatch.setattr(
+        engine, "_search", lambda head, prompts, *rest: sizes.append(len(prompts)) or batch(head, prompts, *rest)
+    )
     engine.decode(ragged_prompts(5, 13, seed=1), beams(4, 6))
     assert sizes == [2, 2, 1]
 
@@ -112,14 +115,28 @@ def test_prompts_of_any_length_and_number_are_read_in_bounded_passes() -> None:
         assert_close(group, torch_engine(model).decode([prompt], beams(3, 4))[0])
 
 
-def test_a_large_vocabulary_is_scored_a_few_rows_at_a_time() -> None:
+class LargestResult(TorchDispatchMode):
+    """Notes the largest result of an operation over several rows of logits."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+        self.numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim == 2 and 1 < len(result) <= self._rows:
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_of_a_large_vocabulary_few_logits_exist_at_a_time() -> None:
     model = tiny_model(vocabulary=300_000, seed=1)
-    seen = []
-    model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, output: seen.append(output.numel()))
     prompts = ragged_prompts(3, 300_000, seed=1)
     for settings in (beams(10, 3), beams(10, 3, mode="sample")):
-        group = DecodeEngine(model).decode(prompts, settings, seeds=range(3))[1]
-        assert max(seen) <= 1 << 22 < 3 * 10 * 300_000
+        with LargestResult(rows=32) as largest:
+            group = DecodeEngine(model).decode(prompts, settings, seeds=range(3))[1]
+        assert 1 << 18 < largest.numel <= 1 << 22 < 3 * 10 * 300_000
         ids = torch.tensor([[*prompts[1], *group.completions[3].tokens]])
         logps = model(ids, use_cache=False).logits.double().log_softmax(-1)[0, len(prompts[1]) - 1 : -1]
         exact = logps.gather(1, ids[0, len(prompts[1]) :, None]).squeeze(1)
@@ -213,6 +230,12 @@ def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
         DecodeEngine(tiny_model()).decode([[1]], beams(**options))
 
 
+def _two_layered_head() -> PreTrainedModel:
+    model = tiny_model()
+    model.set_output_embeddings(torch.nn.Sequential(model.get_output_embeddings(), torch.nn.Tanh()))
+    return model
+
+
 def _flash_attention() -> PreTrainedModel:
     model = tiny_model()
     model.config._attn_implementation = "flash_attention_2"
@@ -261,6 +284,7 @@ def _flash_attention() -> PreTrainedModel:
             "cross-attention",
         ),
         (lambda: GPT2Model(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)), "GPT2Model .*no language"),
+        (_two_layered_head, "GPT2LMHeadModel .*head is a Sequential, expected a plain linear layer"),
         (_flash_attention, "GPT2LMHeadModel .*'flash_attention_2' takes no tree-shaped mask"),
     ],
 )

@@ -11,10 +11,29 @@ from transformers import PreTrainedModel
 from bgrpo.decoding import fast_layers as module_under_test
 from bgrpo.decoding.attention import TREE_ATTENTION
 from bgrpo.decoding.fast_layers import fast_layers
+from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
 
 
 def own_forwards(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if "forward" in vars(module)]
+
+
+def whole(head: Head, inputs: torch.Tensor) -> torch.Tensor:
+    logits = torch.cat([block(inputs) for block in head.blocks], -1)
+    assert logits.shape[-1] == head.vocabulary
+    return logits
+
+
+@pytest.mark.parametrize("rows", [1, 30, 1024])
+@pytest.mark.parametrize("vocabulary", [1024, 5000, 40_001])
+def test_the_head_is_cut_so_that_few_logits_exist_at_a_time(vocabulary: int, rows: int) -> None:
+    model = tiny_model(vocabulary=vocabulary)
+    inputs = torch.randn(rows, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), fast_layers(model, "fp32", rows) as head:
+        sizes = [block(inputs).numel() for block in head.blocks]
+        torch.testing.assert_close(whole(head, inputs), model.get_output_embeddings()(inputs), atol=2e-5, rtol=2e-5)
+    assert max(sizes) <= LOGITS_AT_ONCE
+    assert len(sizes) == 1 or rows * vocabulary > LOGITS_AT_ONCE
 
 
 @pytest.mark.parametrize("packs", [True, False])
@@ -29,10 +48,10 @@ def test_layers_compute_what_they_did(kind: str, activation: str, packs: bool, m
     inputs = torch.randn(1, 37, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = [block(inputs) for block in blocks] + [model.get_output_embeddings()(inputs)]
-        with fast_layers(model, "fp32"):
-            found = [block(inputs) for block in blocks] + [model.get_output_embeddings()(inputs)]
-        with fast_layers(model, "bf16"):
-            rounded = [block(inputs) for block in blocks] + [model.get_output_embeddings()(inputs)]
+        with fast_layers(model, "fp32", rows=37) as head:
+            found = [block(inputs) for block in blocks] + [whole(head, inputs)]
+        with fast_layers(model, "bf16", rows=37) as head:
+            rounded = [block(inputs) for block in blocks] + [whole(head, inputs)]
     assert blocks
     for exact, fast, rough in zip(expected, found, rounded, strict=True):
         torch.testing.assert_close(fast, exact, atol=2e-5, rtol=2e-5)
@@ -44,7 +63,7 @@ def test_layers_compute_what_they_did(kind: str, activation: str, packs: bool, m
 def test_everything_is_put_back_also_after_an_error() -> None:
     model = tiny_model()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with pytest.raises(RuntimeError, match="planted"), fast_layers(model, "bf16"):
+    with pytest.raises(RuntimeError, match="planted"), fast_layers(model, "bf16", rows=4):
         assert own_forwards(model) and model.config._attn_implementation == TREE_ATTENTION
         raise RuntimeError("planted")
     assert not own_forwards(model)
