@@ -8,6 +8,7 @@ Shape letters: G prompts, H heads, P prompt places (a prompt's tokens but the la
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -66,6 +67,16 @@ class TreeStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Keys and values of one layer, as the kernel reads them; nodes in chunks, so that none is moved for more room."""
+
+    prompt_keys: Tensor
+    prompt_values: Tensor
+    node_keys: list[Tensor]
+    node_values: list[Tensor]
+
+
 class CompiledStore:
     """A store for the compiled kernel, on the CPU: prompt keys in transposed tiles, head widths of whole vectors.
 
@@ -80,14 +91,14 @@ class CompiledStore:
         self._paths = paths
         self._lengths_G = lengths_G.to(torch.int32)
         self._tiles = -(-int(lengths_G.max()) // TILE)
-        self._layers: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._layers: dict[int, _Layer] = {}
 
     def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
         """See :class:`TreeStore`."""
         groups, _, places, width = keys_GHPD.shape
-        prompt_keys, prompt_values, *_ = self._layer(layer, keys_GHPD)
-        prompt_keys[first : first + groups, :, :, :width] = tiles_of(keys_GHPD, self._tiles)
-        prompt_values[first : first + groups, :, :places, :width] = values_GHPD
+        kept = self._layer(layer, keys_GHPD)
+        kept.prompt_keys[first : first + groups, :, :, :width] = tiles_of(keys_GHPD, self._tiles)
+        kept.prompt_values[first : first + groups, :, :places, :width] = values_GHPD
 
     def begin_step(self, rows: Rows) -> None:
         """See :class:`TreeStore`."""
@@ -97,26 +108,31 @@ class CompiledStore:
 
     def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
         """See :class:`Attends`."""
-        prompt_keys, prompt_values, node_keys, node_values = self._layer(layer, key_HRD)
-        missing = self._paths.capacity - node_keys.shape[2]
-        if missing:
-            node_keys, node_values = (functional.pad(nodes, (0, 0, 0, missing)) for nodes in (node_keys, node_values))
-            self._layers[layer] = prompt_keys, prompt_values, node_keys, node_values
+        kept = self._layer(layer, key_HRD)
+        while len(kept.node_keys) * self._paths.chunk < self._paths.capacity:
+            kept.node_keys.append(self._room(key_HRD, self._paths.chunk))
+            kept.node_values.append(self._room(key_HRD, self._paths.chunk))
         return self._kernel(
-            query_HRD, key_HRD, value_HRD, prompt_keys, prompt_values, node_keys, node_values,
+            query_HRD, key_HRD, value_HRD, kept.prompt_keys, kept.prompt_values, kept.node_keys, kept.node_values,
             self._lengths_G, self._first_rows_G, self._paths_RT, self._paths.depth, scale,
         )  # fmt: skip
 
-    def _layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _layer(self, layer: int, like: Tensor) -> _Layer:
         if layer not in self._layers:
-            groups, heads, width = len(self._lengths_G), like.shape[-3], -(-like.shape[-1] // LANES) * LANES
-            self._layers[layer] = (
-                like.new_zeros(groups, heads, self._tiles, width, TILE),
-                like.new_zeros(groups, heads, self._tiles * TILE, width),
-                like.new_zeros(groups, heads, self._paths.capacity, width),
-                like.new_zeros(groups, heads, self._paths.capacity, width),
-            )
+            keys, values = (self._room(like, self._tiles * TILE) for _ in range(2))
+            # the same memory as tiles: [..., places, width] and [..., tiles, width, TILE] are equally many numbers
+            tiled = keys.view(*keys.shape[:2], self._tiles, keys.shape[3], TILE)
+            self._layers[layer] = _Layer(tiled, values, [], [])
         return self._layers[layer]
+
+    def _room(self, like: Tensor, places: int) -> Tensor:
+        """Room for so many places of each prompt.
+
+        Only what was written is read, so it may hold anything; but zeros where a head's width is filled up.
+        """
+        heads, used = like.shape[-3], like.shape[-1]
+        width = -(-used // LANES) * LANES
+        return (like.new_empty if used == width else like.new_zeros)(len(self._lengths_G), heads, places, width)
 
 
 class TorchStore:

@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ TILE = 64
 
 _BUILD_LIMIT_S = 120.0
 _POINTERS = ("prompt_keys", "prompt_values", "node_keys", "node_values", "prompt_lengths", "first_rows", "paths")
-_SIZES = ("prompts", "heads", "key_heads", "head_width", "width", "places", "nodes", "path_stride", "depth")
+_SIZES = ("prompts", "heads", "key_heads", "head_width", "width", "places", "chunks", "chunk", "path_stride", "depth")
 logger = logging.getLogger(__name__)
 
 
@@ -75,8 +76,8 @@ class TreeAttentionKernel:
         value_HRD: Tensor,
         prompt_keys_GHTDP: Tensor,
         prompt_values_GHPD: Tensor,
-        node_keys_GHND: Tensor,
-        node_values_GHND: Tensor,
+        node_keys: Sequence[Tensor],
+        node_values: Sequence[Tensor],
         prompt_lengths_G: Tensor,
         first_rows_G: Tensor,
         paths_RT: Tensor,
@@ -91,8 +92,8 @@ class TreeAttentionKernel:
             value_HRD: likewise.
             prompt_keys_GHTDP: tiles of :data:`TILE` places, transposed; head width padded to whole :data:`LANES`.
             prompt_values_GHPD: padded likewise.
-            node_keys_GHND: changed in place.
-            node_values_GHND: changed in place.
+            node_keys: chunks of the nodes, [G, key-value heads, chunk, head width], padded likewise; changed in place.
+            node_values: likewise.
             prompt_lengths_G: places in use.
             first_rows_G: [prompts + 1], where each prompt's rows begin and the last one's end.
             paths_RT: nodes of each row from the root on, its own at ``depth - 1``.
@@ -108,6 +109,7 @@ class TreeAttentionKernel:
         heads, rows, head_width = query.shape
         output_RHD = query.new_empty(rows, heads, head_width)
         output_RHD[paths_RT.shape[0] :] = 0
+        chunks = _pointers(node_keys), _pointers(node_values)
         arguments = TreeAttentionArguments(
             query=query.data_ptr(),
             key=key.data_ptr(),
@@ -121,8 +123,8 @@ class TreeAttentionKernel:
             output=output_RHD.data_ptr(),
             prompt_keys=prompt_keys_GHTDP.data_ptr(),
             prompt_values=prompt_values_GHPD.data_ptr(),
-            node_keys=node_keys_GHND.data_ptr(),
-            node_values=node_values_GHND.data_ptr(),
+            node_keys=ctypes.addressof(chunks[0]),
+            node_values=ctypes.addressof(chunks[1]),
             prompt_lengths=prompt_lengths_G.data_ptr(),
             first_rows=first_rows_G.data_ptr(),
             paths=paths_RT.data_ptr(),
@@ -132,7 +134,8 @@ class TreeAttentionKernel:
             head_width=head_width,
             width=prompt_values_GHPD.shape[3],
             places=prompt_values_GHPD.shape[2],
-            nodes=node_keys_GHND.shape[2],
+            chunks=len(node_keys),
+            chunk=node_keys[0].shape[2],
             path_stride=paths_RT.stride(0),
             depth=depth,
             scale=scale,
@@ -140,6 +143,10 @@ class TreeAttentionKernel:
         )
         self._function(ctypes.byref(arguments))
         return output_RHD
+
+
+def _pointers(chunks: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(chunks))(*(chunk.data_ptr() for chunk in chunks))
 
 
 def tiles_of(keys_PD: Tensor, tiles: int) -> Tensor:
@@ -222,7 +229,7 @@ def _build(path: Path) -> None:
 
 
 def _check(kernel: TreeAttentionKernel) -> None:
-    """A small attention with grouped heads, ragged prompts and fillers, against the plain formula in fp64."""
+    """A small attention with grouped heads, ragged prompts, chunks and fillers, against the plain formula in fp64."""
     heads, key_heads, head_width, lengths, rows, depth = 4, 2, 8, [0, 3, TILE + 21], [2, 1, 19], 2
     draw = torch.Generator().manual_seed(0)
     query, key, value = (
@@ -230,24 +237,27 @@ def _check(kernel: TreeAttentionKernel) -> None:
     )
     prompt_keys = torch.zeros(3, key_heads, 2, LANES, TILE)
     prompt_values = torch.zeros(3, key_heads, 2 * TILE, LANES)
-    nodes = torch.zeros(2, 3, key_heads, 1 + max(rows), LANES)
-    nodes[..., 0, :head_width] = torch.randn(2, 3, key_heads, head_width, generator=draw)
+    node_keys, node_values = (
+        [torch.zeros(3, key_heads, 7, LANES) for _ in range(0, 1 + max(rows), 7)] for _ in range(2)
+    )
+    for nodes in (node_keys[0], node_values[0]):
+        nodes[:, :, 0, :head_width] = torch.randn(3, key_heads, head_width, generator=draw)
     paths, first, expected = [], [0], []
     for g, (length, count) in enumerate(zip(lengths, rows, strict=True)):
         keys_of_prompt = torch.randn(key_heads, length, head_width, generator=draw)
         prompt_keys[g, :, :, :head_width] = tiles_of(keys_of_prompt, prompt_keys.shape[2])
         prompt_values[g, :, :length, :head_width] = torch.randn(key_heads, length, head_width, generator=draw)
         for row in range(first[-1], first[-1] + count):
-            own = [nodes[0, g, :, :1, :head_width], key[:, row : row + 1]]
+            own = [node_keys[0][g, :, :1, :head_width], key[:, row : row + 1]]
             keys = torch.cat([keys_of_prompt, *own], 1).double()
-            own = [nodes[1, g, :, :1, :head_width], value[:, row : row + 1]]
+            own = [node_values[0][g, :, :1, :head_width], value[:, row : row + 1]]
             values = torch.cat([prompt_values[g, :, :length, :head_width], *own], 1).double()
             queries = query[:, row].double().view(key_heads, -1, head_width)
             expected.append(((queries @ keys.transpose(1, 2) * 0.3).softmax(-1) @ values).view(heads, head_width))
             paths.append([0, 1 + row - first[-1]])
         first.append(first[-1] + count)
     found = kernel(
-        query, key, value, prompt_keys, prompt_values, nodes[0], nodes[1],
+        query, key, value, prompt_keys, prompt_values, node_keys, node_values,
         torch.tensor(lengths, dtype=torch.int32), torch.tensor(first, dtype=torch.int32),
         torch.tensor(paths, dtype=torch.int32), depth, 0.3,
     )  # fmt: skip

@@ -29,6 +29,7 @@ Precision = Literal["fp32", "bf16"]
 """Of the layers' matrix products."""
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1024, 16384  # tokens; larger ones leave the processor's cache for nothing
+_GELU_ROWS = 256  # see _in_pieces
 _TYPICAL_ROWS = 256  # what packed weights are laid out for; any number of rows may follow
 
 
@@ -113,9 +114,20 @@ def _matrix_product(
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
         multiply = torch.ops.mkldnn._linear_pointwise
         if then_gelu:  # the next product takes what this one gives, without a detour through fp32
-            return lambda inputs: multiply(inputs.to(dtype), packed, bias, "gelu", [], "tanh")
+            return lambda inputs: _in_pieces(
+                lambda piece: multiply(piece, packed, bias, "gelu", [], "tanh"), inputs.to(dtype)
+            )
         return lambda inputs: multiply(inputs.to(dtype), packed, bias, "none", [], "").float()
     return lambda inputs: functional.linear(inputs.to(dtype), weight, bias).float()
+
+
+def _in_pieces(multiply: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """The product of few rows at a time: with a GELU, oneDNN's in bf16 takes 2.4 times as long per row beyond 320."""
+    rows = inputs.shape[-2]
+    if inputs.dtype != torch.bfloat16 or rows <= _GELU_ROWS:
+        return multiply(inputs)
+    size = -(-rows // -(-rows // _GELU_ROWS))
+    return torch.cat([multiply(piece) for piece in inputs.split(size, -2)], -2)
 
 
 def _packs(weight: Tensor) -> bool:

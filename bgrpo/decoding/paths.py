@@ -37,7 +37,8 @@ class ReusingPaths:
     Attributes:
         paths_GKT: int32; nodes of each slot from the root on, ``depth`` of them.
         depth: steps so far.
-        capacity: see :class:`NodePaths`.
+        chunk: nodes by which the capacity grows.
+        capacity: see :class:`NodePaths`; a multiple of ``chunk``.
 
     Args:
         prompts: G.
@@ -49,8 +50,8 @@ class ReusingPaths:
     def __init__(self, prompts: int, width: int, steps: int, device: torch.device) -> None:
         self.paths_GKT = torch.zeros(prompts, width, steps, dtype=torch.int32, device=device)
         self.depth = 0
-        self._headroom = 4 * width
-        self.capacity = min(width * steps, 2 * self._headroom)
+        self.chunk = width * min(4, steps)
+        self.capacity = self.chunk * (2 if steps > 4 else 1)
         self._free_GN = torch.arange(self.capacity, device=device).expand(prompts, -1)
         self._given, self._limit = 0, self.capacity
 
@@ -87,9 +88,9 @@ class ReusingPaths:
         needed_GN = torch.zeros(len(known), self.capacity, dtype=torch.int32, device=known.device)
         needed_GN.scatter_add_(1, known.flatten(1).long(), live_GK[..., None].expand_as(known).flatten(1).int())
         largest = int((needed_GN > 0).sum(1).max())
-        if self.capacity - largest < max(most, self._headroom // 2):
-            needed_GN = torch.nn.functional.pad(needed_GN, (0, self._headroom))
-            self.capacity += self._headroom
+        if self.capacity - largest < max(most, self.chunk // 2):
+            needed_GN = torch.nn.functional.pad(needed_GN, (0, self.chunk))
+            self.capacity += self.chunk
         self._free_GN = (needed_GN > 0).to(torch.uint8).argsort(dim=-1, stable=True)
         self._given, self._limit = 0, self.capacity - largest
 

@@ -175,3 +175,25 @@ def test_numbers_that_are_not_numbers_stay_visible() -> None:
     store.begin_step(rows)
     output = store.attend(0, *torch.ones(3, 1, 2, 16), 1.0)
     assert torch.equal(output[0], torch.ones(1, 16)) and output[1].isnan().all()
+
+
+@needs_kernel
+def test_memory_that_nothing_was_written_to_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory holds anything; here NaN, beyond the prompts' ends and in the nodes that no token was given."""
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: empty(self, *shape).fill_(math.nan))
+    paths = ReusingPaths(2, 3, 12, torch.device("cpu"))
+    store = CompiledStore(load_kernel(), paths, torch.tensor([3, 70]))
+    draw = torch.Generator().manual_seed(0)
+    for g, length in enumerate((3, 70)):
+        store.add_prompts(0, g, *torch.randn(2, 1, 2, length, 16, generator=draw))
+    live_GK = torch.tensor([[True, False, False]] * 2)
+    for _ in range(12):
+        slots = slots_of(live_GK)
+        rows = Rows.live(slots)
+        paths.add(rows, slots)
+        store.begin_step(rows)
+        assert torch.isfinite(store.attend(0, *torch.randn(3, 2, len(rows.flat_R), 16, generator=draw), 0.3)).all()
+        paths.descend(torch.arange(3).expand(2, -1))
+        live_GK = torch.ones(2, 3, dtype=torch.bool)
+    assert paths.capacity > 2 * paths.chunk, "room was added"

@@ -17,6 +17,7 @@ constexpr int LANES = 16;
 constexpr int BLOCK_ROWS = 6;   // rows whose sums are held in registers
 constexpr int PANEL_ROWS = 30;  // rows that use a tile of keys or values while it is in the first-level cache
 constexpr int TILE = 64;        // prompt places in a tile
+constexpr int STEP = 4;         // products of a row between two requests for memory
 using Vector = float __attribute__((vector_size(LANES * sizeof(float))));
 using Integers = int32_t __attribute__((vector_size(LANES * sizeof(int32_t))));
 
@@ -75,16 +76,48 @@ inline Vector exp_nonpositive(Vector x) {
     return is_zero ? Vector{} : p * scale;
 }
 
+// The keys or values of all nodes of a prompt and head. Nodes lie in chunks; `places` says how many bytes each node is from
+// the first one.
+struct Nodes {
+    float* first;
+    const int64_t* places;
+
+    float* operator[](int32_t node) const {
+        return reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(first) + static_cast<uintptr_t>(places[node]));
+    }
+};
+
+// What is needed soon, asked for a little at a time while there is arithmetic to do: lines that follow each other (the
+// next tile) and nodes. All at once would wait for the memory.
+struct Ahead {
+    const float* lines;
+    int64_t lines_per_step;
+    Nodes store;
+    const int32_t* nodes;
+    int64_t nodes_per_step, width;
+
+    void step() {
+        for (int64_t i = 0; i < lines_per_step; ++i, lines += LANES) __builtin_prefetch(lines, 0, 2);
+        for (int64_t i = 0; i < nodes_per_step; ++i, ++nodes)
+            for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(store[*nodes] + d, 0, 2);
+    }
+};
+
 // scores[r][0 .. 16 V) = queries[r] . keys, keys transposed [width][TILE]
 template <int R, int V>
-void score_tile(const float* queries, int64_t width, const float* keys, float* scores, int64_t score_stride) {
+void score_tile(const float* queries, int64_t width, const float* keys, float* scores, int64_t score_stride,
+                const Ahead& requests) {
+    Ahead ahead = requests;
     Vector sums[R][V] = {};
-    for (int64_t d = 0; d < width; ++d) {
-        Vector key[V];
-        for (int v = 0; v < V; ++v) key[v] = load(keys + d * TILE + v * LANES);
-        for (int r = 0; r < R; ++r) {
-            const Vector query = broadcast(queries[r * width + d]);
-            for (int v = 0; v < V; ++v) sums[r][v] += query * key[v];
+    for (int64_t chunk = 0; chunk < width; chunk += STEP) {
+        ahead.step();
+        for (int64_t d = chunk; d < chunk + STEP; ++d) {
+            Vector key[V];
+            for (int v = 0; v < V; ++v) key[v] = load(keys + d * TILE + v * LANES);
+            for (int r = 0; r < R; ++r) {
+                const Vector query = broadcast(queries[r * width + d]);
+                for (int v = 0; v < V; ++v) sums[r][v] += query * key[v];
+            }
         }
     }
     for (int r = 0; r < R; ++r)
@@ -94,11 +127,13 @@ void score_tile(const float* queries, int64_t width, const float* keys, float* s
 // outputs[r][0 .. 16 V) += sum over places of weights[r][place] * values[place]
 template <int R, int V>
 inline void mix_columns(const float* weights, int64_t weight_stride, const float* values, int64_t width, int64_t places,
-                        float* outputs) {
+                        float* outputs, const Ahead& requests) {
+    Ahead ahead = requests;
     Vector sums[R][V];
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < V; ++v) sums[r][v] = load(outputs + r * width + v * LANES);
     for (int64_t p = 0; p < places; ++p) {
+        if (p % STEP == 0) ahead.step();
         Vector value[V];
         for (int v = 0; v < V; ++v) value[v] = load(values + p * width + v * LANES);
         for (int r = 0; r < R; ++r) {
@@ -112,27 +147,27 @@ inline void mix_columns(const float* weights, int64_t weight_stride, const float
 
 template <int R>
 void mix_tile(const float* weights, int64_t weight_stride, const float* values, int64_t width, int64_t places,
-              float* outputs) {
+              float* outputs, const Ahead& requests) {
     int64_t d = 0;
+    const auto once = [&] { return d ? Ahead{} : requests; };
     for (; d + 4 * LANES <= width; d += 4 * LANES)
-        mix_columns<R, 4>(weights, weight_stride, values + d, width, places, outputs + d);
+        mix_columns<R, 4>(weights, weight_stride, values + d, width, places, outputs + d, once());
     for (; d + 2 * LANES <= width; d += 2 * LANES)
-        mix_columns<R, 2>(weights, weight_stride, values + d, width, places, outputs + d);
+        mix_columns<R, 2>(weights, weight_stride, values + d, width, places, outputs + d, once());
     for (; d < width; d += LANES)
-        mix_columns<R, 1>(weights, weight_stride, values + d, width, places, outputs + d);
+        mix_columns<R, 1>(weights, weight_stride, values + d, width, places, outputs + d, once());
 }
 
 // Writes whole vectors of scores: `scores` has room for one more.
 template <int V>
-inline void score_path(const float* query, const float* keys, int64_t width, const int32_t* path, int64_t length,
-                       float* scores) {
+inline void score_path(const float* query, Nodes keys, const int32_t* path, int64_t length, float* scores) {
     Vector part[V];
     for (int v = 0; v < V; ++v) part[v] = load(query + v * LANES);
     for (int64_t j = 0; j < length; j += LANES) {
         Vector products[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i) {
-            const float* key = keys + path[j + i < length ? j + i : length - 1] * width;
+            const float* key = keys[path[j + i < length ? j + i : length - 1]];
             Vector total = part[0] * load(key);
             for (int v = 1; v < V; ++v) total += part[v] * load(key + v * LANES);
             products[i] = total;
@@ -142,42 +177,41 @@ inline void score_path(const float* query, const float* keys, int64_t width, con
 }
 
 template <int V>
-inline void mix_path(const float* weights, const float* values, int64_t width, const int32_t* path, int64_t length,
-                     float* output) {
+inline void mix_path(const float* weights, Nodes values, int64_t offset, const int32_t* path, int64_t length, float* output) {
     Vector sums[V];
     for (int v = 0; v < V; ++v) sums[v] = load(output + v * LANES);
     for (int64_t j = 0; j < length; ++j) {
         const Vector weight = broadcast(weights[j]);
-        const float* value = values + path[j] * width;
+        const float* value = values[path[j]] + offset;
         for (int v = 0; v < V; ++v) sums[v] += weight * load(value + v * LANES);
     }
     for (int v = 0; v < V; ++v) store(output + v * LANES, sums[v]);
 }
 
-void score_any_path(const float* query, const float* keys, int64_t width, const int32_t* path, int64_t length,
+void score_any_path(const float* query, Nodes keys, int64_t width, const int32_t* path, int64_t length,
                     float* scores) {
     switch (width / LANES) {
-        case 1: return score_path<1>(query, keys, width, path, length, scores);
-        case 2: return score_path<2>(query, keys, width, path, length, scores);
-        case 4: return score_path<4>(query, keys, width, path, length, scores);
-        case 8: return score_path<8>(query, keys, width, path, length, scores);
+        case 1: return score_path<1>(query, keys, path, length, scores);
+        case 2: return score_path<2>(query, keys, path, length, scores);
+        case 4: return score_path<4>(query, keys, path, length, scores);
+        case 8: return score_path<8>(query, keys, path, length, scores);
     }
     for (int64_t j = 0; j < length; ++j) {
         Vector total{};
-        for (int64_t d = 0; d < width; d += LANES) total += load(query + d) * load(keys + path[j] * width + d);
+        for (int64_t d = 0; d < width; d += LANES) total += load(query + d) * load(keys[path[j]] + d);
         scores[j] = sum(total);
     }
 }
 
-void mix_any_path(const float* weights, const float* values, int64_t width, const int32_t* path, int64_t length,
+void mix_any_path(const float* weights, Nodes values, int64_t width, const int32_t* path, int64_t length,
                   float* output) {
     switch (width / LANES) {
-        case 1: return mix_path<1>(weights, values, width, path, length, output);
-        case 2: return mix_path<2>(weights, values, width, path, length, output);
-        case 4: return mix_path<4>(weights, values, width, path, length, output);
-        case 8: return mix_path<8>(weights, values, width, path, length, output);
+        case 1: return mix_path<1>(weights, values, 0, path, length, output);
+        case 2: return mix_path<2>(weights, values, 0, path, length, output);
+        case 4: return mix_path<4>(weights, values, 0, path, length, output);
+        case 8: return mix_path<8>(weights, values, 0, path, length, output);
     }
-    for (int64_t d = 0; d < width; d += LANES) mix_path<1>(weights, values + d, width, path, length, output + d);
+    for (int64_t d = 0; d < width; d += LANES) mix_path<1>(weights, values, d, path, length, output + d);
 }
 
 // Turns scores into weights exp(score - largest), in place; returns their sum. `count` is followed by room for a vector.
@@ -199,18 +233,59 @@ float soften(float* scores, int64_t count) {
     return sum(total);
 }
 
-using ScoreTile = void (*)(const float*, int64_t, const float*, float*, int64_t);
-using MixTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*);
+using ScoreTile = void (*)(const float*, int64_t, const float*, float*, int64_t, const Ahead&);
+using MixTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*, const Ahead&);
 #define FOR_ROWS(R) {score_tile<R, 1>, score_tile<R, 2>, score_tile<R, 3>, score_tile<R, 4>}
 constexpr ScoreTile SCORE[BLOCK_ROWS][TILE / LANES] = {FOR_ROWS(1), FOR_ROWS(2), FOR_ROWS(3),
                                                        FOR_ROWS(4), FOR_ROWS(5), FOR_ROWS(6)};
 constexpr MixTile MIX[BLOCK_ROWS] = {mix_tile<1>, mix_tile<2>, mix_tile<3>, mix_tile<4>, mix_tile<5>, mix_tile<6>};
 
-// Ask for part `part` of `parts` of the tile that is needed next, while this one is worked on.
-inline void prefetch(const float* tile, int64_t size, int64_t part, int64_t parts) {
-    constexpr int64_t LINE = 64 / sizeof(float);
-    for (int64_t i = size * part / parts / LINE * LINE; i < size * (part + 1) / parts; i += LINE)
-        __builtin_prefetch(tile + i, 0, 2);
+// Asks for the tiles that are needed next, and for the nodes, while there are products to make.
+class Requests {
+  public:
+    // `calls`: products with each tile, each of `steps` steps.
+    Requests(Nodes store, const std::vector<int32_t>& nodes, int64_t width, int64_t calls, int64_t steps)
+        : steps_(steps), lines_per_step_((width * TILE / LANES + calls * steps - 1) / (calls * steps)), width_(width),
+          store_(store), node_(nodes.data()), last_node_(nodes.data() + nodes.size()) {}
+
+    void start_tile(const float* next) {
+        line_ = next;
+        last_line_ = next + width_ * TILE;
+    }
+
+    Ahead take() {
+        Ahead ahead{line_, 0, store_, node_, 0, width_};
+        if (line_ < last_line_) {
+            ahead.lines_per_step = lines_per_step_;
+            line_ += steps_ * lines_per_step_ * LANES;
+        }
+        if (last_node_ - node_ >= steps_) {
+            ahead.nodes_per_step = 1;
+            node_ += steps_;
+        }
+        return ahead;
+    }
+
+  private:
+    int64_t steps_, lines_per_step_, width_;
+    Nodes store_;
+    const float *line_ = nullptr, *last_line_ = nullptr;
+    const int32_t *node_, *last_node_;
+};
+
+// The nodes on any of the rows' paths, each once.
+void collect_nodes(const int32_t* paths, int64_t rows, int64_t stride, int64_t depth, int64_t nodes,
+                   std::vector<char>& seen, std::vector<int32_t>& found) {
+    seen.assign(nodes, 0);
+    found.clear();
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t j = 0; j < depth; ++j) {
+            const int32_t node = paths[row * stride + j];
+            if (!seen[node]) {
+                seen[node] = 1;
+                found.push_back(node);
+            }
+        }
 }
 
 inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
@@ -228,87 +303,124 @@ struct TreeAttention {
     // the store
     const float* prompt_keys;       // [prompts, key heads, prompt places / TILE, width, TILE]
     const float* prompt_values;     // [prompts, key heads, prompt places, width]
-    float *node_keys, *node_values; // [prompts, key heads, nodes, width]
+    float *const *node_keys, *const *node_values;  // chunks: [prompts, key heads, chunk, width] each
     const int32_t* prompt_lengths;  // [prompts]
     const int32_t* first_rows;      // [prompts + 1]: rows of a prompt follow each other
     const int32_t* paths;           // [rows, path_stride]: nodes of the row from the root on, its own last
-    int64_t prompts, heads, key_heads, head_width, width, places, nodes, path_stride;
+    int64_t prompts, heads, key_heads, head_width, width, places, chunks, chunk, path_stride;
     int64_t depth;                  // nodes on each row's path
     float scale;
     int32_t threads;
 };
 
-// Put the new rows' keys and values into their nodes, then attend.
-void bgrpo_tree_attention(const TreeAttention* a) {
+}  // extern "C"
+
+namespace {
+
+// How many bytes each node is from the first one, for any prompt and head.
+std::vector<int64_t> node_places(float* const* chunks, int64_t count, int64_t size, int64_t width) {
+    std::vector<int64_t> places;
+    places.reserve(count * size);
+    for (int64_t chunk = 0; chunk < count; ++chunk) {
+        const auto from = reinterpret_cast<uintptr_t>(chunks[chunk]) - reinterpret_cast<uintptr_t>(chunks[0]);
+        for (int64_t i = 0; i < size; ++i) places.push_back(static_cast<int64_t>(from + i * width * sizeof(float)));
+    }
+    return places;
+}
+
+// Attention of the rows of prompt `g` with key-value head `h`; `found` are the nodes on their paths.
+void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_places, const int64_t* value_places,
+            const std::vector<int32_t>& found) {
     const int64_t shared = a->heads / a->key_heads;
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(a->threads) if (a->threads > 1)
-    for (int64_t g = 0; g < a->prompts; ++g) {
-        for (int64_t h = 0; h < a->key_heads; ++h) {
-            const int64_t first = a->first_rows[g], count = a->first_rows[g + 1] - first;
-            if (!count) continue;
-            float* node_keys = a->node_keys + (g * a->key_heads + h) * a->nodes * a->width;
-            float* node_values = a->node_values + (g * a->key_heads + h) * a->nodes * a->width;
-            for (int64_t row = first; row < first + count; ++row) {
-                const int64_t own = a->paths[row * a->path_stride + a->depth - 1] * a->width;
-                const size_t bytes = a->head_width * sizeof(float);
-                std::memcpy(node_keys + own, a->key + row * a->key_row + h * a->key_head, bytes);
-                std::memcpy(node_values + own, a->value + row * a->value_row + h * a->value_head, bytes);
-            }
-            const int64_t tiles = a->places / TILE, tile_size = a->width * TILE;
-            const float* prompt_keys = a->prompt_keys + (g * a->key_heads + h) * tiles * tile_size;
-            const float* prompt_values = a->prompt_values + (g * a->key_heads + h) * tiles * tile_size;
-            const int64_t length = a->prompt_lengths[g];
-            const int64_t score_stride = padded(length) + padded(a->depth) + LANES;
-            static thread_local std::vector<float> scratch;
-            scratch.resize(PANEL_ROWS * (score_stride + 2 * a->width));
-            float* scores = scratch.data();
-            float* queries = scores + PANEL_ROWS * score_stride;
-            float* outputs = queries + PANEL_ROWS * a->width;
-            for (int64_t start = 0; start < count * shared; start += PANEL_ROWS) {
-                const int64_t rows = smaller(PANEL_ROWS, count * shared - start);
-                const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-                for (int64_t r = 0; r < rows; ++r) {
-                    const int64_t row = first + (start + r) / shared, head = h * shared + (start + r) % shared;
-                    const float* query = a->query + row * a->query_row + head * a->query_head;
-                    for (int64_t d = 0; d < a->head_width; ++d) queries[r * a->width + d] = query[d] * a->scale;
-                    for (int64_t d = a->head_width; d < a->width; ++d) queries[r * a->width + d] = 0;
-                }
-                for (int64_t p = 0; p < length; p += TILE) {
-                    const int64_t vectors = padded(smaller(TILE, length - p)) / LANES;
-                    for (int64_t r = 0; r < rows; r += BLOCK_ROWS) {
-                        prefetch(prompt_keys + (p + TILE) * a->width, tile_size, r / BLOCK_ROWS, blocks);
-                        SCORE[smaller(BLOCK_ROWS, rows - r) - 1][vectors - 1](
-                            queries + r * a->width, a->width, prompt_keys + p * a->width, scores + r * score_stride + p,
-                            score_stride);
-                    }
-                }
-                float sums[PANEL_ROWS];
-                for (int64_t r = 0; r < rows; ++r) {
-                    const int32_t* path = a->paths + (first + (start + r) / shared) * a->path_stride;
-                    float* own = scores + r * score_stride;
-                    score_any_path(queries + r * a->width, node_keys, a->width, path, a->depth, own + length);
-                    sums[r] = soften(own, length + a->depth);
-                }
-                std::memset(outputs, 0, rows * a->width * sizeof(float));
-                for (int64_t p = 0; p < length; p += TILE)
-                    for (int64_t r = 0; r < rows; r += BLOCK_ROWS) {
-                        prefetch(prompt_values + (p + TILE) * a->width, tile_size, r / BLOCK_ROWS, blocks);
-                        MIX[smaller(BLOCK_ROWS, rows - r) - 1](scores + r * score_stride + p, score_stride,
-                                                               prompt_values + p * a->width, a->width,
-                                                               smaller(TILE, length - p), outputs + r * a->width);
-                    }
-                for (int64_t r = 0; r < rows; ++r) {
-                    const int64_t row = first + (start + r) / shared, head = h * shared + (start + r) % shared;
-                    float* own = outputs + r * a->width;
-                    mix_any_path(scores + r * score_stride + length, node_values, a->width,
-                                 a->paths + row * a->path_stride, a->depth, own);
-                    float* to = a->output + (row * a->heads + head) * a->head_width;
-                    const float scale = 1 / sums[r];
-                    for (int64_t d = 0; d < a->head_width; ++d) to[d] = own[d] * scale;
-                }
-            }
+    const int64_t first = a->first_rows[g], count = a->first_rows[g + 1] - first;
+    if (!count) return;
+    const int64_t first_node = (g * a->key_heads + h) * a->chunk * a->width;
+    const Nodes node_keys{a->node_keys[0] + first_node, key_places};
+    const Nodes node_values{a->node_values[0] + first_node, value_places};
+    for (int64_t row = first; row < first + count; ++row) {
+        const int32_t own = a->paths[row * a->path_stride + a->depth - 1];
+        const size_t bytes = a->head_width * sizeof(float);
+        std::memcpy(node_keys[own], a->key + row * a->key_row + h * a->key_head, bytes);
+        std::memcpy(node_values[own], a->value + row * a->value_row + h * a->value_head, bytes);
+    }
+    const int64_t tiles = a->places / TILE, tile_size = a->width * TILE;
+    const float* prompt_keys = a->prompt_keys + (g * a->key_heads + h) * tiles * tile_size;
+    const float* prompt_values = a->prompt_values + (g * a->key_heads + h) * tiles * tile_size;
+    const int64_t length = a->prompt_lengths[g];
+    const int64_t score_stride = padded(length) + padded(a->depth) + LANES;
+    static thread_local std::vector<float> scratch;
+    scratch.resize(PANEL_ROWS * (score_stride + 2 * a->width));
+    float* scores = scratch.data();
+    float* queries = scores + PANEL_ROWS * score_stride;
+    float* outputs = queries + PANEL_ROWS * a->width;
+    for (int64_t start = 0; start < count * shared; start += PANEL_ROWS) {
+        const int64_t rows = smaller(PANEL_ROWS, count * shared - start);
+        const int64_t blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t row = first + (start + r) / shared, head = h * shared + (start + r) % shared;
+            const float* query = a->query + row * a->query_row + head * a->query_head;
+            for (int64_t d = 0; d < a->head_width; ++d) queries[r * a->width + d] = query[d] * a->scale;
+            for (int64_t d = a->head_width; d < a->width; ++d) queries[r * a->width + d] = 0;
+        }
+        Requests key_requests(node_keys, found, a->width, blocks, a->width / STEP);
+        for (int64_t p = 0; p < length; p += TILE) {
+            const int64_t vectors = padded(smaller(TILE, length - p)) / LANES;
+            key_requests.start_tile(prompt_keys + (p + TILE) * a->width);
+            for (int64_t r = 0; r < rows; r += BLOCK_ROWS)
+                SCORE[smaller(BLOCK_ROWS, rows - r) - 1][vectors - 1](
+                    queries + r * a->width, a->width, prompt_keys + p * a->width, scores + r * score_stride + p,
+                    score_stride, key_requests.take());
+        }
+        float sums[PANEL_ROWS];
+        for (int64_t r = 0; r < rows; ++r) {
+            const int32_t* path = a->paths + (first + (start + r) / shared) * a->path_stride;
+            float* own = scores + r * score_stride;
+            score_any_path(queries + r * a->width, node_keys, a->width, path, a->depth, own + length);
+            sums[r] = soften(own, length + a->depth);
+        }
+        std::memset(outputs, 0, rows * a->width * sizeof(float));
+        Requests value_requests(node_values, found, a->width, blocks, TILE / STEP);
+        for (int64_t p = 0; p < length; p += TILE) {
+            value_requests.start_tile(prompt_values + (p + TILE) * a->width);
+            for (int64_t r = 0; r < rows; r += BLOCK_ROWS)
+                MIX[smaller(BLOCK_ROWS, rows - r) - 1](
+                    scores + r * score_stride + p, score_stride, prompt_values + p * a->width, a->width,
+                    smaller(TILE, length - p), outputs + r * a->width, value_requests.take());
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+            const int64_t row = first + (start + r) / shared, head = h * shared + (start + r) % shared;
+            float* own = outputs + r * a->width;
+            mix_any_path(scores + r * score_stride + length, node_values, a->width,
+                         a->paths + row * a->path_stride, a->depth, own);
+            float* to = a->output + (row * a->heads + head) * a->head_width;
+            const float scale = 1 / sums[r];
+            for (int64_t d = 0; d < a->head_width; ++d) to[d] = own[d] * scale;
         }
     }
 }
 
-}  // extern "C"
+}  // namespace
+
+// Put the new rows' keys and values into their nodes, then attend.
+extern "C" void bgrpo_tree_attention(const TreeAttention* a) {
+    const std::vector<int64_t> key_places = node_places(a->node_keys, a->chunks, a->chunk, a->width);
+    const std::vector<int64_t> value_places = node_places(a->node_values, a->chunks, a->chunk, a->width);
+#pragma omp parallel num_threads(a->threads) if (a->threads > 1)
+    {
+        std::vector<char> seen;
+        std::vector<int32_t> found;
+        int64_t found_for = -1;
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t g = 0; g < a->prompts; ++g) {
+            for (int64_t h = 0; h < a->key_heads; ++h) {
+                if (found_for != g) {
+                    const int64_t first = a->first_rows[g];
+                    collect_nodes(a->paths + first * a->path_stride, a->first_rows[g + 1] - first, a->path_stride,
+                                  a->depth, a->chunks * a->chunk, seen, found);
+                    found_for = g;
+                }
+                attend(a, g, h, key_places.data(), value_places.data(), found);
+            }
+        }
+    }
+}
