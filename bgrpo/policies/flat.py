@@ -11,14 +11,20 @@ from transformers import PreTrainedModel
 _HEADER = 32  # bytes: SHA-256 of names and shapes
 
 
-def flatten_parameters(model: PreTrainedModel) -> np.ndarray:
+def flatten_parameters(model: PreTrainedModel, used: np.ndarray | None = None) -> np.ndarray:
     """Every floating-point weight as float32, in the model's order, tied weights once, behind a 32-byte fingerprint.
+
+    Args:
+        model: the policy.
+        used: a buffer of an earlier call that nobody reads any more, to be written again: new memory costs more than
+            the copy.
 
     Returns:
         uint8, 1-D, 32 + 4 × (number of weights) bytes.
     """
     tensors = _weights(model)
-    buffer = np.empty(_HEADER + 4 * sum(tensor.numel() for tensor in tensors.values()), np.uint8)
+    size = _HEADER + 4 * sum(tensor.numel() for tensor in tensors.values())
+    buffer = np.empty(size, np.uint8) if used is None or used.size != size else used
     buffer[:_HEADER] = np.frombuffer(_fingerprint(tensors), np.uint8)
     floats = torch.from_numpy(buffer[_HEADER:].view(np.float32))
     offset = 0
@@ -51,8 +57,11 @@ def load_flat_parameters(model: PreTrainedModel, buffer: np.ndarray) -> None:
     offset = 0
     with torch.no_grad():
         for tensor in tensors.values():
-            piece = floats[offset : offset + tensor.numel()].copy()  # torch takes no read-only arrays
-            tensor.copy_(torch.from_numpy(piece).view(tensor.shape))
+            piece = floats[offset : offset + tensor.numel()].reshape(tensor.shape)
+            if tensor.device.type == "cpu" and tensor.dtype == torch.float32:
+                np.copyto(tensor.numpy(), piece)
+            else:
+                tensor.copy_(torch.from_numpy(piece.copy()))  # torch takes no read-only arrays
             offset += tensor.numel()
 
 

@@ -41,6 +41,26 @@ def test_round_trip_is_exact_from_a_read_only_buffer(make: object) -> None:
     assert np.array_equal(flatten_parameters(target), buffer)
 
 
+def test_a_used_buffer_is_written_again_if_it_fits() -> None:
+    first = flatten_parameters(policy(0))
+    kept = first.copy()
+    second = flatten_parameters(policy(1), first)
+    assert second is first
+    assert np.array_equal(second, flatten_parameters(policy(1))) and not np.array_equal(second, kept)
+    larger = flatten_parameters(policy(2, layers=3), first)
+    assert larger is not first and larger.size > first.size
+
+
+def test_weights_whose_memory_has_gaps_are_filled() -> None:
+    source, target = policy(0), policy(1)
+    for model in (source, target):
+        weight = model.get_input_embeddings().weight
+        weight.data = torch.stack([weight.data, weight.data], -1)[..., 0]
+        assert not weight.is_contiguous()
+    load_flat_parameters(target, flatten_parameters(source))
+    assert torch.equal(source(IDS).logits, target(IDS).logits)
+
+
 def test_loading_casts_to_the_dtype_of_the_model() -> None:
     source, target = policy(0), policy(1).to(torch.bfloat16)
     load_flat_parameters(target, flatten_parameters(source))

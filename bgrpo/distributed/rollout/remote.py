@@ -20,6 +20,7 @@ from bgrpo.policies.tokenizer import decode_completion, encode_texts
 from bgrpo.rollouts import decode_settings
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeSettings
@@ -65,11 +66,12 @@ class ServiceRolloutSource:
     def __init__(self, service: Any, config: TrainConfig) -> None:
         self._service = service
         self._limit_s = step_limit_s(config)
+        self._buffer: np.ndarray | None = None
 
     def publish(self, version: int, model: PreTrainedModel) -> None:
         """Put the weights into the object store once and tell the service their version."""
-        buffer = ray.put(flatten_parameters(model))
-        answer(self._service.publish.remote(version, [buffer]), self._limit_s)
+        self._buffer = flatten_parameters(model, self._buffer)
+        answer(self._service.publish.remote(version, [ray.put(self._buffer)]), self._limit_s)  # put copies
 
     def prefetch(self, step: int, version: int, indices: list[int]) -> None:
         """Have the service decode draw 0 of ``step`` while this process does something else."""
