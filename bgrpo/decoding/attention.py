@@ -51,8 +51,20 @@ def tree_attention(
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
 
 
+def rounded(states: Tensor, kept: torch.dtype) -> Tensor:
+    """The states with the values that ``kept`` has, in fp32."""
+    return states if kept == states.dtype else states.to(kept).to(states.dtype)
+
+
 class TreeStore(Protocol):
-    """Keys and values of all prompts and nodes, and attention over them."""
+    """Keys and values of all prompts and nodes, and attention over them.
+
+    Attributes:
+        kept: what keys and values are rounded to as soon as they are made, those of the token at hand too. Products and
+            softmax are fp32.
+    """
+
+    kept: torch.dtype
 
     def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
         """Keep equally long prompts, ``first`` and those after it."""
@@ -84,9 +96,13 @@ class CompiledStore:
         kernel: see :func:`bgrpo.decoding.compiled.compiled_kernel`.
         paths: which nodes each slot's path has.
         lengths_G: prompt places in use (int64).
+        kept: see :class:`TreeStore`; fp32 or bf16.
     """
 
-    def __init__(self, kernel: TreeAttentionKernel, paths: ReusingPaths, lengths_G: Tensor) -> None:
+    def __init__(
+        self, kernel: TreeAttentionKernel, paths: ReusingPaths, lengths_G: Tensor, kept: torch.dtype = torch.float32
+    ) -> None:
+        self.kept = kept
         self._kernel = kernel
         self._paths = paths
         self._lengths_G = lengths_G.to(torch.int32)
@@ -132,7 +148,8 @@ class CompiledStore:
         """
         heads, used = like.shape[-3], like.shape[-1]
         width = -(-used // LANES) * LANES
-        return (like.new_empty if used == width else like.new_zeros)(len(self._lengths_G), heads, places, width)
+        new = like.new_empty if used == width else like.new_zeros
+        return new(len(self._lengths_G), heads, places, width, dtype=self.kept)
 
 
 class TorchStore:
@@ -143,9 +160,11 @@ class TorchStore:
         paths: which nodes each slot's path has.
         lengths_G: prompt places in use.
         places: P, the most of them.
+        kept: see :class:`TreeStore`; the memory is fp32 whatever it is, as PyTorch's attention has one dtype for all.
     """
 
-    def __init__(self, paths: NodePaths, lengths_G: Tensor, places: int) -> None:
+    def __init__(self, paths: NodePaths, lengths_G: Tensor, places: int, kept: torch.dtype = torch.float32) -> None:
+        self.kept = kept
         self._paths = paths
         self._lengths_G = lengths_G
         self._places = places
@@ -155,8 +174,8 @@ class TorchStore:
         """See :class:`TreeStore`."""
         groups, _, places, _ = keys_GHPD.shape
         keys, values = self._layer(layer, keys_GHPD)
-        keys[first : first + groups, :, :places] = keys_GHPD
-        values[first : first + groups, :, :places] = values_GHPD
+        keys[first : first + groups, :, :places] = rounded(keys_GHPD, self.kept)
+        values[first : first + groups, :, :places] = rounded(values_GHPD, self.kept)
 
     def begin_step(self, rows: Rows) -> None:
         """See :class:`TreeStore`."""
@@ -174,8 +193,8 @@ class TorchStore:
         """See :class:`Attends`."""
         keys, values = self._layer(layer, key_HRD)
         rows, count = self._rows, len(self._rows.flat_R)
-        keys[rows.prompt_R, :, self._nodes_R] = key_HRD[:, :count].transpose(0, 1)
-        values[rows.prompt_R, :, self._nodes_R] = value_HRD[:, :count].transpose(0, 1)
+        for states, new_HRD in ((keys, key_HRD), (values, value_HRD)):
+            states[rows.prompt_R, :, self._nodes_R] = rounded(new_HRD[:, :count].transpose(0, 1), self.kept)
         (groups, key_heads, _, width), slots, heads = keys.shape, self._mask_GKM.shape[1], query_HRD.shape[0]
         shared = heads // key_heads  # query heads of one key-value head become further rows
         query_SHD = query_HRD.new_zeros(groups * slots, heads, width)

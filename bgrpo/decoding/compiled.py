@@ -47,6 +47,7 @@ class TreeAttentionArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_float),
         ("threads", ctypes.c_int32),
+        ("halves", ctypes.c_int32),
     )
 
 
@@ -84,7 +85,9 @@ class TreeAttentionKernel:
         depth: int,
         scale: float,
     ) -> Tensor:
-        """Store the rows' keys and values in their nodes, and attend. All floats fp32, all integers int32, on the CPU.
+        """Store the rows' keys and values in their nodes, and attend. On the CPU; floats are fp32, integers int32.
+
+        Keys and values of prompts and nodes may all be bf16 instead: the rows' own are then rounded too.
 
         Args:
             query_HRD: of the rows; further rows beyond those of ``first_rows_G`` are fillers.
@@ -140,6 +143,7 @@ class TreeAttentionKernel:
             depth=depth,
             scale=scale,
             threads=torch.get_num_threads(),
+            halves=prompt_keys_GHTDP.dtype == torch.bfloat16,
         )
         self._function(ctypes.byref(arguments))
         return output_RHD

@@ -29,8 +29,8 @@ class DecodeEngine:
 
     Args:
         model: decoder-only, fp32; its device is used.
-        precision: of the layers' matrix products. ``bf16`` is faster and rounds these products only: norms, attention,
-            head and scores are fp32 in both.
+        precision: of the layers' matrix products, and of keys and values. ``bf16`` is faster, keeps half as much per
+            token, and rounds these only: norms, the arithmetic of attention, head and scores are fp32 in both.
         max_rows: most completions decoded at once; bounds memory.
         compiled: use the compiled attention kernel where there is one (on the CPU, with a C++ compiler).
 
@@ -49,6 +49,7 @@ class DecodeEngine:
             )
         self._model = model
         self._precision = precision
+        self._kept = torch.bfloat16 if precision == "bf16" else torch.float32
         self._max_rows = max_rows
         self._kernel = compiled_kernel() if compiled and model.device.type == "cpu" else None
 
@@ -94,8 +95,8 @@ class DecodeEngine:
 
     def _search(self, head: Head, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int) -> Traces:
         if self._model.device.type == "cpu":
-            return search(self._model, head, prompts, chooser, width, steps, self._kernel)
-        return replayed_search(self._model, head, prompts, chooser, width, steps)
+            return search(self._model, head, prompts, chooser, width, steps, self._kernel, self._kept)
+        return replayed_search(self._model, head, prompts, chooser, width, steps, self._kept)
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":

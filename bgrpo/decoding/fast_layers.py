@@ -1,7 +1,8 @@
 """A model's own layers, made fast while it decodes: the modules stay, some of their computations are replaced.
 
 - Matrix products of the layers run on weights that were packed (fp32) or rounded (bf16) once per call. In bf16 only
-  these products are: residual stream, norms, attention, head and scores stay fp32.
+  these products are, and the keys and values that attention keeps: residual stream, norms, the arithmetic of attention,
+  head and scores stay fp32.
 - The head is cut into blocks of the vocabulary, so that only the logits of one block need to exist at a time.
 - ``gelu_new`` is computed in one pass instead of eight; where it follows a matrix product, within that.
 - Attention is the search tree's, see :mod:`bgrpo.decoding.attention`.

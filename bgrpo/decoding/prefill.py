@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from bgrpo.decoding.attention import TreeStore
+from bgrpo.decoding.attention import TreeStore, rounded
 
 _TOKENS_AT_ONCE = 4096  # bounds the memory of activations
 
@@ -49,6 +49,7 @@ class PromptPass:
                 states[:, start:end].unflatten(1, (prompts, places)).transpose(0, 1)
                 for states in (query_HRD, key_HRD, value_HRD)
             )
+            key, value = (rounded(states, self._store.kept) for states in (key, value))
             self._store.add_prompts(layer, first, key, value)
             if layer < self._last_layer:
                 grouped = query.shape[1] != key.shape[1]

@@ -32,9 +32,10 @@ def replayed_search(
     chooser: Chooser,
     width: int,
     steps: int,
+    kept: torch.dtype,
 ) -> Traces:
     """Complete every prompt; arguments and result as :func:`bgrpo.decoding.search.search`."""
-    state = FixedState(model, head, prompts, chooser, width, steps)
+    state = FixedState(model, head, prompts, chooser, width, steps, kept)
     state.advance()
     advance = _recorded(state.advance) if model.device.type == "cuda" and steps > 1 else state.advance
     done = 1
@@ -58,6 +59,7 @@ class FixedState:
         chooser: Chooser,
         width: int,
         steps: int,
+        kept: torch.dtype,
     ) -> None:
         device = model.device
         self._model = model
@@ -68,7 +70,7 @@ class FixedState:
         )
         lengths_G = self._last_places_R[::width]
         self._paths = FixedPaths(len(prompts), width, steps, device)
-        self._store = TorchStore(self._paths, lengths_G, max(map(len, prompts)) - 1)
+        self._store = TorchStore(self._paths, lengths_G, max(map(len, prompts)) - 1, kept)
         prefill(model, prompts, self._store)
         self._rows = Rows.of(torch.arange(len(prompts) * width, device=device), width)
         last_G = torch.tensor([prompt[-1] for prompt in prompts], device=device)

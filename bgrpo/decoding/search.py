@@ -48,6 +48,7 @@ def search(
     width: int,
     steps: int,
     kernel: TreeAttentionKernel | None,
+    kept: torch.dtype,
 ) -> Traces:
     """Complete every prompt.
 
@@ -59,15 +60,16 @@ def search(
         width: K.
         steps: T, the most tokens of a completion.
         kernel: compiled attention; None: PyTorch's.
+        kept: see :class:`bgrpo.decoding.attention.TreeStore`.
     """
     lengths_G = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     last_G = torch.tensor([prompt[-1] for prompt in prompts], device=model.device)
     paths = ReusingPaths(len(prompts), width, steps, model.device)
     store: TreeStore
     if kernel is not None:
-        store = CompiledStore(kernel, paths, lengths_G - 1)
+        store = CompiledStore(kernel, paths, lengths_G - 1, kept)
     else:
-        store = TorchStore(paths, lengths_G - 1, max(map(len, prompts)) - 1)
+        store = TorchStore(paths, lengths_G - 1, max(map(len, prompts)) - 1, kept)
     prefill(model, prompts, store)
     slots = root_slots(last_G, width, chooser.roots)
     history: list[Slots] = []

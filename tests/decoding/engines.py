@@ -18,7 +18,7 @@ class ReplayedEngine(DecodeEngine):
     """Decodes on the CPU as it would on a GPU."""
 
     def _search(self, head: Head, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int) -> Traces:
-        return replayed_search(self._model, head, prompts, chooser, width, steps)
+        return replayed_search(self._model, head, prompts, chooser, width, steps, self._kept)
 
 
 def torch_engine(model: PreTrainedModel, **options: Any) -> DecodeEngine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from decoding.tiny_models import OPTIONS, bias_token, ragged_prompts, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference.beam_oracle import BeamResult, all_sequences, beam_search, next_logprobs
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
@@ -160,12 +162,13 @@ def test_agrees_with_generate_where_nothing_ends(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(OPTIONS))
-def test_bf16_searches_its_own_distribution(kind: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bf16_searches_its_own_distribution(engine: str, kind: str) -> None:
     """Against a brute force in float64 with the same values rounded to bf16, and nothing else."""
     model = tiny_model(kind, vocabulary=9, seed=7)
     rounded = rounded_to_bf16(model)
     for prompt in ragged_prompts(4, 9, seed=2):
-        group = DecodeEngine(model, precision="bf16").decode([prompt], beams(6, 6))[0]
+        group = ENGINES[engine](model, precision="bf16").decode([prompt], beams(6, 6))[0]
         after = next_logprobs(rounded, prompt)
         for tokens, score in scores_of(group).items():
             exact = sum(after(tokens[:place])[token] for place, token in enumerate(tokens))
@@ -178,8 +181,9 @@ def test_bf16_searches_its_own_distribution(kind: str) -> None:
 
 
 def rounded_to_bf16(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy whose layers' matrix products see and give bf16 values; the head's do not."""
+    """A copy whose layers' matrix products see and give bf16 values, as keys and values do; the head's do not."""
     rounded = copy.deepcopy(model)
+    rounded.config._attn_implementation = "rounding_keys_and_values"
     for name, module in rounded.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not rounded.get_output_embeddings():
             for parameter in module.parameters(recurse=False):
@@ -188,6 +192,15 @@ def rounded_to_bf16(model: PreTrainedModel) -> PreTrainedModel:
             if not name.endswith(("c_fc", "dense_h_to_4h")):  # rounded after the activation, which is part of it
                 module.register_forward_hook(lambda _module, _inputs, output: _as_bf16(output))
     return rounded
+
+
+def _rounding_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **options: Any
+) -> Any:
+    return sdpa_attention_forward(module, query, _as_bf16(key), _as_bf16(value), *rest, **options)
+
+
+AttentionInterface.register("rounding_keys_and_values", _rounding_attention)
 
 
 def _as_bf16(values: torch.Tensor) -> torch.Tensor:

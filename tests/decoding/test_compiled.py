@@ -38,6 +38,7 @@ needs_kernel = pytest.mark.skipif(REASON is not None, reason=f"no compiled kerne
     steps=st.integers(1, 20),
     sharpness=st.sampled_from([0.1, 1.0, 8.0]),
     threads=st.sampled_from([1, 2]),
+    kept=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_equals_masked_attention(
     seed: int,
@@ -49,12 +50,13 @@ def test_equals_masked_attention(
     steps: int,
     sharpness: float,
     threads: int,
+    kept: torch.dtype,
 ) -> None:
     """Both stores see the same random prompts and the same random search; every step's outputs must agree."""
     draw = torch.Generator().manual_seed(seed)
     lengths_G = torch.tensor(lengths)
     paths = ReusingPaths(len(lengths), width, steps, torch.device("cpu"))
-    stores = [CompiledStore(load_kernel(), paths, lengths_G), TorchStore(paths, lengths_G, max(lengths))]
+    stores = [CompiledStore(load_kernel(), paths, lengths_G, kept), TorchStore(paths, lengths_G, max(lengths), kept)]
     for g, length in enumerate(lengths):
         if length:
             keys, values = torch.randn(2, 1, key_heads, length, head_width, generator=draw)
@@ -181,7 +183,7 @@ def test_numbers_that_are_not_numbers_stay_visible() -> None:
 def test_memory_that_nothing_was_written_to_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory holds anything; here NaN, beyond the prompts' ends and in the nodes that no token was given."""
     empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: empty(self, *shape).fill_(math.nan))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **of: empty(self, *shape, **of).fill_(math.nan))
     paths = ReusingPaths(2, 3, 12, torch.device("cpu"))
     store = CompiledStore(load_kernel(), paths, torch.tensor([3, 70]))
     draw = torch.Generator().manual_seed(0)

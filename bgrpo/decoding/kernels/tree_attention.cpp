@@ -1,9 +1,14 @@
 // Attention of the rows of search trees: each row attends to its prompt, which all rows of the prompt share, and to its
-// own path of nodes. Exact softmax over both; fp32 throughout.
+// own path of nodes. Exact softmax over both. Keys and values are kept as `Kept`, fp32 or bf16 (the upper half of an fp32);
+// all arithmetic is fp32.
 //
 // Rows of one prompt that read the same key-value head are taken together: scores and outputs over the prompt are
 // register-blocked matrix products, the path is read node by node. Vectors of 16 floats are split by the compiler where the
 // machine's are narrower. Head width is padded to a multiple of 16 by zeros (`width`).
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #include <cmath>
 #include <cstdint>
@@ -25,6 +30,29 @@ inline Vector load(const float* from) {
     Vector value;
     std::memcpy(&value, from, sizeof value);
     return value;
+}
+
+inline Vector load(const uint16_t* from) {
+#ifdef __AVX512F__  // one instruction, which the compiler does not find
+    const __m512i bits =
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), 16);
+#else
+    uint16_t __attribute__((vector_size(LANES * sizeof(uint16_t)))) halves;
+    std::memcpy(&halves, from, sizeof halves);
+    const Integers bits = __builtin_convertvector(halves, Integers) << 16;
+#endif
+    Vector value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Round to what is kept: to nearest, ties to even; NaN stays NaN.
+inline void keep(float* to, float value) { *to = value; }
+
+inline void keep(uint16_t* to, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    *to = value != value ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 
 inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
@@ -78,36 +106,39 @@ inline Vector exp_nonpositive(Vector x) {
 
 // The keys or values of all nodes of a prompt and head. Nodes lie in chunks; `places` says how many bytes each node is from
 // the first one.
+template <typename Kept>
 struct Nodes {
-    float* first;
+    Kept* first;
     const int64_t* places;
 
-    float* operator[](int32_t node) const {
-        return reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(first) + static_cast<uintptr_t>(places[node]));
+    Kept* operator[](int32_t node) const {
+        return reinterpret_cast<Kept*>(reinterpret_cast<uintptr_t>(first) + static_cast<uintptr_t>(places[node]));
     }
 };
 
 // What is needed soon, asked for a little at a time while there is arithmetic to do: lines that follow each other (the
 // next tile) and nodes. All at once would wait for the memory.
+template <typename Kept>
 struct Ahead {
-    const float* lines;
+    static constexpr int64_t LINE = 64 / sizeof(Kept);
+    const Kept* lines;
     int64_t lines_per_step;
-    Nodes store;
+    Nodes<Kept> store;
     const int32_t* nodes;
     int64_t nodes_per_step, width;
 
     void step() {
-        for (int64_t i = 0; i < lines_per_step; ++i, lines += LANES) __builtin_prefetch(lines, 0, 2);
+        for (int64_t i = 0; i < lines_per_step; ++i, lines += LINE) __builtin_prefetch(lines, 0, 2);
         for (int64_t i = 0; i < nodes_per_step; ++i, ++nodes)
-            for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(store[*nodes] + d, 0, 2);
+            for (int64_t d = 0; d < width; d += LINE) __builtin_prefetch(store[*nodes] + d, 0, 2);
     }
 };
 
 // scores[r][0 .. 16 V) = queries[r] . keys, keys transposed [width][TILE]
-template <int R, int V>
-void score_tile(const float* queries, int64_t width, const float* keys, float* scores, int64_t score_stride,
-                const Ahead& requests) {
-    Ahead ahead = requests;
+template <typename Kept, int R, int V>
+void score_tile(const float* queries, int64_t width, const Kept* keys, float* scores, int64_t score_stride,
+                const Ahead<Kept>& requests) {
+    Ahead<Kept> ahead = requests;
     Vector sums[R][V] = {};
     for (int64_t chunk = 0; chunk < width; chunk += STEP) {
         ahead.step();
@@ -125,10 +156,10 @@ void score_tile(const float* queries, int64_t width, const float* keys, float* s
 }
 
 // outputs[r][0 .. 16 V) += sum over places of weights[r][place] * values[place]
-template <int R, int V>
-inline void mix_columns(const float* weights, int64_t weight_stride, const float* values, int64_t width, int64_t places,
-                        float* outputs, const Ahead& requests) {
-    Ahead ahead = requests;
+template <typename Kept, int R, int V>
+inline void mix_columns(const float* weights, int64_t weight_stride, const Kept* values, int64_t width, int64_t places,
+                        float* outputs, const Ahead<Kept>& requests) {
+    Ahead<Kept> ahead = requests;
     Vector sums[R][V];
     for (int r = 0; r < R; ++r)
         for (int v = 0; v < V; ++v) sums[r][v] = load(outputs + r * width + v * LANES);
@@ -145,29 +176,29 @@ inline void mix_columns(const float* weights, int64_t weight_stride, const float
         for (int v = 0; v < V; ++v) store(outputs + r * width + v * LANES, sums[r][v]);
 }
 
-template <int R>
-void mix_tile(const float* weights, int64_t weight_stride, const float* values, int64_t width, int64_t places,
-              float* outputs, const Ahead& requests) {
+template <typename Kept, int R>
+void mix_tile(const float* weights, int64_t weight_stride, const Kept* values, int64_t width, int64_t places,
+              float* outputs, const Ahead<Kept>& requests) {
     int64_t d = 0;
-    const auto once = [&] { return d ? Ahead{} : requests; };
+    const auto once = [&] { return d ? Ahead<Kept>{} : requests; };
     for (; d + 4 * LANES <= width; d += 4 * LANES)
-        mix_columns<R, 4>(weights, weight_stride, values + d, width, places, outputs + d, once());
+        mix_columns<Kept, R, 4>(weights, weight_stride, values + d, width, places, outputs + d, once());
     for (; d + 2 * LANES <= width; d += 2 * LANES)
-        mix_columns<R, 2>(weights, weight_stride, values + d, width, places, outputs + d, once());
+        mix_columns<Kept, R, 2>(weights, weight_stride, values + d, width, places, outputs + d, once());
     for (; d < width; d += LANES)
-        mix_columns<R, 1>(weights, weight_stride, values + d, width, places, outputs + d, once());
+        mix_columns<Kept, R, 1>(weights, weight_stride, values + d, width, places, outputs + d, once());
 }
 
 // Writes whole vectors of scores: `scores` has room for one more.
-template <int V>
-inline void score_path(const float* query, Nodes keys, const int32_t* path, int64_t length, float* scores) {
+template <typename Kept, int V>
+inline void score_path(const float* query, Nodes<Kept> keys, const int32_t* path, int64_t length, float* scores) {
     Vector part[V];
     for (int v = 0; v < V; ++v) part[v] = load(query + v * LANES);
     for (int64_t j = 0; j < length; j += LANES) {
         Vector products[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i) {
-            const float* key = keys[path[j + i < length ? j + i : length - 1]];
+            const Kept* key = keys[path[j + i < length ? j + i : length - 1]];
             Vector total = part[0] * load(key);
             for (int v = 1; v < V; ++v) total += part[v] * load(key + v * LANES);
             products[i] = total;
@@ -176,25 +207,27 @@ inline void score_path(const float* query, Nodes keys, const int32_t* path, int6
     }
 }
 
-template <int V>
-inline void mix_path(const float* weights, Nodes values, int64_t offset, const int32_t* path, int64_t length, float* output) {
+template <typename Kept, int V>
+inline void mix_path(const float* weights, Nodes<Kept> values, int64_t offset, const int32_t* path, int64_t length,
+                     float* output) {
     Vector sums[V];
     for (int v = 0; v < V; ++v) sums[v] = load(output + v * LANES);
     for (int64_t j = 0; j < length; ++j) {
         const Vector weight = broadcast(weights[j]);
-        const float* value = values[path[j]] + offset;
+        const Kept* value = values[path[j]] + offset;
         for (int v = 0; v < V; ++v) sums[v] += weight * load(value + v * LANES);
     }
     for (int v = 0; v < V; ++v) store(output + v * LANES, sums[v]);
 }
 
-void score_any_path(const float* query, Nodes keys, int64_t width, const int32_t* path, int64_t length,
+template <typename Kept>
+void score_any_path(const float* query, Nodes<Kept> keys, int64_t width, const int32_t* path, int64_t length,
                     float* scores) {
     switch (width / LANES) {
-        case 1: return score_path<1>(query, keys, path, length, scores);
-        case 2: return score_path<2>(query, keys, path, length, scores);
-        case 4: return score_path<4>(query, keys, path, length, scores);
-        case 8: return score_path<8>(query, keys, path, length, scores);
+        case 1: return score_path<Kept, 1>(query, keys, path, length, scores);
+        case 2: return score_path<Kept, 2>(query, keys, path, length, scores);
+        case 4: return score_path<Kept, 4>(query, keys, path, length, scores);
+        case 8: return score_path<Kept, 8>(query, keys, path, length, scores);
     }
     for (int64_t j = 0; j < length; ++j) {
         Vector total{};
@@ -203,15 +236,16 @@ void score_any_path(const float* query, Nodes keys, int64_t width, const int32_t
     }
 }
 
-void mix_any_path(const float* weights, Nodes values, int64_t width, const int32_t* path, int64_t length,
+template <typename Kept>
+void mix_any_path(const float* weights, Nodes<Kept> values, int64_t width, const int32_t* path, int64_t length,
                   float* output) {
     switch (width / LANES) {
-        case 1: return mix_path<1>(weights, values, 0, path, length, output);
-        case 2: return mix_path<2>(weights, values, 0, path, length, output);
-        case 4: return mix_path<4>(weights, values, 0, path, length, output);
-        case 8: return mix_path<8>(weights, values, 0, path, length, output);
+        case 1: return mix_path<Kept, 1>(weights, values, 0, path, length, output);
+        case 2: return mix_path<Kept, 2>(weights, values, 0, path, length, output);
+        case 4: return mix_path<Kept, 4>(weights, values, 0, path, length, output);
+        case 8: return mix_path<Kept, 8>(weights, values, 0, path, length, output);
     }
-    for (int64_t d = 0; d < width; d += LANES) mix_path<1>(weights, values, d, path, length, output + d);
+    for (int64_t d = 0; d < width; d += LANES) mix_path<Kept, 1>(weights, values, d, path, length, output + d);
 }
 
 // Turns scores into weights exp(score - largest), in place; returns their sum. `count` is followed by room for a vector.
@@ -233,31 +267,37 @@ float soften(float* scores, int64_t count) {
     return sum(total);
 }
 
-using ScoreTile = void (*)(const float*, int64_t, const float*, float*, int64_t, const Ahead&);
-using MixTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*, const Ahead&);
-#define FOR_ROWS(R) {score_tile<R, 1>, score_tile<R, 2>, score_tile<R, 3>, score_tile<R, 4>}
-constexpr ScoreTile SCORE[BLOCK_ROWS][TILE / LANES] = {FOR_ROWS(1), FOR_ROWS(2), FOR_ROWS(3),
-                                                       FOR_ROWS(4), FOR_ROWS(5), FOR_ROWS(6)};
-constexpr MixTile MIX[BLOCK_ROWS] = {mix_tile<1>, mix_tile<2>, mix_tile<3>, mix_tile<4>, mix_tile<5>, mix_tile<6>};
+// The products of any number of rows up to BLOCK_ROWS.
+template <typename Kept>
+struct Products {
+    using ScoreTile = void (*)(const float*, int64_t, const Kept*, float*, int64_t, const Ahead<Kept>&);
+    using MixTile = void (*)(const float*, int64_t, const Kept*, int64_t, int64_t, float*, const Ahead<Kept>&);
+#define FOR_ROWS(R) {score_tile<Kept, R, 1>, score_tile<Kept, R, 2>, score_tile<Kept, R, 3>, score_tile<Kept, R, 4>}
+    static constexpr ScoreTile SCORE[BLOCK_ROWS][TILE / LANES] = {FOR_ROWS(1), FOR_ROWS(2), FOR_ROWS(3),
+                                                                  FOR_ROWS(4), FOR_ROWS(5), FOR_ROWS(6)};
+    static constexpr MixTile MIX[BLOCK_ROWS] = {mix_tile<Kept, 1>, mix_tile<Kept, 2>, mix_tile<Kept, 3>,
+                                                mix_tile<Kept, 4>, mix_tile<Kept, 5>, mix_tile<Kept, 6>};
+};
 
 // Asks for the tiles that are needed next, and for the nodes, while there are products to make.
+template <typename Kept>
 class Requests {
   public:
     // `calls`: products with each tile, each of `steps` steps.
-    Requests(Nodes store, const std::vector<int32_t>& nodes, int64_t width, int64_t calls, int64_t steps)
-        : steps_(steps), lines_per_step_((width * TILE / LANES + calls * steps - 1) / (calls * steps)), width_(width),
+    Requests(Nodes<Kept> store, const std::vector<int32_t>& nodes, int64_t width, int64_t calls, int64_t steps)
+        : steps_(steps), lines_per_step_((width * TILE / LINE + calls * steps - 1) / (calls * steps)), width_(width),
           store_(store), node_(nodes.data()), last_node_(nodes.data() + nodes.size()) {}
 
-    void start_tile(const float* next) {
+    void start_tile(const Kept* next) {
         line_ = next;
         last_line_ = next + width_ * TILE;
     }
 
-    Ahead take() {
-        Ahead ahead{line_, 0, store_, node_, 0, width_};
+    Ahead<Kept> take() {
+        Ahead<Kept> ahead{line_, 0, store_, node_, 0, width_};
         if (line_ < last_line_) {
             ahead.lines_per_step = lines_per_step_;
-            line_ += steps_ * lines_per_step_ * LANES;
+            line_ += steps_ * lines_per_step_ * LINE;
         }
         if (last_node_ - node_ >= steps_) {
             ahead.nodes_per_step = 1;
@@ -267,9 +307,10 @@ class Requests {
     }
 
   private:
+    static constexpr int64_t LINE = Ahead<Kept>::LINE;
     int64_t steps_, lines_per_step_, width_;
-    Nodes store_;
-    const float *line_ = nullptr, *last_line_ = nullptr;
+    Nodes<Kept> store_;
+    const Kept *line_ = nullptr, *last_line_ = nullptr;
     const int32_t *node_, *last_node_;
 };
 
@@ -301,9 +342,9 @@ struct TreeAttention {
     int64_t query_row, query_head, key_row, key_head, value_row, value_head;
     float* output;                  // [rows, query heads, head width]
     // the store
-    const float* prompt_keys;       // [prompts, key heads, prompt places / TILE, width, TILE]
-    const float* prompt_values;     // [prompts, key heads, prompt places, width]
-    float *const *node_keys, *const *node_values;  // chunks: [prompts, key heads, chunk, width] each
+    const void* prompt_keys;        // [prompts, key heads, prompt places / TILE, width, TILE]
+    const void* prompt_values;      // [prompts, key heads, prompt places, width]
+    void *const *node_keys, *const *node_values;  // chunks: [prompts, key heads, chunk, width] each
     const int32_t* prompt_lengths;  // [prompts]
     const int32_t* first_rows;      // [prompts + 1]: rows of a prompt follow each other
     const int32_t* paths;           // [rows, path_stride]: nodes of the row from the root on, its own last
@@ -311,6 +352,7 @@ struct TreeAttention {
     int64_t depth;                  // nodes on each row's path
     float scale;
     int32_t threads;
+    int32_t halves;                 // keys and values are kept in bf16
 };
 
 }  // extern "C"
@@ -318,34 +360,37 @@ struct TreeAttention {
 namespace {
 
 // How many bytes each node is from the first one, for any prompt and head.
-std::vector<int64_t> node_places(float* const* chunks, int64_t count, int64_t size, int64_t width) {
+std::vector<int64_t> node_places(void* const* chunks, int64_t count, int64_t size, int64_t bytes) {
     std::vector<int64_t> places;
     places.reserve(count * size);
     for (int64_t chunk = 0; chunk < count; ++chunk) {
         const auto from = reinterpret_cast<uintptr_t>(chunks[chunk]) - reinterpret_cast<uintptr_t>(chunks[0]);
-        for (int64_t i = 0; i < size; ++i) places.push_back(static_cast<int64_t>(from + i * width * sizeof(float)));
+        for (int64_t i = 0; i < size; ++i) places.push_back(static_cast<int64_t>(from + i * bytes));
     }
     return places;
 }
 
 // Attention of the rows of prompt `g` with key-value head `h`; `found` are the nodes on their paths.
+template <typename Kept>
 void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_places, const int64_t* value_places,
             const std::vector<int32_t>& found) {
     const int64_t shared = a->heads / a->key_heads;
     const int64_t first = a->first_rows[g], count = a->first_rows[g + 1] - first;
     if (!count) return;
     const int64_t first_node = (g * a->key_heads + h) * a->chunk * a->width;
-    const Nodes node_keys{a->node_keys[0] + first_node, key_places};
-    const Nodes node_values{a->node_values[0] + first_node, value_places};
+    const Nodes<Kept> node_keys{static_cast<Kept*>(a->node_keys[0]) + first_node, key_places};
+    const Nodes<Kept> node_values{static_cast<Kept*>(a->node_values[0]) + first_node, value_places};
     for (int64_t row = first; row < first + count; ++row) {
         const int32_t own = a->paths[row * a->path_stride + a->depth - 1];
-        const size_t bytes = a->head_width * sizeof(float);
-        std::memcpy(node_keys[own], a->key + row * a->key_row + h * a->key_head, bytes);
-        std::memcpy(node_values[own], a->value + row * a->value_row + h * a->value_head, bytes);
+        const float* key = a->key + row * a->key_row + h * a->key_head;
+        const float* value = a->value + row * a->value_row + h * a->value_head;
+        Kept *to_key = node_keys[own], *to_value = node_values[own];
+        for (int64_t d = 0; d < a->head_width; ++d) keep(to_key + d, key[d]);
+        for (int64_t d = 0; d < a->head_width; ++d) keep(to_value + d, value[d]);
     }
     const int64_t tiles = a->places / TILE, tile_size = a->width * TILE;
-    const float* prompt_keys = a->prompt_keys + (g * a->key_heads + h) * tiles * tile_size;
-    const float* prompt_values = a->prompt_values + (g * a->key_heads + h) * tiles * tile_size;
+    const Kept* prompt_keys = static_cast<const Kept*>(a->prompt_keys) + (g * a->key_heads + h) * tiles * tile_size;
+    const Kept* prompt_values = static_cast<const Kept*>(a->prompt_values) + (g * a->key_heads + h) * tiles * tile_size;
     const int64_t length = a->prompt_lengths[g];
     const int64_t score_stride = padded(length) + padded(a->depth) + LANES;
     static thread_local std::vector<float> scratch;
@@ -362,12 +407,12 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
             for (int64_t d = 0; d < a->head_width; ++d) queries[r * a->width + d] = query[d] * a->scale;
             for (int64_t d = a->head_width; d < a->width; ++d) queries[r * a->width + d] = 0;
         }
-        Requests key_requests(node_keys, found, a->width, blocks, a->width / STEP);
+        Requests<Kept> key_requests(node_keys, found, a->width, blocks, a->width / STEP);
         for (int64_t p = 0; p < length; p += TILE) {
             const int64_t vectors = padded(smaller(TILE, length - p)) / LANES;
             key_requests.start_tile(prompt_keys + (p + TILE) * a->width);
             for (int64_t r = 0; r < rows; r += BLOCK_ROWS)
-                SCORE[smaller(BLOCK_ROWS, rows - r) - 1][vectors - 1](
+                Products<Kept>::SCORE[smaller(BLOCK_ROWS, rows - r) - 1][vectors - 1](
                     queries + r * a->width, a->width, prompt_keys + p * a->width, scores + r * score_stride + p,
                     score_stride, key_requests.take());
         }
@@ -379,11 +424,11 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
             sums[r] = soften(own, length + a->depth);
         }
         std::memset(outputs, 0, rows * a->width * sizeof(float));
-        Requests value_requests(node_values, found, a->width, blocks, TILE / STEP);
+        Requests<Kept> value_requests(node_values, found, a->width, blocks, TILE / STEP);
         for (int64_t p = 0; p < length; p += TILE) {
             value_requests.start_tile(prompt_values + (p + TILE) * a->width);
             for (int64_t r = 0; r < rows; r += BLOCK_ROWS)
-                MIX[smaller(BLOCK_ROWS, rows - r) - 1](
+                Products<Kept>::MIX[smaller(BLOCK_ROWS, rows - r) - 1](
                     scores + r * score_stride + p, score_stride, prompt_values + p * a->width, a->width,
                     smaller(TILE, length - p), outputs + r * a->width, value_requests.take());
         }
@@ -403,8 +448,10 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
 
 // Put the new rows' keys and values into their nodes, then attend.
 extern "C" void bgrpo_tree_attention(const TreeAttention* a) {
-    const std::vector<int64_t> key_places = node_places(a->node_keys, a->chunks, a->chunk, a->width);
-    const std::vector<int64_t> value_places = node_places(a->node_values, a->chunks, a->chunk, a->width);
+    const int64_t bytes = a->width * (a->halves ? sizeof(uint16_t) : sizeof(float));
+    const std::vector<int64_t> key_places = node_places(a->node_keys, a->chunks, a->chunk, bytes);
+    const std::vector<int64_t> value_places = node_places(a->node_values, a->chunks, a->chunk, bytes);
+    const auto attend_kept = a->halves ? attend<uint16_t> : attend<float>;
 #pragma omp parallel num_threads(a->threads) if (a->threads > 1)
     {
         std::vector<char> seen;
@@ -419,7 +466,7 @@ extern "C" void bgrpo_tree_attention(const TreeAttention* a) {
                                   a->depth, a->chunks * a->chunk, seen, found);
                     found_for = g;
                 }
-                attend(a, g, h, key_places.data(), value_places.data(), found);
+                attend_kept(a, g, h, key_places.data(), value_places.data(), found);
             }
         }
     }
