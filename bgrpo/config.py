@@ -78,7 +78,9 @@ class RolloutSection(Section):
     max_new_tokens: Positive = Field(32, description="longest completion, end token included")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of sampling; beams are always at 1")
     dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the layers' matrix products in rollouts; norms, attention, head, scores are fp32"
+        "fp32",
+        description="of the layers' matrix products, keys and values in rollouts; norms, attention's arithmetic, head "
+        "and scores are fp32",
     )
     threads: Positive = Field(1, description="torch threads of one actor")
     cpus_per_actor: Annotated[float, Field(ge=0)] = Field(0.5, description="Ray CPUs that one actor reserves")
