@@ -26,6 +26,7 @@ COLORS = {
 FLOOR_STYLES = {"fp32": "-", "bf16": ":"}
 
 _BAR = 0.8  # of the place of a group
+_NEIGHBOURS = 3  # bars of a group; the figures over more of them would overlap unless upright
 
 Row = Mapping[str, Any]
 
@@ -54,8 +55,14 @@ def plot_rollouts(rows: Sequence[Row], machine: Mapping[str, Any], out: Path) ->
     for model, panels in zip(
         figure.subfigures(len(models) or 1, 1, squeeze=False)[:, 0], models.values(), strict=False
     ):
-        places = model.subplots(1, len(panels), squeeze=False, width_ratios=[*map(_width, panels.values())])[0]
-        for axes, (name, cases) in zip(places, panels.items(), strict=True):
+        widths = [*map(_width, panels.values())]
+        room = groups - sum(widths)  # beside the panels of other models: bars are as wide in all
+        places = model.subplots(1, len(widths) + (room > 0), squeeze=False, width_ratios=widths + [room] * (room > 0))[
+            0
+        ]
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (name, cases) in zip(places, panels.items(), strict=False):
             _draw_panel(axes, name, cases)
             handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if handles:
@@ -82,6 +89,7 @@ def _width(cases: Mapping[str, Sequence[Row]]) -> float:
 def _draw_panel(axes: Axes, title: str, cases: Mapping[str, Sequence[Row]]) -> None:
     names = [name for name in COLORS if any(row["name"] == name for rows in cases.values() for row in rows)]
     width = _BAR / len(names)
+    upright = len(names) > _NEIGHBOURS
     for place, rows in enumerate(cases.values()):
         for row in rows:
             left = place - _BAR / 2 + width * names.index(row["name"])
@@ -94,6 +102,8 @@ def _draw_panel(axes: Axes, title: str, cases: Mapping[str, Sequence[Row]]) -> N
                 xytext=(0, 2),
                 textcoords="offset points",
                 ha="center",
+                va="bottom",
+                rotation=90 if upright else 0,
                 fontsize=7,
                 color=INK,
             )
@@ -101,7 +111,7 @@ def _draw_panel(axes: Axes, title: str, cases: Mapping[str, Sequence[Row]]) -> N
     axes.set_xticks(range(len(cases)), [f"{rows[0]['prompts']} × {rows[0]['beam_width']}" for rows in cases.values()])
     axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlim(-0.5, len(cases) - 0.5)
-    axes.margins(y=0.1)
+    axes.margins(y=0.2 if upright else 0.1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, colors=FAINT)
 
