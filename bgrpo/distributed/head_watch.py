@@ -7,6 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ray.exceptions import RayError
+
+from bgrpo.errors import RunError
+
 POLL_S = 1.0
 PROBE_S = 2.0
 FAILURES = 3
@@ -15,6 +19,10 @@ FAILURES = 3
 LOST = (
     "the head of the Ray cluster, {address}, does not answer: it has ended, or cannot be reached. Unless it comes back "
     "soon, this process ends. Complete checkpoints are kept: once there is a cluster again, go on with --resume"
+)
+ENDED = (
+    "the head of the Ray cluster, {address}, does not answer: it has ended, or cannot be reached, and what ran there "
+    "has failed with it. Complete checkpoints are kept: once there is a cluster again, go on with --resume"
 )
 BACK = "the head of the Ray cluster, {address}, answers again; one that was started anew does not know this process"
 
@@ -26,6 +34,9 @@ def head_watch(address: str, tell: Callable[[str], None]) -> Iterator[None]:
     Args:
         address: ``host:port`` of the head's GCS.
         tell: called in the thread with the line for the user.
+
+    Raises:
+        RunError: the block failed, and the head is lost: what learners say of it is a consequence.
     """
     over = threading.Event()
 
@@ -45,6 +56,10 @@ def head_watch(address: str, tell: Callable[[str], None]) -> Iterator[None]:
     thread.start()
     try:
         yield
+    except (RunError, RayError) as error:
+        if any(_accepts(address) for _ in range(FAILURES)):
+            raise
+        raise RunError(ENDED.format(address=address)) from error
     finally:
         over.set()
         thread.join(PROBE_S + POLL_S)
