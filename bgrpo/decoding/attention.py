@@ -67,7 +67,7 @@ class TreeStore(Protocol):
     kept: torch.dtype
 
     def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
-        """Keep equally long prompts, ``first`` and those after it."""
+        """Keep equally long prompts, ``first`` and those after it, :func:`rounded` already."""
         ...
 
     def begin_step(self, rows: Rows) -> None:
@@ -174,8 +174,8 @@ class TorchStore:
         """See :class:`TreeStore`."""
         groups, _, places, _ = keys_GHPD.shape
         keys, values = self._layer(layer, keys_GHPD)
-        keys[first : first + groups, :, :places] = rounded(keys_GHPD, self.kept)
-        values[first : first + groups, :, :places] = rounded(values_GHPD, self.kept)
+        keys[first : first + groups, :, :places] = keys_GHPD
+        values[first : first + groups, :, :places] = values_GHPD
 
     def begin_step(self, rows: Rows) -> None:
         """See :class:`TreeStore`."""

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from bgrpo.decoding.beam import BeamChooser
 from bgrpo.decoding.compiled import compiled_kernel
-from bgrpo.decoding.fast_layers import Precision, fast_layers
+from bgrpo.decoding.fast_layers import FastModel, Precision, fast_layers
 from bgrpo.decoding.replayed import replayed_search
 from bgrpo.decoding.sample import SampleChooser, uniform_streams
 from bgrpo.decoding.search import Traces, search
 from bgrpo.decoding.settings import DecodeSettings
-from bgrpo.decoding.slots import NO_TOKEN, Chooser, Head
+from bgrpo.decoding.slots import NO_TOKEN, Chooser
 from bgrpo.decoding.support import check_supported
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, Group
@@ -49,7 +49,6 @@ class DecodeEngine:
             )
         self._model = model
         self._precision = precision
-        self._kept = torch.bfloat16 if precision == "bf16" else torch.float32
         self._max_rows = max_rows
         self._kernel = compiled_kernel() if compiled and model.device.type == "cpu" else None
 
@@ -79,11 +78,11 @@ class DecodeEngine:
         size = max(1, self._max_rows // settings.completions)
         groups: dict[int, Group] = {}
         rows = min(size, len(prompts)) * settings.completions
-        with _evaluation_mode(self._model), fast_layers(self._model, self._precision, rows) as head:
+        with _evaluation_mode(self._model), fast_layers(self._model, self._precision, rows) as fast:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
                 traces = self._search(
-                    head,
+                    fast,
                     [prompts[index] for index in batch],
                     self._chooser(settings, [seeds[index] for index in batch]),
                     settings.completions,
@@ -93,10 +92,12 @@ class DecodeEngine:
                 groups.update(zip(batch, _assemble(traces, settings), strict=True))
         return [groups[index] for index in range(len(prompts))]
 
-    def _search(self, head: Head, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int) -> Traces:
+    def _search(
+        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int
+    ) -> Traces:
         if self._model.device.type == "cpu":
-            return search(self._model, head, prompts, chooser, width, steps, self._kernel, self._kept)
-        return replayed_search(self._model, head, prompts, chooser, width, steps, self._kept)
+            return search(fast, prompts, chooser, width, steps, self._kernel)
+        return replayed_search(fast, prompts, chooser, width, steps)
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":

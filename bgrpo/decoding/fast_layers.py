@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -27,24 +28,38 @@ from bgrpo.decoding.attention import TREE_ATTENTION
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
 
 Precision = Literal["fp32", "bf16"]
-"""Of the layers' matrix products."""
+"""Of the layers' matrix products, and of the keys and values that attention keeps."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1024, 16384  # tokens; larger ones leave the processor's cache for nothing
 _GELU_ROWS = 256  # see _in_pieces
 _TYPICAL_ROWS = 256  # what packed weights are laid out for; any number of rows may follow
 
 
+@dataclass(frozen=True, slots=True)
+class FastModel:
+    """A model whose layers are fast for the time being.
+
+    Attributes:
+        model: see :func:`fast_layers`.
+        head: its head, in blocks.
+        kept: see :class:`bgrpo.decoding.attention.TreeStore`.
+    """
+
+    model: PreTrainedModel
+    head: Head
+    kept: torch.dtype
+
+
 @contextmanager
-def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iterator[Head]:
+def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iterator[FastModel]:
     """Replace computations of the model's modules inside the block; its parameters stay as they are.
 
     Args:
         model: fp32, in evaluation mode. Changes of its weights inside the block are not seen.
         precision: of the layers' matrix products.
         rows: most rows whose next tokens are chosen at once; the head's blocks are made for these.
-
-    Yields:
-        The model's head.
     """
     head = model.get_output_embeddings()
     attention = model.config._attn_implementation
@@ -57,7 +72,7 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
             if forward is not None:
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
-        yield _in_blocks(head, rows)
+        yield FastModel(model, _in_blocks(head, rows), _DTYPES[precision])
     finally:
         for module in replaced:
             del module.forward
@@ -108,7 +123,7 @@ def _fast_forward(
 def _matrix_product(
     weight_OI: Tensor, bias_O: Tensor | None, precision: Precision, then_gelu: bool
 ) -> Callable[[Tensor], Tensor]:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = _DTYPES[precision]
     weight = weight_OI.detach().to(dtype)
     bias = None if bias_O is None else bias_O.detach().to(dtype)
     if _packs(weight):

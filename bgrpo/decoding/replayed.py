@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from bgrpo.decoding.attention import TorchStore
+from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.paths import FixedPaths
 from bgrpo.decoding.prefill import prefill
 from bgrpo.decoding.search import Traces, feed, trace
-from bgrpo.decoding.slots import Chooser, Head, Rows, Slots, root_slots
+from bgrpo.decoding.slots import Chooser, Rows, Slots, root_slots
 
 POLL_EVERY = 8
 """Steps between looks at whether all hypotheses have ended; each look waits for the device."""
@@ -26,18 +26,16 @@ POLL_EVERY = 8
 
 @torch.inference_mode()
 def replayed_search(
-    model: PreTrainedModel,
-    head: Head,
+    fast: FastModel,
     prompts: Sequence[Sequence[int]],
     chooser: Chooser,
     width: int,
     steps: int,
-    kept: torch.dtype,
 ) -> Traces:
     """Complete every prompt; arguments and result as :func:`bgrpo.decoding.search.search`."""
-    state = FixedState(model, head, prompts, chooser, width, steps, kept)
+    state = FixedState(fast, prompts, chooser, width, steps)
     state.advance()
-    advance = _recorded(state.advance) if model.device.type == "cuda" and steps > 1 else state.advance
+    advance = _recorded(state.advance) if fast.model.device.type == "cuda" and steps > 1 else state.advance
     done = 1
     while done < steps and (done % POLL_EVERY or state.any_live()):
         advance()
@@ -53,25 +51,22 @@ class FixedState:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        head: Head,
+        fast: FastModel,
         prompts: Sequence[Sequence[int]],
         chooser: Chooser,
         width: int,
         steps: int,
-        kept: torch.dtype,
     ) -> None:
-        device = model.device
-        self._model = model
-        self._head = head
+        device = fast.model.device
+        self._fast = fast
         self._chooser = chooser
         self._last_places_R = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device).repeat_interleave(
             width
         )
         lengths_G = self._last_places_R[::width]
         self._paths = FixedPaths(len(prompts), width, steps, device)
-        self._store = TorchStore(self._paths, lengths_G, max(map(len, prompts)) - 1, kept)
-        prefill(model, prompts, self._store)
+        self._store = TorchStore(self._paths, lengths_G, max(map(len, prompts)) - 1, fast.kept)
+        prefill(fast.model, prompts, self._store)
         self._rows = Rows.of(torch.arange(len(prompts) * width, device=device), width)
         last_G = torch.tensor([prompt[-1] for prompt in prompts], device=device)
         roots = root_slots(last_G, width, chooser.roots)
@@ -84,7 +79,7 @@ class FixedState:
         self._paths.add(self._step)
         self._store.begin_step(self._rows)
         ids_R = self._slots.tokens_GK.flatten().clamp(min=0)
-        logits = feed(self._model, self._head, self._store, ids_R, self._last_places_R + self._step)
+        logits = feed(self._fast, self._store, ids_R, self._last_places_R + self._step)
         slots = self._chooser.choose(logits, self._rows, self._slots, self._step)
         self._paths.descend(slots.parents_GK)
         for held, new, kept in zip(_tensors(self._slots), _tensors(slots), self._history, strict=True):

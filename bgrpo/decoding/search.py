@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from bgrpo.decoding.attention import CompiledStore, TorchStore, TreeStore
 from bgrpo.decoding.compiled import TreeAttentionKernel
+from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.paths import ReusingPaths
 from bgrpo.decoding.prefill import prefill
-from bgrpo.decoding.slots import Chooser, Head, RowLogits, Rows, Slots, root_slots
+from bgrpo.decoding.slots import Chooser, RowLogits, Rows, Slots, root_slots
 
 _ROW_STEPS = 16  # numbers of rows are rounded up to multiples: every new number costs set-up time in the matrix library
 
@@ -41,36 +41,32 @@ class Traces:
 
 @torch.inference_mode()
 def search(
-    model: PreTrainedModel,
-    head: Head,
+    fast: FastModel,
     prompts: Sequence[Sequence[int]],
     chooser: Chooser,
     width: int,
     steps: int,
     kernel: TreeAttentionKernel | None,
-    kept: torch.dtype,
 ) -> Traces:
     """Complete every prompt.
 
     Args:
-        model: see :func:`bgrpo.decoding.fast_layers.fast_layers`, which also gives the head.
-        head: the model's.
+        fast: the model.
         prompts: none of them empty.
         chooser: beam search or sampling.
         width: K.
         steps: T, the most tokens of a completion.
         kernel: compiled attention; None: PyTorch's.
-        kept: see :class:`bgrpo.decoding.attention.TreeStore`.
     """
-    lengths_G = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    last_G = torch.tensor([prompt[-1] for prompt in prompts], device=model.device)
-    paths = ReusingPaths(len(prompts), width, steps, model.device)
+    lengths_G = torch.tensor([len(prompt) for prompt in prompts], device=fast.model.device)
+    last_G = torch.tensor([prompt[-1] for prompt in prompts], device=fast.model.device)
+    paths = ReusingPaths(len(prompts), width, steps, fast.model.device)
     store: TreeStore
     if kernel is not None:
-        store = CompiledStore(kernel, paths, lengths_G - 1, kept)
+        store = CompiledStore(kernel, paths, lengths_G - 1, fast.kept)
     else:
-        store = TorchStore(paths, lengths_G - 1, max(map(len, prompts)) - 1, kept)
-    prefill(model, prompts, store)
+        store = TorchStore(paths, lengths_G - 1, max(map(len, prompts)) - 1, fast.kept)
+    prefill(fast.model, prompts, store)
     slots = root_slots(last_G, width, chooser.roots)
     history: list[Slots] = []
     for step in range(steps):
@@ -80,21 +76,21 @@ def search(
         paths.add(rows, slots)
         store.begin_step(rows)
         ids_R = slots.tokens_GK.flatten()[rows.flat_R]
-        logits = feed(model, head, store, ids_R, lengths_G[rows.prompt_R] - 1 + step)
-        slots = chooser.choose(logits, rows, slots, torch.tensor(step, device=model.device))
+        logits = feed(fast, store, ids_R, lengths_G[rows.prompt_R] - 1 + step)
+        slots = chooser.choose(logits, rows, slots, torch.tensor(step, device=fast.model.device))
         history.append(slots)
         paths.descend(slots.parents_GK)
     return trace(history)
 
 
-def feed(model: PreTrainedModel, head: Head, store: TreeStore, ids_R: Tensor, positions_R: Tensor) -> RowLogits:
+def feed(fast: FastModel, store: TreeStore, ids_R: Tensor, positions_R: Tensor) -> RowLogits:
     """Put one token of each row through the model; what follows it, as logits."""
     fillers = -len(ids_R) % _ROW_STEPS
     ids_1R, positions_1R = (functional.pad(places, (0, fillers))[None] for places in (ids_R, positions_R))
-    outputs = model.base_model(
+    outputs = fast.model.base_model(
         input_ids=ids_1R, attention_mask=torch.ones_like(ids_1R), position_ids=positions_1R, use_cache=False, tree=store
     )
-    return RowLogits(outputs.last_hidden_state[0], head)
+    return RowLogits(outputs.last_hidden_state[0], fast.head)
 
 
 def trace(history: Sequence[Slots]) -> Traces:

@@ -9,16 +9,19 @@ from transformers import PreTrainedModel
 
 from bgrpo.decoding.compiled import KernelUnavailable, load_kernel
 from bgrpo.decoding.engine import DecodeEngine
+from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.replayed import replayed_search
 from bgrpo.decoding.search import Traces
-from bgrpo.decoding.slots import Chooser, Head
+from bgrpo.decoding.slots import Chooser
 
 
 class ReplayedEngine(DecodeEngine):
     """Decodes on the CPU as it would on a GPU."""
 
-    def _search(self, head: Head, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int) -> Traces:
-        return replayed_search(self._model, head, prompts, chooser, width, steps, self._kept)
+    def _search(
+        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int
+    ) -> Traces:
+        return replayed_search(fast, prompts, chooser, width, steps)
 
 
 def torch_engine(model: PreTrainedModel, **options: Any) -> DecodeEngine:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings, compiled
-from bgrpo.decoding.attention import CompiledStore, TorchStore, TreeStore
+from bgrpo.decoding.attention import CompiledStore, TorchStore, TreeStore, rounded
 from bgrpo.decoding.compiled import KernelUnavailable, load_kernel
 from bgrpo.decoding.paths import ReusingPaths
 from bgrpo.decoding.slots import Rows, Slots
@@ -59,7 +59,7 @@ def test_equals_masked_attention(
     stores = [CompiledStore(load_kernel(), paths, lengths_G, kept), TorchStore(paths, lengths_G, max(lengths), kept)]
     for g, length in enumerate(lengths):
         if length:
-            keys, values = torch.randn(2, 1, key_heads, length, head_width, generator=draw)
+            keys, values = rounded(torch.randn(2, 1, key_heads, length, head_width, generator=draw), kept)
             for store in stores:
                 store.add_prompts(0, g, keys, values)
     live_GK = torch.zeros(len(lengths), width, dtype=torch.bool)

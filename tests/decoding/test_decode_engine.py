@@ -78,7 +78,7 @@ def test_max_rows_bounds_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = DecodeEngine(tiny_model(vocabulary=13), max_rows=10)
     batch = engine._search
     monkeypatch.setattr(
-        engine, "_search", lambda head, prompts, *rest: sizes.append(len(prompts)) or batch(head, prompts, *rest)
+        engine, "_search", lambda fast, prompts, *rest: sizes.append(len(prompts)) or batch(fast, prompts, *rest)
     )
     engine.decode(ragged_prompts(5, 13, seed=1), beams(4, 6))
     assert sizes == [2, 2, 1]

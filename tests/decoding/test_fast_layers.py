@@ -29,9 +29,11 @@ def whole(head: Head, inputs: torch.Tensor) -> torch.Tensor:
 def test_the_head_is_cut_so_that_few_logits_exist_at_a_time(vocabulary: int, rows: int) -> None:
     model = tiny_model(vocabulary=vocabulary)
     inputs = torch.randn(rows, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), fast_layers(model, "fp32", rows) as head:
-        sizes = [block(inputs).numel() for block in head.blocks]
-        torch.testing.assert_close(whole(head, inputs), model.get_output_embeddings()(inputs), atol=2e-5, rtol=2e-5)
+    with torch.no_grad(), fast_layers(model, "fp32", rows) as fast:
+        sizes = [block(inputs).numel() for block in fast.head.blocks]
+        torch.testing.assert_close(
+            whole(fast.head, inputs), model.get_output_embeddings()(inputs), atol=2e-5, rtol=2e-5
+        )
     assert max(sizes) <= LOGITS_AT_ONCE
     assert len(sizes) == 1 or rows * vocabulary > LOGITS_AT_ONCE
 
@@ -48,10 +50,10 @@ def test_layers_compute_what_they_did(kind: str, activation: str, packs: bool, m
     inputs = torch.randn(1, 37, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = [block(inputs) for block in blocks] + [model.get_output_embeddings()(inputs)]
-        with fast_layers(model, "fp32", rows=37) as head:
-            found = [block(inputs) for block in blocks] + [whole(head, inputs)]
-        with fast_layers(model, "bf16", rows=37) as head:
-            rounded = [block(inputs) for block in blocks] + [whole(head, inputs)]
+        with fast_layers(model, "fp32", rows=37) as fast:
+            found = [block(inputs) for block in blocks] + [whole(fast.head, inputs)]
+        with fast_layers(model, "bf16", rows=37) as fast:
+            rounded = [block(inputs) for block in blocks] + [whole(fast.head, inputs)]
     assert blocks
     for exact, fast, rough in zip(expected, found, rounded, strict=True):
         torch.testing.assert_close(fast, exact, atol=2e-5, rtol=2e-5)

@@ -48,8 +48,8 @@ def test_every_step_is_the_same_work_and_never_waits(kind: str, mode: str) -> No
     if mode == "sample":
         chooser = SampleChooser(uniform_streams(range(4), 5, 12), EOS, 1.0)
     steps = []
-    with torch.inference_mode(), fast_layers(model, "fp32", rows=20) as head:
-        state = FixedState(model, head, prompts, chooser, 5, 12, torch.float32)
+    with torch.inference_mode(), fast_layers(model, "fp32", rows=20) as fast:
+        state = FixedState(fast, prompts, chooser, 5, 12)
         for _ in range(12):
             with Recorder() as recorder:
                 state.advance()

@@ -56,10 +56,9 @@ def plot_rollouts(rows: Sequence[Row], machine: Mapping[str, Any], out: Path) ->
         figure.subfigures(len(models) or 1, 1, squeeze=False)[:, 0], models.values(), strict=False
     ):
         widths = [*map(_width, panels.values())]
-        room = groups - sum(widths)  # beside the panels of other models: bars are as wide in all
-        places = model.subplots(1, len(widths) + (room > 0), squeeze=False, width_ratios=widths + [room] * (room > 0))[
-            0
-        ]
+        if sum(widths) < groups:  # leave room, so that bars are as wide as those of other models
+            widths.append(groups - sum(widths))
+        places = model.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         for axes in places[len(panels) :]:
             axes.set_axis_off()
         for axes, (name, cases) in zip(places, panels.items(), strict=False):
