@@ -5,7 +5,7 @@ class UserError(Exception):
     """Something the user typed, wrote or provided is wrong.
 
     The message says what was wrong, where, and what would be right, in one line. Entry points print it without a
-    traceback and exit with status 2 (see ``bgrpo.cli.main``).
+    traceback and exit with status 2 (see ``bgrpo.cli.app.main``).
     """
 
 

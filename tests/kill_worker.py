@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
 
-import bgrpo.trainer  # noqa: F401  # once, for all children
-from bgrpo.checkpoints import CheckpointStore
-from bgrpo.learner_state import policy_folder
+import bgrpo.learning.trainer  # noqa: F401  # once, for all children
+from bgrpo.learning.checkpoint import policy_folder
 from bgrpo.policies.io import load_policy
-from bgrpo.run_folder import RunFolder
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.folder import RunFolder
 
 STEPS = 8
 SECTIONS: dict[str, Any] = {

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.groups import Completion, ScoredGroup
-from bgrpo.policies.tokenizer import tokenizer_from_tokens
+from bgrpo.tasks.polynomial.tokenizer import tokenizer_from_tokens
 
 VOCABULARY = 31
 PAD, EOS = 0, 1
@@ -130,7 +130,7 @@ def make_trainer(
     **options: Any,
 ) -> Any:
     """A trainer that also notes the gradient of every optimizer step in ``trainer.gradients``."""
-    from bgrpo.trainer import BGRPOTrainer
+    from bgrpo.learning.trainer import BGRPOTrainer
 
     class Watched(BGRPOTrainer):
         def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:

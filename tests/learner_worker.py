@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
 
-import bgrpo.trainer  # noqa: F401  # loaded by the fork server
+import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
 
 
 def train(folder: Path, sections: dict[str, Any], group_size: int) -> dict[str, Any]:

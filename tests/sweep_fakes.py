@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from bgrpo.distributed.sweep.tune_trial import OUTCOME, PERCENT, REASON, SCORE, TrialJob
-from bgrpo.run_folder import RunFolder
+from bgrpo.runs.folder import RunFolder
+from bgrpo.sweep.tune.trial import OUTCOME, PERCENT, REASON, SCORE, TrialJob
 
 REPORTS = 5
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
+from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bgrpo.run_folder import RunFolder
+from bgrpo.runs.folder import RunFolder
 
 TIMED = ("time", "rollouts_per_s", "used/seconds")
 TIMED_PREFIX = "seconds/"

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from bgrpo.progress import Display, format_duration
+from bgrpo.display.progress import Display, format_duration
 from bgrpo.sweep.plan import ENDED, Plan, Trial
 
 PLAIN_INTERVAL_S = 30.0

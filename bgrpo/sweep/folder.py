@@ -20,9 +20,9 @@ import yaml
 from bgrpo.config import build_config, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.run_folder import installed_versions, settle_runs
+from bgrpo.runs.folder import installed_versions, settle_runs
+from bgrpo.runs.tracking import REDACTED, redact_credentials
 from bgrpo.sweep.config import SweepConfig
-from bgrpo.tracking import REDACTED, redact_credentials
 
 CONFIG, TRIALS, VERSIONS, LOCK = "sweep.yaml", "trials.json", "versions.json", "driver.lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

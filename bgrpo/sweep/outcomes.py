@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bgrpo.run_folder import RunFolder
+from bgrpo.runs.folder import RunFolder
 from bgrpo.sweep.plan import Trial, charge
 
 

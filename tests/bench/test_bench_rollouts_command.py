@@ -12,7 +12,7 @@ import pytest
 from bgrpo.bench.rollouts import parent
 from bgrpo.bench.rollouts.cases import DisagreementError
 from bgrpo.bench.rollouts.parent import RolloutBench
-from bgrpo.cli import main
+from bgrpo.cli.app import main
 
 
 def bench(**changes: object) -> RolloutBench:

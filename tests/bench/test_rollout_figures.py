@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
 from bgrpo.bench.machine import describe_machine, measuring_environment
 from bgrpo.bench.rollouts import timing
 from bgrpo.bench.rollouts.agreement import Agreement
@@ -22,6 +21,7 @@ from bgrpo.bench.rollouts.plot import plot_rollouts
 from bgrpo.bench.rollouts.report import case_table, notes
 from bgrpo.bench.rollouts.rows import floor_name, measured_row, skipped_row
 from bgrpo.bench.rollouts.timing import Turn, interleave, timed
+from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 
 CASE = STANDARD_CASES["19M-8x25"]
 REQUIRED = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgrpo.bench.scaling_model import Cluster, Costs, learning_s, savings, simulate
+from bgrpo.bench.scaling.model import Cluster, Costs, learning_s, savings, simulate
 
 SECOND = Costs(request_s=(1.0,))
 

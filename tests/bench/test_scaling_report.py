@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bgrpo.bench import scaling
-from bgrpo.bench.scaling_model import Costs
-from bgrpo.distributed.rollout.scaling_costs import Measured
+from bgrpo.bench.scaling import report as scaling
+from bgrpo.bench.scaling.costs import Measured
+from bgrpo.bench.scaling.model import Costs
 
 COSTS = Costs(
     request_s=tuple(0.04 + 0.002 * i for i in range(20)), service_s=0.005, verify_s=0.004, answer_s=0.0005,

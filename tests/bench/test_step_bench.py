@@ -14,7 +14,7 @@ from bgrpo.bench.step.report import plot_step, step_tables
 from bgrpo.bench.step.workload import TINY, build_workload, endless_policy, without_sharing
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.errors import UserError
-from bgrpo.packing import pack_groups
+from bgrpo.learning.packing import pack_groups
 from bgrpo.policies.io import load_policy
 
 RUN = {

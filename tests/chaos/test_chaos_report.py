@@ -17,7 +17,7 @@ from bgrpo.chaos.faults import Fault, FaultKind
 from bgrpo.chaos.memory import MemoryTrend
 from bgrpo.chaos.recovery import FaultRecord
 from bgrpo.chaos.report import ChaosReport
-from bgrpo.run_folder import RunFolder
+from bgrpo.runs.folder import RunFolder
 
 STEPS = 4
 

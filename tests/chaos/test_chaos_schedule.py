@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgrpo.chaos.faults import DEFAULT_KINDS, Fault, FaultKind, Schedule, parse_every, parse_kinds, read_schedule
-from bgrpo.cli import main
+from bgrpo.cli.app import main
 from bgrpo.errors import UserError
 
 KINDS = st.lists(st.sampled_from(list(FaultKind)), min_size=1, unique=True)

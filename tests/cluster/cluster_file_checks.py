@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.session import check_room, training_demand
+from bgrpo.distributed.session.session import check_room, training_demand
 from bgrpo.errors import UserError
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.trials import TrialConfigs

@@ -17,7 +17,7 @@ from typing import Any
 from cluster_file_checks import CLUSTER
 from runbook_checks import RUN, commands_of
 
-from bgrpo.distributed.cluster.local_state import StateFolder
+from bgrpo.cluster.local_state import StateFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 URL = "http://127.0.0.1:8265"

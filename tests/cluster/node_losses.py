@@ -25,7 +25,7 @@ from pooled_actors import Echo
 
 from bgrpo.distributed.pool.actor_pool import ActorPool, remote_class
 from bgrpo.distributed.pool.records import PoolLimits
-from bgrpo.distributed.session import node_share
+from bgrpo.distributed.session.session import node_share
 
 KIND = "decoders"
 SYSTEM = {  # a dead raylet is noticed in about two seconds instead of fifteen

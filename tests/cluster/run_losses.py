@@ -19,11 +19,11 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
-from bgrpo.distributed.chaos.view import last_step
-from bgrpo.distributed.whereabouts import LearnerPlace, read_learners
+from bgrpo.chaos.view import last_step
+from bgrpo.distributed.train.whereabouts import LearnerPlace, read_learners
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.tokenizer import build_tokenizer
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 SYSTEM = {  # a raylet that has ended is noticed in two seconds instead of fifteen, a slow one is left alone
     "health_check_initial_delay_ms": 0,
@@ -191,7 +191,7 @@ def lose_the_learners_node(machines: Machines, run: Run) -> dict[str, Any]:
 def have_chaos_take_a_rollout_node(machines: Machines, folder: Path, calm: Run) -> dict[str, Any]:
     """A new node comes as soon as it has."""
     machines.settle()
-    command = [sys.executable, "-m", "bgrpo.cli", "chaos", "--undisturbed", str(calm.folder), "--json"]
+    command = [sys.executable, "-m", "bgrpo.cli.app", "chaos", "--undisturbed", str(calm.folder), "--json"]
     command += ["--faults", "remove-node", "--max-faults", "1", "--every", "1", f"run.dir={folder}", "run.name=chaos"]
     with (folder / "chaos.log").open("wb") as log:
         chaos = subprocess.Popen(command, env=machines.environment, stdout=log, stderr=log)

@@ -11,7 +11,7 @@ import click
 import typer
 from cluster_file_checks import ENTRY_POINTS, REPOSITORY, job_configs
 
-from bgrpo.cli import app
+from bgrpo.cli.app import app
 from bgrpo.errors import UserError
 
 with warnings.catch_warnings():

@@ -18,11 +18,11 @@ import yaml
 from local_cluster import COMMANDS, REPOSITORY, URL, RunbookShell, free_port, wait_for
 from open_sockets import METHODS, grpc_codes, http_answer, listeners, what_is_open
 
-from bgrpo.checkpoints import CheckpointStore
-from bgrpo.distributed.cluster.local import metrics_folder, processes_of
+from bgrpo.cluster.local import metrics_folder, processes_of
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.tokenizer import build_tokenizer
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 OPTIONS = {"kind": "single", "degrees": [[2, 2]], "coefficients": 3}

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.rollout.service import Prompt, start_service
 from bgrpo.groups import ScoredGroup
+from bgrpo.learning.rollout_source import LocalRolloutSource, decode_settings
 from bgrpo.policies.flat import flatten_parameters
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.tokenizer import build_tokenizer, encode_prompt
-from bgrpo.rollouts import LocalRolloutSource, decode_settings
+from bgrpo.policies.text import encode_prompt
+from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.tasks.base import Problem
-from bgrpo.verification import CheckProcess
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(0, 0)
 TEXTS = [f"+ {'* P 2 ' * (i % 3)}a P {i % 10} ⁇" for i in range(20)]

@@ -21,7 +21,7 @@ from pooled_actors import Echo, Unlucky, Unpreparable
 from bgrpo.distributed.pool.actor_pool import ActorPool, PoolError, remote_class
 from bgrpo.distributed.pool.records import ActorState, PoolLimits
 from bgrpo.distributed.pool.scaling import ScalingLimits
-from bgrpo.distributed.stacks import NO_ANSWER
+from bgrpo.distributed.watch.stacks import NO_ANSWER
 from bgrpo.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -8,8 +8,8 @@ import time
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from bgrpo.distributed import head_watch
-from bgrpo.distributed.head_watch import BACK, ENDED, LOST
+from bgrpo.distributed.session import head_watch
+from bgrpo.distributed.session.head_watch import BACK, ENDED, LOST
 from bgrpo.errors import RunError, UserError
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import psutil
 import pytest
 
-from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import PretrainConfig, build_config
 from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.distributed.train.pretrain import run_pretrain
 from bgrpo.errors import UserError
 from bgrpo.policies.io import flatten_parameters, load_policy
-from bgrpo.pretrain import make_data, train
-from bgrpo.run_folder import RunFolder
+from bgrpo.pretraining.pretrain import make_data, train
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.folder import RunFolder
 from ray_jobs.pretrain import main
 
 TREE: dict[str, Any] = {

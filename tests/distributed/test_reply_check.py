@@ -16,8 +16,9 @@ from bgrpo.distributed.rollout.reply_check import find_fault
 from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.groups import Completion, Group
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.tokenizer import build_tokenizer, encode_prompt
-from bgrpo.rollouts import completions_to_check
+from bgrpo.policies.text import encode_prompt
+from bgrpo.scoring.groups import completions_to_check
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(0, 0)
 VOCABULARY = len(TOKENIZER)

@@ -37,9 +37,9 @@ from bgrpo.distributed.rollout.actor import RolloutActor, RolloutRequest
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource
 from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.errors import UserError
+from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters
-from bgrpo.policies.tokenizer import decode_completion, encode_prompt
-from bgrpo.rollouts import decode_settings
+from bgrpo.policies.text import decode_completion, encode_prompt
 from bgrpo.seeds import rollout_seed
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

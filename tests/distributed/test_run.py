@@ -23,7 +23,7 @@ from bgrpo.distributed.train.run import RunResult, run_training
 from bgrpo.errors import RunError, UserError
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.tokenizer import build_tokenizer
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
 STEPS = 8

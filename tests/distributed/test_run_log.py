@@ -17,8 +17,8 @@ from pooled_actors import Echo
 from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError, remote_class
 from bgrpo.distributed.pool.records import PoolLimits
 from bgrpo.distributed.pool.state import PoolState
-from bgrpo.distributed.run_log import start_run_log
 from bgrpo.distributed.train.failures import read_failures, record_failure
+from bgrpo.distributed.watch.run_log import start_run_log
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 def test_a_line_says_who_where_and_when(package_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     log = start_run_log("a-run", "learner 1")
-    child = logging.getLogger("bgrpo.checkpoints")
+    child = logging.getLogger("bgrpo.runs.checkpoints")
     child.warning("first\nof %d lines", 2)
     log.step = 12
     child.info("about another", extra={"actor": "rollout actor 3"})
@@ -46,7 +46,7 @@ def test_a_line_says_who_where_and_when(package_logger: logging.Logger, capsys: 
     assert first["message"] == "first\nof 2 lines"
     assert (first["run"], first["step"], first["actor"]) == ("a-run", None, "learner 1")
     assert (first["host"], first["pid"]) == (socket.gethostname(), os.getpid())
-    assert (first["level"], first["logger"]) == ("WARNING", "bgrpo.checkpoints")
+    assert (first["level"], first["logger"]) == ("WARNING", "bgrpo.runs.checkpoints")
     assert str(first["time"]).endswith("+00:00")
     assert (second["step"], second["actor"], second["level"]) == (12, "rollout actor 3", "INFO")
 

@@ -41,12 +41,12 @@ from bgrpo.distributed.rollout.remote import (
     publish_in_spite_of_restarts,
 )
 from bgrpo.distributed.rollout.service import RolloutService
-from bgrpo.distributed.run_log import RunLog
+from bgrpo.distributed.watch.run_log import RunLog
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
+from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters
-from bgrpo.policies.tokenizer import encode_prompt
-from bgrpo.rollouts import decode_settings
+from bgrpo.policies.text import encode_prompt
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgrpo.distributed.stacks import FRAMES_SHOWN, PROCESSES_SHOWN, current_stacks, describe_processes, describe_threads
+from bgrpo.distributed.watch.stacks import (
+    FRAMES_SHOWN,
+    PROCESSES_SHOWN,
+    current_stacks,
+    describe_processes,
+    describe_threads,
+)
 
 LIBRARY = f"{sysconfig.get_paths()['stdlib']}/threading.py"
 RAY = "/venv/lib/python3.11/site-packages/ray/_private/worker.py"

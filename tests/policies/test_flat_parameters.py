@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from bgrpo.policies.io import flatten_parameters, load_flat_parameters
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.tokenizer import build_tokenizer
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(0, 0)
 IDS = torch.tensor([[2, 6, 9, 18, 1]])

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from bgrpo.errors import UserError
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.tokenizer import build_tokenizer
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(0, 0)
 IDS = torch.tensor([[2, 6, 9, 18, 1]])

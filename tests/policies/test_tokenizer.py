@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bgrpo.errors import UserError
-from bgrpo.policies.tokenizer import (
-    build_tokenizer,
-    decode_completion,
-    encode_prompt,
-    encode_texts,
-    tokenizer_from_tokens,
-)
+from bgrpo.policies.text import decode_completion, encode_prompt, encode_texts
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer, tokenizer_from_tokens
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "polynomial"
 TOKENIZER = build_tokenizer()

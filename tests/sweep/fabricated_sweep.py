@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from bgrpo.evaluation import Evaluation, EvaluationComparison, pass_at_k, rank_score
+from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.evaluation.metrics import Evaluation, pass_at_k, rank_score
 
 WIDTHS = (1, 3, 5, 10)
 SAMPLES = 10

@@ -16,15 +16,15 @@ import pytest
 from fabricated_sweep import Arm, Fabrication, fabricate_sweep, read_plan, write_plan
 from PIL import Image
 
-from bgrpo.cli import main
+from bgrpo.cli.app import main
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
-from bgrpo.evaluation import EvaluationComparison
-from bgrpo.run_folder import RunFolder
-from bgrpo.sweep.page import width_sentence
-from bgrpo.sweep.records import read_sweep
-from bgrpo.sweep.report import write_sweep_report
-from bgrpo.sweep.summary import summarize
+from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.runs.folder import RunFolder
+from bgrpo.sweep.report.page import width_sentence
+from bgrpo.sweep.report.records import read_sweep
+from bgrpo.sweep.report.summary import summarize
+from bgrpo.sweep.report.write import write_sweep_report
 
 VOID = ("meta", "img", "br", "link")
 PICTURES = ["learning", "outcomes", "ranks", "results", "validation_steps", "validation_tokens", "widths"]
@@ -237,6 +237,6 @@ def test_the_command_speaks_json_and_names_what_there_is(tmp_path: Path, capsys:
 
 def test_reading_a_command_line_needs_nothing_heavy() -> None:
     absent = ["ray", "torch", "transformers", "mlflow", "matplotlib", "scipy", "jinja2"]
-    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport bgrpo.sweep.report"
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport bgrpo.sweep.report.write"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from fabricated_sweep import Arm, Fabrication, fabricate_sweep, read_plan, write_plan
 
-from bgrpo.budget import Spent
 from bgrpo.errors import UserError
-from bgrpo.sweep.records import AMOUNTS, read_steps, read_sweep
-from bgrpo.sweep.summary import summarize
+from bgrpo.runs.budget import Spent
+from bgrpo.sweep.report.records import AMOUNTS, read_steps, read_sweep
+from bgrpo.sweep.report.summary import summarize
 
 ARMS = {"grpo": Arm("grpo"), "bgrpo": Arm("bgrpo", 1.5)}
 

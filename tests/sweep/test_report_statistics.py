@@ -11,8 +11,8 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bgrpo.evaluation import Interval
-from bgrpo.sweep.statistics import (
+from bgrpo.evaluation.intervals import Interval
+from bgrpo.sweep.report.statistics import (
     bootstrap_mean,
     holm,
     paired_effect,

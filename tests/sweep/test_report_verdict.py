@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgrpo.sweep.verdict import Circumstances, Conclusion, compare_arms, decide, unequal_amounts
+from bgrpo.sweep.report.verdict import Circumstances, Conclusion, compare_arms, decide, unequal_amounts
 
 LEVEL = 0.05
 Results = dict[str, dict[int, list[float]]]

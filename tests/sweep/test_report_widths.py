@@ -10,8 +10,8 @@ from fabricated_sweep import comparison
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgrpo.evaluation import Evaluation, rank_score
-from bgrpo.sweep.widths import first_correct_ranks, solved_by_width, width_needed, width_savings
+from bgrpo.evaluation.metrics import Evaluation, rank_score
+from bgrpo.sweep.report.widths import first_correct_ranks, solved_by_width, width_needed, width_savings
 
 WIDTHS = [1, 2, 4, 8]
 

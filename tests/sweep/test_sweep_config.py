@@ -12,7 +12,7 @@ from sweep_configs import sweep_config
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError
-from bgrpo.run_folder import flatten
+from bgrpo.runs.folder import flatten
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.keys import flat_keys, merge, nest
 from bgrpo.sweep.plan import Trial

@@ -12,7 +12,7 @@ from sweep_configs import sweep_config
 
 from bgrpo.config import build_config, dump_config
 from bgrpo.errors import UserError
-from bgrpo.run_folder import RunFolder
+from bgrpo.runs.folder import RunFolder
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.folder import SweepFolder, load_new_sweep, load_resumed_sweep
 from bgrpo.sweep.outcomes import last_validation, settle_interrupted

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bgrpo.bench.rollouts.cases import ENGINES
-from bgrpo.png import write_png
+from bgrpo.display.png import write_png
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

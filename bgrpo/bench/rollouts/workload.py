@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bgrpo.bench.rollouts.cases import SHAPES, Case, ModelShape
 from bgrpo.policies.io import load_policy
-from bgrpo.policies.tokenizer import encode_texts
+from bgrpo.policies.text import encode_texts
 from bgrpo.tasks.base import load_task
 
 PAD, EOS = 0, 1

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bgrpo.matrix_products import times_transposed
-from bgrpo.packing import PackedGroups
+from bgrpo.learning.matrix_products import times_transposed
+from bgrpo.learning.packing import PackedGroups
 
 _TRIALS = 3
 _PRODUCTS = 4

@@ -19,9 +19,9 @@ from bgrpo.bench.step.floor import update_floor
 from bgrpo.bench.step.workload import UpdateCase, build_workload
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
-from bgrpo.learner_arguments import learning_rate_factor
-from bgrpo.learning_batch import draw_groups, score_step, split_update
-from bgrpo.packing import PackedGroups, pack_groups, packed_logps
+from bgrpo.learning.batch import draw_groups, score_step, split_update
+from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
+from bgrpo.learning.trl_arguments import learning_rate_factor
 
 WARM_UP = 2
 TOLERANCE = 1e-5
@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 
 def measure_learner(case: UpdateCase, steps: int) -> dict[str, Any]:
-    """CPU seconds per update of :class:`bgrpo.trainer.BGRPOTrainer` and of a bare loop, and their ratio.
+    """CPU seconds per update of :class:`bgrpo.learning.trainer.BGRPOTrainer` and of a bare loop, and their ratio.
 
     The trainer's time is everything between two looks at its rollout source: scoring, packing, TRL, accelerate,
     optimizer, statistics. The bare loop's is that of the same packed tensors through forward, backward, clipping and
@@ -44,7 +44,7 @@ def measure_learner(case: UpdateCase, steps: int) -> dict[str, Any]:
     Raises:
         RuntimeError: the two loops ended with other weights.
     """
-    from bgrpo.trainer import BGRPOTrainer
+    from bgrpo.learning.trainer import BGRPOTrainer
 
     workload = build_workload(case)
     config = workload.config.model_copy(update={"steps": steps + WARM_UP})

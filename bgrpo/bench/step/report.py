@@ -9,7 +9,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from bgrpo.png import write_png
+from bgrpo.display.png import write_png
 
 Row = Mapping[str, Any]
 

@@ -17,14 +17,14 @@ from bgrpo.bench.step.workload import LARGE, endless_policy
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
 from bgrpo.distributed.rollout.service import start_service
-from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.distributed.session.session import ray_session, training_demand
 from bgrpo.distributed.train.run import run_training
+from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy, save_policy
-from bgrpo.preparation import check_input
-from bgrpo.rollouts import decode_settings
+from bgrpo.runs.preparation import check_input
+from bgrpo.runs.tracking import Tracker
 from bgrpo.tasks.base import Outcome
 from bgrpo.tasks.polynomial.task import PolynomialTask
-from bgrpo.tracking import Tracker
 
 PARTS = ("rollout", "weights", "learn", "optimizer", "total")
 RUNS = {"quickstart": 12, "19M": 4}

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from bgrpo.bench.step.workload import UpdateCase, build_workload, without_sharing
 from bgrpo.groups import ScoredGroup
-from bgrpo.matrix_products import OneDNNProducts
-from bgrpo.packing import pack_groups, packed_logps
+from bgrpo.learning.matrix_products import OneDNNProducts
+from bgrpo.learning.packing import pack_groups, packed_logps
 
 TOLERANCE = 1e-5
 """Largest relative difference between the gradients."""

@@ -13,11 +13,12 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBa
 from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.decoding import DecodeEngine
 from bgrpo.groups import Group, ScoredGroup
+from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.rollouts import decode_settings, score_groups
+from bgrpo.scoring.check_process import CheckResult
+from bgrpo.scoring.groups import score_groups
 from bgrpo.tasks.base import Outcome, load_task
-from bgrpo.verification import CheckResult
 
 SHIPPED_PROBLEMS = 96
 CORRECT = 0.3  # of the completions, where the policy has random weights
@@ -143,8 +144,8 @@ def endless_policy(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> GPT
 def _shipped_groups(
     config: TrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[ScoredGroup]:
-    from bgrpo.policies.tokenizer import encode_texts
-    from bgrpo.rollouts import completions_to_check
+    from bgrpo.policies.text import encode_texts
+    from bgrpo.scoring.groups import completions_to_check
 
     task = load_task(config.task.name, config.task.options)
     train = config.task.train

@@ -34,8 +34,8 @@ from bgrpo.distributed.pool.records import (
 )
 from bgrpo.distributed.pool.scaling import ScalingLimits
 from bgrpo.distributed.pool.state import PoolState
-from bgrpo.distributed.ray_errors import explain, is_node_loss
-from bgrpo.distributed.stacks import NO_ANSWER, current_stacks, describe_processes
+from bgrpo.distributed.session.ray_errors import explain, is_node_loss
+from bgrpo.distributed.watch.stacks import NO_ANSWER, current_stacks, describe_processes
 from bgrpo.errors import RunError, UserError
 
 WATCH_GROUP = "watch"

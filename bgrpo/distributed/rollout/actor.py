@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ray.actor import ActorHandle
 
-from bgrpo.allocator import ALLOCATOR_ENVIRONMENT
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import PooledActor, remote_class
 from bgrpo.distributed.rollout.weights import Weights
-from bgrpo.distributed.session import node_share
+from bgrpo.distributed.session.session import node_share
 from bgrpo.groups import Group
+from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +100,7 @@ class RolloutActor(PooledActor):
         Raises:
             RuntimeError: the actor holds other weights.
         """
-        from bgrpo.rollouts import completions_to_check
+        from bgrpo.scoring.groups import completions_to_check
 
         held = self._weights
         if held != request.weights:

@@ -13,11 +13,11 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import PoolError
 from bgrpo.errors import UserError
-from bgrpo.evaluation import DecodeMode, JudgedCompletion
+from bgrpo.evaluation.decoders import DecodeMode, JudgedCompletion
 from bgrpo.groups import ScoredGroup
+from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters
-from bgrpo.policies.tokenizer import decode_completion, encode_texts
-from bgrpo.rollouts import decode_settings
+from bgrpo.policies.text import decode_completion, encode_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def step_limit_s(config: TrainConfig) -> float:
 
 
 class ServiceRolloutSource:
-    """A :class:`bgrpo.rollouts.RolloutSource` that asks the rollout service.
+    """A :class:`bgrpo.learning.rollout_source.RolloutSource` that asks the rollout service.
 
     Args:
         service: handle of the :class:`bgrpo.distributed.rollout.service.RolloutService` actor.
@@ -111,7 +111,7 @@ def in_spite_of_restarts(ask: Callable[[], None], limit_s: float) -> None:
 
 
 class ServiceDecoder:
-    """A :class:`bgrpo.evaluation.Decode` on the rollout actors.
+    """A :class:`bgrpo.evaluation.decoders.Decode` on the rollout actors.
 
     Args:
         service: handle of the rollout service.

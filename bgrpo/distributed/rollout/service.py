@@ -29,12 +29,12 @@ from bgrpo.distributed.rollout.reply_check import find_fault
 from bgrpo.distributed.rollout.service_metrics import ServiceMetrics
 from bgrpo.distributed.rollout.verifiers import VerifierPool, all_of
 from bgrpo.distributed.rollout.weights import Weights, WeightStore
-from bgrpo.distributed.run_log import start_run_log
-from bgrpo.distributed.session import rollout_demand
-from bgrpo.distributed.watchdog import SUSPECT_SHARE
+from bgrpo.distributed.session.session import rollout_demand
+from bgrpo.distributed.watch.run_log import start_run_log
+from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
-from bgrpo.rollouts import score_groups
+from bgrpo.scoring.groups import score_groups
 from bgrpo.seeds import rollout_seed
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ def start_service(
 
     Args:
         config: of the run.
-        settings: how training groups are decoded, see :func:`bgrpo.rollouts.decode_settings`.
+        settings: how training groups are decoded, see :func:`bgrpo.learning.rollout_source.decode_settings`.
         prompts: of the training problems.
         vocabulary: number of token ids of the policy.
         name: to find the actor with ``ray.get_actor(name, SERVICE_NAMESPACE)``.

@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
-from bgrpo.distributed.metrics import REFRESH_S, MetricsRecorder, Sample
 from bgrpo.distributed.pool.actor_pool import ActorPool
 from bgrpo.distributed.pool.records import ActorState
 from bgrpo.distributed.pool.state import PoolState
+from bgrpo.distributed.watch.metrics import REFRESH_S, MetricsRecorder, Sample
 from bgrpo.groups import ScoredGroup
 
 DEAD = "dead"

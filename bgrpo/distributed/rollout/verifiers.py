@@ -1,4 +1,4 @@
-"""The actors that check: each owns one killable child process, see :mod:`bgrpo.verification`."""
+"""The actors that check: each owns one killable child process, see :mod:`bgrpo.scoring.check_process`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ray.actor import ActorHandle
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import ActorPool, PooledActor, remote_class
 from bgrpo.distributed.pool.records import PoolLimits
-from bgrpo.distributed.session import node_share
-from bgrpo.verification import START_LIMIT_S, CheckProcess, CheckResult, check_arguments
+from bgrpo.distributed.session.session import node_share
+from bgrpo.scoring.check_process import START_LIMIT_S, CheckProcess, CheckResult, check_arguments
 
 LEAST_ITEMS_PER_REQUEST = 16
 """Fewer are not worth a request of their own."""

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 
-from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.metrics import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.rollout.remote import ServiceDecoder, ServiceRolloutSource
-from bgrpo.distributed.run_log import RunLog, start_run_log
 from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.distributed.train.failures import final_failure, record_failure
 from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
-from bgrpo.distributed.whereabouts import record_learner
-from bgrpo.learner_state import policy_folder
-from bgrpo.problem_files import read_problems
-from bgrpo.run_folder import RunFolder
+from bgrpo.distributed.train.whereabouts import record_learner
+from bgrpo.distributed.watch.metrics import MetricsRecorder, Sample, step_samples
+from bgrpo.distributed.watch.run_log import RunLog, start_run_log
+from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.folder import RunFolder
+from bgrpo.tasks.problem_files import read_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,8 +64,8 @@ def learner_loop(settings: dict[str, LearnerJob]) -> None:
 def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None:
     import torch
 
+    from bgrpo.learning.trainer import BGRPOTrainer
     from bgrpo.policies.io import load_policy
-    from bgrpo.trainer import BGRPOTrainer
 
     config, folder = job.config, job.folder
     cores = len(os.sched_getaffinity(0))
@@ -134,7 +134,7 @@ class _Validator:
         self._problems = problems[: job.config.evaluation.problems]
 
     def __call__(self, version: int) -> dict[str, float]:
-        from bgrpo.evaluation import RANK_WIDTH, evaluate
+        from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
 
         decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
         samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed

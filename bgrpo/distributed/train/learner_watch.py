@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bgrpo.distributed.stacks import current_stacks, describe_processes
-from bgrpo.distributed.watchdog import SUSPECT_SHARE, Watchdog
+from bgrpo.distributed.watch.stacks import current_stacks, describe_processes
+from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE, Watchdog
 from bgrpo.files import write_atomically
 
 FOLDER = "learners"

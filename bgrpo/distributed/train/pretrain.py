@@ -10,9 +10,9 @@ from pathlib import Path
 import ray.train
 from rich.console import Console
 
-from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import PretrainConfig
-from bgrpo.distributed.session import pretraining_demand, ray_session
+from bgrpo.display.progress import PRETRAINING_COLUMNS, TrainingProgress
+from bgrpo.distributed.session.session import pretraining_demand, ray_session
 from bgrpo.distributed.train.driving import (
     STOP_FILE,
     STOPPED_STATUS,
@@ -26,10 +26,10 @@ from bgrpo.distributed.train.failures import final_failure, record_failure
 from bgrpo.distributed.train.learner_watch import crash_record
 from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.policies.io import check_target
-from bgrpo.pretrain import export_best, make_data, train
-from bgrpo.progress import PRETRAINING_COLUMNS, TrainingProgress
-from bgrpo.run_folder import RunFolder, flatten, load_run_config
-from bgrpo.tracking import Tracker, open_command, tracking_uri
+from bgrpo.pretraining.pretrain import export_best, make_data, train
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.folder import RunFolder, flatten, load_run_config
+from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
 NOT_OF_THE_RESULT = ("run.", "tracking.")  # left out of the command that makes a policy again

@@ -16,9 +16,10 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from rich.console import Console
 
-from bgrpo.budget import Spent, is_spent
-from bgrpo.checkpoints import CheckpointStore
 from bgrpo.config import TrainConfig
+from bgrpo.display.progress import TrainingProgress
+from bgrpo.display.run_report import comparison_table, plot_report
+from bgrpo.display.terminal import table_console
 from bgrpo.distributed.rollout.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
@@ -27,7 +28,7 @@ from bgrpo.distributed.rollout.remote import (
     publish_in_spite_of_restarts,
 )
 from bgrpo.distributed.rollout.service import start_service
-from bgrpo.distributed.session import ray_session, training_demand
+from bgrpo.distributed.session.session import ray_session, training_demand
 from bgrpo.distributed.train.decisions_tail import DecisionsTail
 from bgrpo.distributed.train.driving import (
     STOP_FILE,
@@ -41,17 +42,17 @@ from bgrpo.distributed.train.driving import (
 from bgrpo.distributed.train.learner_loop import LearnerJob, learner_loop
 from bgrpo.distributed.train.learner_watch import describe_learners
 from bgrpo.distributed.train.metrics_tail import MetricsTail
-from bgrpo.distributed.watchdog import Watchdog
-from bgrpo.evaluation import Evaluation, EvaluationComparison, evaluate
-from bgrpo.learner_state import policy_folder
+from bgrpo.distributed.watch.watchdog import Watchdog
+from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.evaluation.metrics import Evaluation, evaluate
+from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
-from bgrpo.preparation import Preparation, check_input, load_problems, save_problems
-from bgrpo.progress import TrainingProgress
-from bgrpo.report import comparison_table, plot_report
-from bgrpo.rollouts import decode_settings
-from bgrpo.run_folder import RunFolder, flatten, load_run_config, write_atomically
-from bgrpo.terminal import table_console
-from bgrpo.tracking import Tracker, open_command, tracking_uri
+from bgrpo.runs.budget import Spent, is_spent
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.folder import RunFolder, flatten, load_run_config, write_atomically
+from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
+from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
 START_S = 180.0

@@ -1,0 +1,381 @@
+"""The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
+
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 a training run stopped with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bgrpo.errors import RunError, UserError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Reinforcement learning with beam groups (BGRPO), as a service on Ray.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench_app = typer.Typer(help="Measure the speed of one part.")
+app.add_typer(bench_app, name="bench")
+cluster_app = typer.Typer(help="An autoscaling Ray cluster on this machine, to submit to.")
+app.add_typer(cluster_app, name="cluster")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, for example rollout.group_size=20."),
+]
+ConfigName = Annotated[str | None, typer.Option("--config", help="Name of a shipped configuration, or a YAML file.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DataFile = Annotated[Path, typer.Option("--data", metavar="FILE", help="Data file, one problem per line.")]
+Policy = Annotated[str, typer.Option("--policy", help="'shipped', a directory, or a Hugging Face model id.")]
+Ring = Annotated[str, typer.Option("--ring", help="Coefficients that an outer polynomial may have: ZZ or QQ.")]
+NewTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; default: the configuration's, or 64."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Torch threads; 0: one per core.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Reinforcement learning with beam groups (BGRPO), as a service on Ray."""
+    if show_version:
+        try:
+            print(version("bgrpo"))
+        except PackageNotFoundError:
+            raise UserError("bgrpo is not installed: pip install -e . in the repository") from None
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    resume: Resume = None,
+    submit: Annotated[
+        str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Train a policy by reinforcement learning; with --submit, on a cluster, following the job's log."""
+    from bgrpo.cli.train import submit_training, train_policy
+
+    if submit is not None:
+        return submit_training(submit, config, overrides or [], resume, as_json)
+    return train_policy(config, overrides or [], resume, as_json)
+
+
+@app.command()
+def sweep(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Go on with this sweep.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: run failed trials again, from their checkpoints.")
+    ] = False,
+    submit: Annotated[
+        str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option("--max-concurrent", min=1, help="Trials at a time; default: as many as have room.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Compare algorithms: the same budget and number of trials for each, fresh seeds for the best, and a report."""
+    from bgrpo.cli.train import submit_sweep, sweep_arms
+
+    given = [*(overrides or []), *([] if max_concurrent is None else [f"max_concurrent={max_concurrent}"])]
+    if retry_failed and resume is None:
+        raise UserError("--retry-failed needs --resume SWEEP: a new sweep has no failed trials")
+    if submit is not None:
+        return submit_sweep(submit, config, given, resume, retry_failed, as_json)
+    return sweep_arms(config, given, resume, retry_failed, as_json)
+
+
+@app.command()
+def pretrain(overrides: Overrides = None, config: ConfigName = None, resume: Resume = None) -> int:
+    """Train a policy by supervision, from generated or given problems."""
+    from bgrpo.cli.train import pretrain_policy
+
+    return pretrain_policy(config, overrides or [], resume)
+
+
+@app.command()
+def evaluate(
+    policy: Policy = "shipped",
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Data file to measure on.")] = None,
+    config: Annotated[
+        str, typer.Option("--config", help="Configuration whose test problems serve when --data is not given.")
+    ] = "quickstart",
+    problems: Annotated[int | None, typer.Option("--problems", min=1, help="At most so many problems.")] = None,
+    beam_width: Annotated[
+        list[int] | None, typer.Option("--beam-width", min=1, help="Width of beam@k; may be repeated.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="Samples per problem for pass@k; 0: none.")] = 10,
+    max_new_tokens: NewTokens = None,
+    ring: Ring = "ZZ",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the samples.")] = 0,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Measure a policy: greedy, beam@k, pass@k and beam-rank score with 95 % intervals, and by category."""
+    from bgrpo.cli.measure import Decoding, evaluate_policy
+
+    widths = beam_width or [1, 3, 5, 10]
+    decoding = Decoding(policy, ring, max_new_tokens, threads)
+    return evaluate_policy(decoding, data, config, problems, widths, samples, seed, as_json)
+
+
+@app.command()
+def decode(
+    data: DataFile,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines to write.")],
+    policy: Policy = "shipped",
+    beam_width: Annotated[int, typer.Option("--beam-width", min=1, help="Completions per problem.")] = 10,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems.")] = None,
+    max_new_tokens: NewTokens = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Problems decoded at once.")] = 64,
+    ring: Ring = "ZZ",
+    threads: Threads = 0,
+) -> int:
+    """Write the checked beams of every problem of a file, best first."""
+    from bgrpo.cli.measure import Decoding, decode_file
+
+    return decode_file(Decoding(policy, ring, max_new_tokens, threads), data, out, beam_width, limit, batch)
+
+
+@app.command()
+def verify(data: DataFile, ring: Ring = "ZZ", as_json: AsJson = False) -> int:
+    """Check every line's own answer."""
+    from bgrpo.cli.data import verify_data
+
+    return verify_data(data, ring, as_json)
+
+
+@app.command("generate-data")
+def generate_data(
+    degrees: Annotated[
+        list[str], typer.Option("--degrees", metavar="OUTER,INNER", help="Degrees, for example 2,3; may be repeated.")
+    ],
+    coefficients: Annotated[int, typer.Option("--coefficients", min=1, help="Coefficients lie within ± this.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="How many problems.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Data file to write.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same file.")] = 0,
+    kind: Annotated[
+        str, typer.Option("--kind", help="What an answer holds: single, single_with_outer, multi or singlet.")
+    ] = "single",
+    variables: Annotated[int | None, typer.Option("--variables", min=1, help="Variables of multi and singlet.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the file does not depend on it.")] = 1,
+    leading: Annotated[
+        str, typer.Option("--leading", help="Sign of leading coefficients of the one-variable kinds: any, positive.")
+    ] = "any",
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option("--exclude", metavar="FILE", help="Leave out the problems of this file; may be repeated."),
+    ] = None,
+) -> int:
+    """Write random problems with their answers, exact, distinct, and the same for the same seed."""
+    from bgrpo.cli.data import GeneratorRequest, generate_problems
+
+    request = GeneratorRequest(degrees, coefficients, kind, variables, leading, exclude or [])
+    return generate_problems(request, count, seed, out, workers)
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="Name or folder of a sweep, or of a single run.")],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs and sweeps.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> int:
+    """Make the report of a sweep, or of a run, again from its folder alone; while it runs too."""
+    from bgrpo.cli.measure import rebuild_report
+
+    return rebuild_report(name, runs, as_json)
+
+
+@app.command()
+def chaos(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", min=0.1, help="Length of the disturbed run, about; default: the configured steps."),
+    ] = None,
+    every: Annotated[
+        str, typer.Option("--every", metavar="S,S", help="Shortest and longest gap in seconds.")
+    ] = "20,40",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the schedule of faults.")] = 1,
+    faults: Annotated[
+        str | None,
+        typer.Option(
+            "--faults",
+            metavar="KINDS",
+            help="Of kill-rollout, stop-rollout, kill-verifier, kill-check, kill-learner, kill-service, kill-driver, "
+            "terminate-driver (the default: all of these), remove-node; separated by commas.",
+        ),
+    ] = None,
+    max_faults: Annotated[
+        int | None, typer.Option("--max-faults", min=1, help="End with so many; default: until the run ends.")
+    ] = None,
+    undisturbed: Annotated[
+        str | None,
+        typer.Option("--undisturbed", metavar="RUN", help="Compare with this finished run; default: make one."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Inject faults into a run, and check that its result is that of an undisturbed one. Exit status 1 when not."""
+    from bgrpo.chaos.faults import read_schedule
+    from bgrpo.cli.chaos import run_chaos_command
+
+    schedule = read_schedule(seed, every, faults, max_faults)
+    return run_chaos_command(config, overrides or [], schedule, minutes, undisturbed, as_json)
+
+
+@app.command()
+def doctor(
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are to live.")] = Path("runs"),
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,
+    as_json: AsJson = False,
+) -> int:
+    """Is this machine fit to train? Exit status 1 when something must be mended first."""
+    from bgrpo.cli.doctor import examine_machine
+
+    return examine_machine(runs, ray, as_json)
+
+
+@bench_app.command("step")
+def bench_step(
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="Only this part: learner, sharing or run; may be repeated. Default: all."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Where a training step's time goes, next to bare PyTorch, padded rows and the matrix products alone."""
+    from bgrpo.cli.bench import measure_step
+
+    return measure_step(part or [], png, as_json)
+
+
+@bench_app.command("task")
+def bench_task(
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for each measurement.")] = 3.0,
+    as_json: AsJson = False,
+) -> int:
+    """Microseconds per check and generated problems per second, on one core."""
+    from bgrpo.cli.bench import measure_task
+
+    return measure_task(seconds, as_json)
+
+
+@bench_app.command("rollouts")
+def bench_rollouts(
+    case: Annotated[
+        list[str] | None,
+        typer.Option("--case", help="Name of a case, 'standard' (the default) or 'extra'; may be repeated."),
+    ] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="Only this engine; may be repeated. Default: all.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of every engine.")] = 5,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0, help="An engine leaves out rounds beyond this; 0: one round.")
+    ] = 60.0,
+    longest: Annotated[
+        float,
+        typer.Option("--longest", min=0.1, help="Engines slower than this for one decode are left out, and said."),
+    ] = 300.0,
+    memory: Annotated[str, typer.Option("--memory", help="Peak memory of cases: largest, all or none.")] = "largest",
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Completions per second, side by side with other engines, the measured floor, and peak memory."""
+    from bgrpo.cli.bench import measure_rollouts
+
+    return measure_rollouts(case, engine, threads, rounds, seconds, longest, memory, png, as_json)
+
+
+@bench_app.command("scaling")
+def bench_scaling(
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Completions per second of 1 and 2 rollout actors, measured, and of up to 256 on 32 nodes, simulated."""
+    from bgrpo.cli.bench import measure_scaling
+
+    return measure_scaling(png, as_json)
+
+
+@cluster_app.command("local")
+def cluster_local(
+    max_nodes: Annotated[int, typer.Option("--max-nodes", min=2, help="Most nodes, the head included.")] = 3,
+    cpus_per_node: Annotated[
+        int, typer.Option("--cpus-per-node", min=1, help="CPUs that each node offers; all share this machine's cores.")
+    ] = 2,
+    idle_minutes: Annotated[
+        float, typer.Option("--idle-minutes", min=0.05, help="A node without work leaves after so long.")
+    ] = 1.0,
+    dashboard_port: Annotated[
+        int, typer.Option("--dashboard-port", min=1024, max=65535, help="Of the dashboard and job server.")
+    ] = 8265,
+) -> int:
+    """Start a cluster on 127.0.0.1 with a token; nodes join when work waits for room, and leave when idle."""
+    from bgrpo.cli.cluster import LocalClusterOptions, start_local_cluster
+
+    return start_local_cluster(LocalClusterOptions(max_nodes, cpus_per_node, idle_minutes, dashboard_port))
+
+
+@cluster_app.command("status")
+def cluster_status(as_json: AsJson = False) -> int:
+    """Show the local cluster's nodes and jobs. Exit status 1 when none runs."""
+    from bgrpo.cli.cluster import show_local_cluster
+
+    return show_local_cluster(as_json)
+
+
+@cluster_app.command("down")
+def cluster_down(
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for jobs to save a checkpoint.")] = False,
+) -> int:
+    """End the local cluster and everything that runs on it."""
+    from bgrpo.cli.cluster import end_local_cluster
+
+    return end_local_cluster(now)
+
+
+_UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it from 0.29 on
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit status. A user's error is one line, a failed run its first cause."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        sys.path.append(str(Path.cwd()))  # a user's tasks and reward functions are found here, as with python -m
+    try:
+        status = app(given or ["--help"], prog_name="bgrpo", standalone_mode=False)
+    except UserError as error:
+        message, status = str(error), 2
+    except RunError as error:
+        message, status = str(error), 1
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "bgrpo"
+        message, status = f"{error.format_message()} (see {command} --help)", 2
+    except (typer.Abort, KeyboardInterrupt):  # newer typer returns this status itself
+        return INTERRUPTED
+    else:
+        return status or 0
+    print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

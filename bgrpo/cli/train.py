@@ -1,0 +1,100 @@
+"""What the commands of ``bgrpo`` do, apart from training. Each returns the exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from bgrpo.config import SHIPPED_CONFIGS, PretrainConfig, TrainConfig, load_config
+from bgrpo.errors import UserError
+from bgrpo.runs.folder import load_run_config
+
+
+def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+    """Reinforcement learning. Mistakes in the configuration are told before the slow imports."""
+    load_run_config(TrainConfig, config, overrides, resume)
+    from bgrpo.distributed.train.run import run_from_command_line
+
+    return run_from_command_line(config, overrides, resume, as_json)
+
+
+def pretrain_policy(config: str | None, overrides: list[str], resume: str | None) -> int:
+    """Supervised training. Mistakes in the configuration are told before the slow imports."""
+    load_run_config(PretrainConfig, config, overrides, resume)
+    from bgrpo.distributed.train.pretrain import run_from_command_line
+
+    return run_from_command_line(config, overrides, resume)
+
+
+def sweep_arms(config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool) -> int:
+    """Compare algorithms. Mistakes in the configuration are told before the slow imports."""
+    from bgrpo.sweep.folder import load_new_sweep, load_resumed_sweep
+
+    if resume is None:
+        load_new_sweep(config, overrides)
+    else:
+        load_resumed_sweep(resume, overrides)
+    from bgrpo.sweep.run import sweep_from_command_line
+
+    return sweep_from_command_line(config, overrides, resume, retry_failed, as_json)
+
+
+def submit_training(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
+    """Send a training run to a cluster and follow its log. What can be checked here is, before anything is sent."""
+    if resume is None:
+        load_config(TrainConfig, config, overrides)
+    return _submit(address, "ray_jobs.train", config, overrides, resume, as_json)
+
+
+def submit_sweep(
+    address: str, config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool
+) -> int:
+    """Send a sweep to a cluster and follow its log. What can be checked here is, before anything is sent."""
+    from bgrpo.sweep.config import SweepConfig
+    from bgrpo.sweep.trials import TrialConfigs
+
+    if resume is None:
+        sweep = load_config(SweepConfig, config, overrides)
+        TrialConfigs(sweep, Path(sweep.run.dir)).check()
+    flags = ["--retry-failed"] if retry_failed else []
+    return _submit(address, "ray_jobs.sweep", config, [*flags, *overrides], resume, as_json)
+
+
+def _submit(
+    address: str, module: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool
+) -> int:
+    from bgrpo.cluster.submit import refuse_credentials, submit
+
+    refuse_credentials(overrides, "command line")
+    if config is not None and Path(config).is_file():
+        refuse_credentials(Path(config).read_text("utf-8").splitlines(), config)
+    arguments = [] if config is None else ["--config", _portable_config(config)]
+    arguments += [] if resume is None else ["--resume", resume]
+    log = sys.stderr if as_json else sys.stdout
+    jobs: list[str] = []
+
+    def announce(job: str) -> None:
+        jobs.append(job)
+        print(f"job {job} on {address}; stop it with: ray job stop --address {address} {job}", file=log, flush=True)
+
+    def write(text: str) -> None:
+        print(text, end="", file=log, flush=True)
+
+    status = submit(address, module, [*arguments, *overrides], announce, write)
+    if as_json:
+        print(json.dumps({"job": jobs[0], "address": address, "exit_status": status}))
+    return status
+
+
+def _portable_config(config: str) -> str:
+    """A configuration's name, or its path relative to the folder that is sent to the cluster."""
+    path = Path(config)
+    if not path.is_file() or path.resolve().parent == SHIPPED_CONFIGS:
+        return path.stem if path.is_file() else config
+    try:
+        return path.resolve().relative_to(Path.cwd().resolve()).as_posix()
+    except ValueError:
+        raise UserError(
+            f"--config {config}: lies outside the current folder, which is what --submit sends; copy it here"
+        ) from None

@@ -1,0 +1,1 @@
+"""An autoscaling cluster on this machine, and jobs sent to any."""

@@ -1,1 +1,0 @@
-"""Runs that are disturbed on purpose. See :mod:`bgrpo.chaos` for what decides and judges."""

@@ -1,1 +1,0 @@
-"""A local autoscaling cluster, and the way into any cluster."""

@@ -1,0 +1,1 @@
+"""The driver's connection to Ray: room, autoscaling, loss of the head."""

@@ -1,0 +1,162 @@
+"""Held-out metrics of a policy, with per-problem values, so that before and after can be compared problem by problem.
+
+Metrics (all higher is better):
+
+- ``greedy``: solved by the width-1 search. A width-1 entry in the beam widths means the same and is not repeated.
+- ``beam@k``: solved by any completion of a width-k search; every width is a search of its own.
+- ``top1``: solved by the best completion of the width-10 search.
+- ``beam_rank_score``: exp(-(rank - 1) / 10) of the first correct completion of the width-10 search, 0 if none.
+- ``pass@k``: unbiased estimator over n >= k samples (Chen et al. 2021, equation 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from bgrpo.errors import UserError
+from bgrpo.evaluation.decoders import Decode, DecodeMode
+from bgrpo.evaluation.intervals import Interval, intervals
+from bgrpo.seeds import rollout_seed
+from bgrpo.tasks.base import Outcome, Problem
+
+RANK_WIDTH = 10  # width of the search behind top1 and beam_rank_score
+RANK_SCALE = 10.0
+BATCH = 64  # problems per call of the decoder
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-problem values of each metric.
+
+    Attributes:
+        categories: category of each problem, in order.
+        values: metric -> one value in [0, 1] per problem, in the same order.
+        outcomes: search (``"beam 10"``, ``"sample 10"``) -> outcome -> completions with that outcome.
+        digest: names the problems; evaluations of other problems are not comparable.
+    """
+
+    categories: list[str]
+    values: dict[str, list[float]]
+    outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
+    digest: str = ""
+
+    def metrics(self) -> dict[str, float]:
+        """Mean of each metric over the problems."""
+        return {name: float(np.mean(values)) for name, values in self.values.items()}
+
+    def intervals(self, seed: int = 0) -> dict[str, Interval]:
+        """Mean of each metric with its bootstrap interval."""
+        return intervals(self.values, seed)
+
+    def by_category(self) -> dict[str, dict[str, float]]:
+        """Category -> ``problems`` (how many) and the mean of each metric, categories in alphabetical order."""
+        table: dict[str, dict[str, float]] = {}
+        for category in sorted(set(self.categories)):
+            rows = [i for i, name in enumerate(self.categories) if name == category]
+            means = {name: float(np.mean([values[i] for i in rows])) for name, values in self.values.items()}
+            table[category] = {"problems": len(rows)} | means
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "categories": self.categories,
+            "values": self.values,
+            "outcomes": self.outcomes,
+            "digest": self.digest,
+        }
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> Self:
+        """What :meth:`to_dict` gave."""
+        return cls(**tree)
+
+
+def evaluate(
+    decode: Decode,
+    problems: Sequence[Problem],
+    beam_widths: Sequence[int],
+    samples: int,
+    seed: int,
+    batch: int = BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a policy on problems.
+
+    Args:
+        decode: decodes and checks.
+        problems: held-out problems, at least one.
+        beam_widths: widths of beam@k; 1 (greedy) and 10 (rank score, top-1) are searched besides.
+        samples: samples per problem for pass@k (k = 1, the beam widths up to ``samples``, and ``samples``); 0: none.
+        seed: of the samples.
+        batch: problems per call of ``decode``.
+        on_progress: called with (searches done, searches in all), counting problem × search.
+
+    Raises:
+        UserError: no problems.
+    """
+    if not problems:
+        raise UserError("nothing to evaluate: no problems; give a data file with at least one usable line")
+    widths = sorted({1, RANK_WIDTH, *beam_widths})
+    searches: list[tuple[DecodeMode, int]] = [("beam", width) for width in widths]
+    if samples:
+        searches.append(("sample", samples))
+    values: dict[str, list[float]] = {}
+    outcomes: dict[str, dict[str, int]] = {}
+    for i, (mode, completions) in enumerate(searches):
+        verdicts: list[list[str]] = []
+        for start in range(0, len(problems), batch):
+            part = problems[start : start + batch]
+            seeds = [rollout_seed(seed, 0, start + j) for j in range(len(part))] if mode == "sample" else None
+            groups = decode([problem.prompt for problem in part], mode, completions, seeds)
+            verdicts += [[str(completion.outcome) for completion in group] for group in groups]
+            if on_progress is not None:
+                on_progress(i * len(problems) + len(verdicts), len(searches) * len(problems))
+        outcomes[f"{mode} {completions}"] = count_outcomes(verdicts)
+        values |= _search_metrics(mode, completions, verdicts, set(beam_widths))
+    return Evaluation([problem.category for problem in problems], values, outcomes, problems_digest(problems))
+
+
+def _search_metrics(
+    mode: DecodeMode, completions: int, verdicts: list[list[str]], beam_widths: set[int]
+) -> dict[str, list[float]]:
+    """Per-problem values of the metrics that one search gives; ``verdicts`` holds outcomes in rank order."""
+    correct = [[outcome == Outcome.CORRECT for outcome in outcomes] for outcomes in verdicts]
+    if mode == "sample":
+        ks = sorted({1, completions, *(width for width in beam_widths if width <= completions)})
+        return {f"pass@{k}": [pass_at_k(completions, sum(row), k) for row in correct] for k in ks}
+    metrics = {"greedy": [float(row[0]) for row in correct]} if completions == 1 else {}
+    metrics |= {f"beam@{completions}": [float(any(row)) for row in correct]} if completions in beam_widths else {}
+    if completions == RANK_WIDTH:
+        metrics["top1"] = [float(row[0]) for row in correct]
+        metrics["beam_rank_score"] = [rank_score(row) for row in correct]
+    return metrics
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that k of n samples, drawn without replacement, hold a correct one: 1 - C(n - correct, k) / C(n, k)."""
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def rank_score(correct: Sequence[bool]) -> float:
+    """exp(-(rank - 1) / 10) with the 1-based rank of the first correct completion; 0 when none is correct."""
+    return next((math.exp(-position / RANK_SCALE) for position, is_correct in enumerate(correct) if is_correct), 0.0)
+
+
+def count_outcomes(verdicts: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Completions by outcome, every outcome listed."""
+    counts = Counter(outcome for outcomes in verdicts for outcome in outcomes)
+    return {str(outcome): counts[outcome] for outcome in Outcome}
+
+
+def problems_digest(problems: Sequence[Problem]) -> str:
+    """Short name of an ordered set of problems."""
+    text = "\n".join(problem.prompt for problem in problems)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,216 @@
+"""From a step's scored groups to each learner's micro-batches: whole groups only, planned alike on every learner."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bgrpo.config import TrainConfig
+from bgrpo.groups import ScoredGroup
+from bgrpo.learning.rollout_source import RolloutSource
+from bgrpo.scoring.advantages import advantages, is_informative
+from bgrpo.scoring.rewards import group_rewards
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class LearningGroup:
+    """One group as the loss sees it: tokens, what decoding gave each of them, and one advantage per completion."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+    logprobs: list[list[float]]
+    advantages: list[float]
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens, which are what the loss averages over."""
+        return sum(len(completion) for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """What one learner does for one optimizer step.
+
+    Attributes:
+        micro_batches: this learner's groups, cut; every learner has equally many cuts, some may be empty.
+        tokens: completion tokens of all learners, which normalise the loss.
+        cut_tokens: completion tokens of all learners, per cut.
+        cut_rows: completions of the learner that has most, per cut.
+    """
+
+    micro_batches: list[list[LearningGroup]]
+    tokens: int
+    cut_tokens: list[int]
+    cut_rows: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredStep:
+    """Everything drawn for one training step.
+
+    Attributes:
+        groups: all groups, in the order they were drawn.
+        rewards: per group and completion.
+        learning: the groups that the update uses.
+    """
+
+    groups: list[ScoredGroup]
+    rewards: list[list[float]]
+    learning: list[LearningGroup]
+
+
+def draw_groups(
+    source: RolloutSource, config: TrainConfig, step: int, version: int, problems: int
+) -> list[ScoredGroup]:
+    """All groups of a step, decoded with the weights of ``version``, in the order in which they were drawn.
+
+    Where ``rollout.skip_uninformative`` leaves groups out of the update, further prompts are drawn up to
+    ``rollout.max_extra_draws`` times, until ``rollout.prompts_per_step`` informative groups are there.
+
+    Raises:
+        RuntimeError: the source gave other groups than asked for, or groups made with other weights.
+    """
+    wanted = config.rollout.prompts_per_step
+    groups: list[ScoredGroup] = []
+    for draw in range(1 + config.rollout.max_extra_draws):
+        indices = indices_of_draw(config, step, problems, draw)
+        drawn = source.collect(step, version, indices, draw)
+        check_drawn(drawn, indices, step, version)
+        groups += drawn
+        if sum(_is_used(_rewards(group, config), config) for group in groups) >= wanted:
+            break
+    return groups
+
+
+def indices_of_draw(config: TrainConfig, step: int, problems: int, draw: int = 0) -> list[int]:
+    """The problems of one draw of one training step, see :func:`bgrpo.learning.rollout_source.prompt_indices`."""
+    rollout = config.rollout
+    return prompt_indices(config.seed, step, rollout.prompts_per_step, problems, draw, 1 + rollout.max_extra_draws)
+
+
+def check_drawn(drawn: Sequence[ScoredGroup], indices: Sequence[int], step: int, version: int) -> None:
+    """Groups must be of the problems asked for, and made by exactly the weights that ``step`` is to learn from.
+
+    Raises:
+        RuntimeError: they are not.
+    """
+    if [group.index for group in drawn] != list(indices):
+        raise RuntimeError(f"asked for rollouts of problems {list(indices)}, got {[group.index for group in drawn]}")
+    for group in drawn:
+        if group.version != version:
+            raise RuntimeError(
+                f"stale rollouts: problem {group.index} was decoded by version {group.version} of the policy, "
+                f"but step {step} learns from rollouts of version {version}"
+            )
+        if not group.completions or not all(completion.tokens for completion in group.completions):
+            raise RuntimeError(f"problem {group.index} came back without completions, or with an empty one")
+
+
+def score_step(groups: list[ScoredGroup], config: TrainConfig) -> ScoredStep:
+    """Rewards and advantages of a step's groups; uninformative ones may be left out of the update."""
+    rewards = [_rewards(group, config) for group in groups]
+    used = [index for index, values in enumerate(rewards) if _is_used(values, config)]
+    used = used[: config.rollout.prompts_per_step]
+    values = advantages(
+        [rewards[index] for index in used],
+        [[completion.logprob for completion in groups[index].completions] for index in used],
+        config.advantage_kind,
+        config.advantage.alpha,
+    )
+    learning = [_learning_group(groups[index], of_group) for index, of_group in zip(used, values, strict=True)]
+    return ScoredStep(groups, rewards, learning)
+
+
+def micro_batches_per_minibatch(config: TrainConfig, world_size: int) -> int:
+    """Forward passes of one learner for one optimizer step, a constant of the run."""
+    groups = math.ceil(config.rollout.prompts_per_step / (world_size * config.learner.minibatches))
+    return math.ceil(groups / config.learner.micro_groups)
+
+
+def split_update(groups: Sequence[LearningGroup], config: TrainConfig, rank: int, world_size: int) -> list[Minibatch]:
+    """Cut a step's groups into ``learner.minibatches`` optimizer steps, and each into this learner's micro-batches.
+
+    Groups of similar length go together, so that little padding is needed. Which minibatch a group belongs to does
+    not depend on the number of learners.
+    """
+    cuts = micro_batches_per_minibatch(config, world_size)
+    minibatches = []
+    for first in range(config.learner.minibatches):
+        part = sorted(groups[first :: config.learner.minibatches], key=lambda group: (len(group.prompt), group.tokens))
+        of_learners = [_cut(part[learner::world_size], cuts) for learner in range(world_size)]
+        minibatches.append(
+            Minibatch(
+                micro_batches=of_learners[rank],
+                tokens=_tokens(part),
+                cut_tokens=[sum(_tokens(learner[cut]) for learner in of_learners) for cut in range(cuts)],
+                cut_rows=[max(_rows(learner[cut]) for learner in of_learners) for cut in range(cuts)],
+            )
+        )
+    return minibatches
+
+
+def _rewards(group: ScoredGroup, config: TrainConfig) -> list[float]:
+    return group_rewards(
+        group.outcomes,
+        config.reward_kind,
+        config.reward.tau or float(config.rollout.group_size),
+        config.reward.wrong_reward,
+        config.reward.balance_negatives,
+        group.scores,
+    )
+
+
+def _is_used(rewards: Sequence[float], config: TrainConfig) -> bool:
+    return not config.rollout.skip_uninformative or is_informative(rewards, config.advantage_kind)
+
+
+def _learning_group(group: ScoredGroup, values: list[float]) -> LearningGroup:
+    return LearningGroup(
+        group.prompt_ids,
+        [completion.tokens for completion in group.completions],
+        [completion.logprobs for completion in group.completions],
+        values,
+    )
+
+
+def _tokens(groups: Sequence[LearningGroup]) -> int:
+    return sum(group.tokens for group in groups)
+
+
+def _rows(groups: Sequence[LearningGroup]) -> int:
+    return sum(len(group.completions) for group in groups)
+
+
+def _cut(groups: Sequence[LearningGroup], cuts: int) -> list[list[LearningGroup]]:
+    """Consecutive cuts whose sizes differ by at most one."""
+    bounds = [len(groups) * cut // cuts for cut in range(cuts + 1)]
+    return [list(groups[start:end]) for start, end in itertools.pairwise(bounds)]
+
+
+def prompt_indices(seed: int, step: int, count: int, size: int, draw: int = 0, draws: int = 1) -> list[int]:
+    """The problems of one draw of one training step, a pure function of its arguments.
+
+    The problems form an endless stream of epochs, each a fresh permutation of all of them. A step owns ``draws *
+    count`` places of the stream, whether or not it needs its further draws.
+
+    Args:
+        seed: of the run.
+        step: training step, from 0.
+        count: problems per draw.
+        size: problems there are.
+        draw: 0 ≤ draw < draws.
+        draws: 1 + ``rollout.max_extra_draws``.
+    """
+    start = (step * draws + draw) * count
+    epochs = range(start // size, (start + count - 1) // size + 1)
+    orders = [np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs]
+    offset = start - epochs[0] * size
+    return np.concatenate(orders)[offset : offset + count].tolist()

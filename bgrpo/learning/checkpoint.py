@@ -1,0 +1,144 @@
+"""The learner's part of a checkpoint: policy, optimizer, schedule, rollouts made ahead, and the order of prompts."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bgrpo.config import TrainConfig
+from bgrpo.errors import UserError
+from bgrpo.groups import Completion, ScoredGroup
+from bgrpo.learning.batch import check_drawn, indices_of_draw
+from bgrpo.policies.io import write_policy
+
+_OPTIMIZER_FILE = "optimizer.pt"
+_RUN_FILE = "run.json"
+_AHEAD_FILE = "rollouts.json"
+
+
+def policy_folder(checkpoint: Path) -> Path:
+    """The checkpoint's policy, in Hugging Face format."""
+    return checkpoint / "policy"
+
+
+def write_checkpoint(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    config: TrainConfig,
+    problems: int,
+    ahead: Sequence[ScoredGroup] | None = None,
+) -> None:
+    """Fill a checkpoint folder. No random state is kept: every draw is a pure function of seed, step and index.
+
+    Args:
+        folder: to fill.
+        model: the policy.
+        tokenizer: of the policy.
+        optimizer: its state is kept.
+        scheduler: its state is kept.
+        config: of the run.
+        problems: number of training problems.
+        ahead: groups of the next step, where other weights than the checkpoint's decoded them.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    policy_folder(folder).mkdir()
+    write_policy(model, tokenizer, policy_folder(folder))
+    buffer = io.BytesIO()  # torch.save to a file reports a full disk as a bare RuntimeError
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, buffer)
+    (folder / _OPTIMIZER_FILE).write_bytes(buffer.getbuffer())
+    (folder / _RUN_FILE).write_text(json.dumps(_order_of_prompts(config, problems), indent=1), "utf-8")
+    if ahead is not None:
+        (folder / _AHEAD_FILE).write_text(json.dumps([asdict(group) for group in ahead]), "utf-8")
+
+
+def check_resumable(checkpoint: Path, config: TrainConfig, problems: int) -> None:
+    """A resumed run must see the prompts that come next.
+
+    Raises:
+        UserError: the checkpoint was made with another seed, number of problems, or cut of the prompt stream, or not
+            by a training run.
+    """
+    if not (checkpoint / _RUN_FILE).is_file():
+        raise UserError(f"{checkpoint}: {_RUN_FILE} is missing, so this is not a training run's checkpoint to resume")
+    saved = json.loads((checkpoint / _RUN_FILE).read_text("utf-8"))
+    for key, now in _order_of_prompts(config, problems).items():
+        if saved.get(key) != now:
+            raise UserError(
+                f"{checkpoint}: saved with {key}={saved.get(key)}, but the run has {key}={now}, so its prompts would "
+                f"not continue: resume with {key}={saved.get(key)}, or start a new run with policy.path={checkpoint}"
+                f"/policy"
+            )
+
+
+def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """Restore optimizer and schedule in place. Nothing in the file is run.
+
+    Raises:
+        UserError: the file is damaged, or holds other objects than tensors and numbers.
+    """
+    path = checkpoint / _OPTIMIZER_FILE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path}: holds no optimizer state, or more than that ({reason}); remove this checkpoint to resume from "
+            f"the one before it"
+        ) from error
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+
+
+def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems: int) -> list[ScoredGroup] | None:
+    """The groups of ``step`` that :func:`write_checkpoint` was given, equal to the last bit; None where it got none.
+
+    Raises:
+        UserError: they are not the groups that ``step`` comes to.
+    """
+    path = checkpoint / _AHEAD_FILE
+    if not path.exists():
+        return None
+    try:
+        groups = [_read_group(record) for record in json.loads(path.read_text("utf-8"))]
+        size = config.rollout.prompts_per_step
+        for draw, start in enumerate(range(0, max(size, len(groups)), size)):
+            indices = indices_of_draw(config, step, problems, draw)
+            check_drawn(groups[start : start + size], indices, step, step - config.rollout.max_staleness)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: not the rollouts of step {step} that a run with rollout.max_staleness="
+            f"{config.rollout.max_staleness} goes on with ({error}); remove this checkpoint to resume from the one "
+            f"before it"
+        ) from error
+    return groups
+
+
+def _read_group(record: dict[str, Any]) -> ScoredGroup:
+    completions = [Completion(**completion) for completion in record["completions"]]
+    return ScoredGroup(**(record | {"completions": completions}))
+
+
+def _order_of_prompts(config: TrainConfig, problems: int) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "problems": problems,
+        "rollout.prompts_per_step": config.rollout.prompts_per_step,
+        "rollout.max_extra_draws": config.rollout.max_extra_draws,
+        "learner.num_iterations": config.learner.num_iterations,
+        "learner.minibatches": config.learner.minibatches,
+    }

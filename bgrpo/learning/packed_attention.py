@@ -1,0 +1,206 @@
+"""Attention of packed groups, which pays for no masked block: an attention implementation for transformers' models.
+
+The tokens of all groups lie in one row, first all prompts, then all nodes, then fillers, which attend to nothing (see
+:mod:`bgrpo.learning.packing`). Three dense parts cover exactly what is allowed: prompts attend to themselves, causally;
+nodes attend to their group's prompt; and nodes attend to their ancestors and themselves, as causal attention within the
+path of the completion that owns them. A node's last two parts are merged exactly by their log-sum-exps. On the CPU
+each part is torch's flash kernel, forward and backward (a part's gradient needs only the merged output and log-sum-exp,
+as in ring attention); elsewhere each is written out, and torch differentiates it.
+
+Shape letters: T tokens, G groups, P longest prompt, M most nodes of a group, R paths, C longest path, H heads, D their
+width; B a batch, L queries, S keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
+
+PACKED_ATTENTION = "bgrpo_packed"
+"""Name of this implementation in a model's configuration."""
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayout:
+    """Where each part finds its tokens. Places count tokens in the row; slots count entries of a part's padded batch.
+
+    Attributes:
+        prompt_GP: places of the prompts, padded on the right with the prompt's last token.
+        prompt_valid_GP: True at real prompt tokens.
+        node_GM: places of each group's nodes, padded with its last prompt token.
+        path_RC: places of the nodes on a path from the root, padded with its last node.
+        prompt_slot: of each prompt token, in order, in ``prompt_GP``.
+        node_slot: of each node, in order, in ``node_GM``.
+        path_slot: of each node, in order, in ``path_RC``: on the path that owns it.
+        ragged: whether prompts differ in length.
+    """
+
+    prompt_GP: Tensor
+    prompt_valid_GP: Tensor
+    node_GM: Tensor
+    path_RC: Tensor
+    prompt_slot: Tensor
+    node_slot: Tensor
+    path_slot: Tensor
+    ragged: bool
+
+    def prompt_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """What keeps nodes from the padding of prompts, [G, 1, M, P]; None where there is none."""
+        if not self.ragged:
+            return None
+        bias_GP = torch.zeros(self.prompt_GP.shape, dtype=dtype, device=self.prompt_GP.device)
+        bias_GP.masked_fill_(~self.prompt_valid_GP, -torch.inf)
+        return bias_GP[:, None, None].expand(-1, 1, self.node_GM.shape[1], -1)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, bool, Tensor | None, float], tuple[Tensor, Tensor]]
+"""(q_BHLD, k_BHSD, v_BHSD, causal, bias, scale) to (out_BHLD, log-sum-exp_BHL)."""
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_layout: AttentionLayout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_others: Any,
+) -> tuple[Tensor, None]:
+    """What a model's attention layer calls: query [1, H, T, D], key and value with as many or fewer heads.
+
+    Returns:
+        Output [1, T, H, D], and None for the weights.
+    """
+    if dropout:
+        raise RuntimeError(f"packed groups are scored without dropout, but this model's attention drops {dropout:g}")
+    groups = getattr(module, "num_key_value_groups", 1)
+    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.device.type == "cpu":
+        out_THD = _FlashPacked.apply(q_THD, k_THD, v_THD, packed_layout, scale)
+    else:
+        out_THD, _ = _forward(q_THD, k_THD, v_THD, packed_layout, scale, _attend_written_out)
+    return out_THD[None], None
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
+
+
+def _forward(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: AttentionLayout, scale: float, attend: Attend
+) -> tuple[Tensor, Tensor]:
+    """Output [T, H, D] and log-sum-exp [T, H] of the three parts."""
+    prompt_k, prompt_v = _batch(k_THD, layout.prompt_GP), _batch(v_THD, layout.prompt_GP)
+    out, lse = attend(_batch(q_THD, layout.prompt_GP), prompt_k, prompt_v, True, None, scale)
+    prompt_out, prompt_lse = _rows(out)[layout.prompt_slot], _rows(lse)[layout.prompt_slot]
+    if not len(layout.node_slot):
+        return _joined(prompt_out, prompt_out[:0], len(q_THD)), _joined(prompt_lse, prompt_lse[:0], len(q_THD))
+    bias = layout.prompt_bias(q_THD.dtype)
+    out, lse = attend(_batch(q_THD, layout.node_GM), prompt_k, prompt_v, False, bias, scale)
+    above_out, above_lse = _rows(out)[layout.node_slot], _rows(lse)[layout.node_slot]
+    path = [_batch(tensor, layout.path_RC) for tensor in (q_THD, k_THD, v_THD)]
+    out, lse = attend(path[0], path[1], path[2], True, None, scale)
+    path_out, path_lse = _rows(out)[layout.path_slot], _rows(lse)[layout.path_slot]
+    node_lse = torch.logaddexp(above_lse, path_lse)
+    share = (path_lse - node_lse).exp()[..., None].to(path_out.dtype)
+    node_out = torch.lerp(above_out, path_out, share)
+    return _joined(prompt_out, node_out, len(q_THD)), _joined(prompt_lse, node_lse, len(q_THD))
+
+
+class _FlashPacked(torch.autograd.Function):
+    """The three parts by the CPU's flash kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
+        out_THD, lse_TH = _forward(q_THD, k_THD, v_THD, layout, scale, _attend_flash)
+        ctx.save_for_backward(q_THD, k_THD, v_THD, out_THD, lse_TH)
+        ctx.layout, ctx.scale = layout, scale
+        return out_THD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """A part's kernel takes the merged output and log-sum-exp; what pads its batch gets gradient 0."""
+        layout, (grad_THD,) = ctx.layout, grads
+        of_prompts = slice(len(layout.prompt_slot))
+        of_nodes = slice(len(layout.prompt_slot), len(layout.prompt_slot) + len(layout.node_slot))
+        totals = tuple(torch.zeros_like(grad_THD) for _ in range(3))  # of queries, keys and values
+        prompt = _part_backward(ctx, layout.prompt_GP, layout.prompt_GP, layout.prompt_slot, grad_THD[of_prompts])
+        if len(layout.node_slot):
+            bias = layout.prompt_bias(grad_THD.dtype)
+            above = _part_backward(ctx, layout.node_GM, layout.prompt_GP, layout.node_slot, grad_THD[of_nodes], bias)
+            path = _part_backward(ctx, layout.path_RC, layout.path_RC, layout.path_slot, grad_THD[of_nodes])
+            totals[0][of_nodes] = _rows(above[0])[layout.node_slot].add_(_rows(path[0])[layout.path_slot])
+            for total, of_prompt, of_above, of_path in zip(totals[1:], prompt[1:], above[1:], path[1:], strict=True):
+                of_prompt.add_(of_above)
+                total.index_add_(0, layout.path_RC.reshape(-1), _rows(of_path))
+        for total, of_prompt in zip(totals, prompt, strict=True):
+            total[of_prompts] = _rows(of_prompt)[layout.prompt_slot]
+        dq, dk, dv = totals
+        return dq, dk, dv, None, None
+
+
+def _part_backward(
+    ctx: Any, queries: Tensor, keys: Tensor, slots: Tensor, grad: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one part, in the layout of its batch; without ``bias`` and where queries are keys it is causal."""
+    q_THD, k_THD, v_THD, out_THD, lse_TH = ctx.saved_tensors
+    padded = grad.new_zeros(queries.numel(), *grad.shape[1:]).index_copy_(0, slots, grad)
+    return _flash_backward(
+        padded.view(*queries.shape, *grad.shape[1:]).transpose(1, 2),
+        _batch(q_THD, queries),
+        _batch(k_THD, keys),
+        _batch(v_THD, keys),
+        _batch(out_THD, queries),
+        _batch(lse_TH, queries),
+        0.0,
+        queries is keys,
+        attn_mask=bias,
+        scale=ctx.scale,
+    )
+
+
+def _attend_flash(
+    q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    return _flash(q_BHLD, k_BHSD, v_BHSD, 0.0, causal, attn_mask=bias, scale=scale)
+
+
+def _attend_written_out(
+    q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    scores_BHLS = (q_BHLD @ k_BHSD.mT).to(torch.promote_types(q_BHLD.dtype, torch.float32)) * scale
+    if bias is not None:
+        scores_BHLS = scores_BHLS + bias
+    if causal:
+        later = torch.ones(scores_BHLS.shape[-2:], dtype=torch.bool, device=scores_BHLS.device).triu_(1)
+        scores_BHLS = scores_BHLS.masked_fill(later, -torch.inf)
+    lse_BHL = scores_BHLS.logsumexp(-1)
+    weights_BHLS = (scores_BHLS - lse_BHL[..., None]).exp().to(v_BHSD.dtype)
+    return weights_BHLS @ v_BHSD, lse_BHL
+
+
+def _joined(prompts: Tensor, nodes: Tensor, size: int) -> Tensor:
+    """Rows of prompts and nodes, and zeros for what fills up the row to its size."""
+    return torch.cat((prompts, nodes, prompts.new_zeros(size - len(prompts) - len(nodes), *prompts.shape[1:])))
+
+
+def _batch(rows: Tensor, places: Tensor) -> Tensor:
+    """[T, H, …] at [B, L] places, as [B, H, L, …]."""
+    return rows.index_select(0, places.reshape(-1)).view(*places.shape, *rows.shape[1:]).transpose(1, 2)
+
+
+def _rows(batch: Tensor) -> Tensor:
+    """[B, H, L, …] as [B * L, H, …]."""
+    return batch.transpose(1, 2).flatten(0, 1)

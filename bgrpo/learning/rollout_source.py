@@ -1,0 +1,143 @@
+"""Where a training step's scored groups come from, and which problems a step trains on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from bgrpo.config import TrainConfig
+from bgrpo.groups import ScoredGroup
+from bgrpo.scoring.check_process import CheckResult
+from bgrpo.scoring.groups import completions_to_check, score_groups
+from bgrpo.seeds import rollout_seed
+from bgrpo.tasks.base import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bgrpo.decoding import DecodeEngine, DecodeSettings
+
+Check = Callable[[Sequence[tuple[str, str]]], Sequence[CheckResult]]
+"""Checks (prompt, completion) pairs of text, in order, as :meth:`bgrpo.scoring.check_process.CheckProcess.run` does."""
+
+
+class RolloutSource(Protocol):
+    """Makes scored groups with exactly the weights it is asked for."""
+
+    def publish(self, version: int, model: PreTrainedModel) -> None:
+        """Make the model's present weights available as ``version``; called by learner 0 only.
+
+        They stay available until version ``version + 1 + rollout.max_staleness`` is published.
+        """
+        ...
+
+    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
+        """Begin what ``collect(step, version, indices, draw=0)`` will be asked for; called by learner 0 only.
+
+        Returns at once, and never fails: what goes wrong is told by :meth:`collect`.
+        """
+        ...
+
+    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
+        """Scored groups of the problems ``indices``, in that order, all decoded by ``version``.
+
+        Args:
+            step: training step, from 0.
+            version: published version to decode with.
+            indices: problems; the same on every learner that asks for (step, draw).
+            draw: 0 for a step's first prompts, 1 … for the further ones that replace uninformative groups.
+        """
+        ...
+
+
+class LocalRolloutSource:
+    """Decodes and checks in this process: one learner, no Ray.
+
+    Args:
+        problems: the training problems; indices point into them.
+        tokenizer: of the policy.
+        config: its ``rollout`` section and ``seed`` are read.
+        check: checks finished completions.
+    """
+
+    def __init__(
+        self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, config: TrainConfig, check: Check
+    ) -> None:
+        from bgrpo.policies.text import encode_texts
+
+        self._config = config
+        self._tokenizer = tokenizer
+        self._check = check
+        self._texts = [problem.prompt for problem in problems]
+        self._prompts = encode_texts(tokenizer, self._texts)
+        self._settings = decode_settings(config, tokenizer)
+        self._buffers: dict[int, np.ndarray] = {}  # published weights by version, oldest first
+        self._loaded = -1  # the version that the replica holds
+        self._replica: PreTrainedModel | None = None
+        self._engine: DecodeEngine | None = None
+
+    def publish(self, version: int, model: PreTrainedModel) -> None:
+        """Copy the weights, as a rollout actor would, so that updates do not reach them before the next version."""
+        from bgrpo.decoding import DecodeEngine
+        from bgrpo.policies.flat import flatten_parameters
+
+        if self._replica is None:
+            self._replica = _empty_replica(model)
+            self._engine = DecodeEngine(self._replica, precision=self._config.rollout.dtype)
+        self._loaded = -1
+        self._buffers[version] = flatten_parameters(model)
+        for old in [held for held in self._buffers if held < version - self._config.rollout.max_staleness]:
+            del self._buffers[old]
+
+    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
+        """Nothing: there is no other process, so decoding ahead would save no time."""
+
+    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
+        """See :meth:`RolloutSource.collect`.
+
+        Raises:
+            RuntimeError: this version is not held.
+        """
+        engine = self._engine_with(version)
+        prompts = [self._prompts[index] for index in indices]
+        seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
+        groups = engine.decode(prompts, self._settings, seeds)
+        items = completions_to_check([self._texts[index] for index in indices], groups, self._tokenizer)
+        return score_groups(indices, prompts, groups, self._check(items), version)
+
+    def _engine_with(self, version: int) -> DecodeEngine:
+        """The engine, its replica holding ``version``."""
+        from bgrpo.policies.flat import load_flat_parameters
+
+        if self._engine is None or self._replica is None or version not in self._buffers:
+            raise RuntimeError(f"asked for weights of version {version}; held: {list(self._buffers)}")
+        if self._loaded != version:
+            load_flat_parameters(self._replica, self._buffers[version])
+            self._loaded = version
+        return self._engine
+
+
+def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> DecodeSettings:
+    """How a training run decodes its groups."""
+    from bgrpo.decoding import DecodeSettings
+
+    return DecodeSettings(
+        mode=config.decode_mode,
+        completions=config.rollout.group_size,
+        max_new_tokens=config.rollout.max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        temperature=config.rollout.temperature,
+    )
+
+
+def _empty_replica(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same configuration on the same device, in fp32, its weights still to be loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    replica = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    return replica.to(model.device).eval()

@@ -1,0 +1,171 @@
+"""What a training step reports: its rollouts, its updates, and where the time went. Names are accepted by MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bgrpo.groups import ScoredGroup
+from bgrpo.learning.batch import ScoredStep
+from bgrpo.scoring.advantages import is_informative
+from bgrpo.tasks.base import Outcome
+
+_LOGGED = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_fraction"}
+"""TRL's names and ours."""
+
+
+def rollout_metrics(scored: ScoredStep, version: int, mode: str) -> dict[str, float]:
+    """Statistics of all groups drawn for one step.
+
+    Args:
+        scored: the step.
+        version: policy version that the update starts from.
+        mode: ``beam`` (adds ``top1_accuracy``: rank 1 is correct) or ``sample`` (adds ``duplicates``: fraction of
+            completions equal to an earlier one of their group).
+
+    Returns:
+        ``reward_mean`` and ``reward_std`` (within groups, mean over groups); the fractions of groups with a correct
+        completion (``solved_groups``) and with rewards that differ (``informative_groups``); ``groups_drawn`` and
+        ``groups_used``; ``completion_length`` in tokens; ``staleness`` in versions, the largest, and ``staleness_mean``
+        over completions; ``outcome/…``, a count each.
+    """
+    groups, rewards = scored.groups, scored.rewards
+    counts = Counter(outcome for group in groups for outcome in group.outcomes)
+    lengths = [len(completion.tokens) for group in groups for completion in group.completions]
+    metrics = {
+        "reward_mean": float(np.mean([reward for values in rewards for reward in values])),
+        "reward_std": float(np.mean([np.std(values) for values in rewards])),
+        "solved_groups": float(np.mean([Outcome.CORRECT in group.outcomes for group in groups])),
+        "informative_groups": float(np.mean([is_informative(values) for values in rewards])),
+        "groups_drawn": float(len(groups)),
+        "groups_used": float(len(scored.learning)),
+        "completion_length": float(np.mean(lengths)),
+        "staleness": float(max(version - group.version for group in groups)),
+        "staleness_mean": float(
+            np.average(
+                [version - group.version for group in groups], weights=[len(group.completions) for group in groups]
+            )
+        ),
+    }
+    if mode == "beam":
+        metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
+    else:
+        metrics["duplicates"] = _duplicates(groups)
+    return metrics | {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}
+
+
+def _duplicates(groups: Sequence[ScoredGroup]) -> float:
+    total = sum(len(group.completions) for group in groups)
+    distinct = sum(len({tuple(completion.tokens) for completion in group.completions}) for group in groups)
+    return (total - distinct) / total
+
+
+class UpdateReport(NamedTuple):
+    """One optimizer step: this learner's loss, the gradient norm before clipping, the KL (0 without a reference)."""
+
+    loss: float
+    grad_norm: float
+    kl: float
+
+
+class LearnerMeter:
+    """KL, entropy, clipping and gradient norm of one training step's updates, as means over completion tokens."""
+
+    def __init__(self) -> None:
+        self._step_sums = _TokenSums()
+        self._update_sums = _TokenSums()
+        self._losses: list[Tensor] = []
+        self._norms: list[float] = []
+
+    def add_micro_batch(self, logged: Mapping[str, Sequence[float]], tokens: int, loss: Tensor) -> None:
+        """Take what TRL logged for one micro-batch, already averaged over all learners.
+
+        Args:
+            logged: TRL's metrics, the latest value last.
+            tokens: completion tokens of all learners in this micro-batch.
+            loss: this learner's loss.
+        """
+        self._losses.append(loss)
+        values = {ours: logged[theirs][-1] for theirs, ours in _LOGGED.items() if logged.get(theirs)}
+        self._step_sums.add(values, tokens)
+        self._update_sums.add(values, tokens)
+
+    def end_optimizer_step(self, grad_norm: float) -> UpdateReport:
+        """Note the gradient norm; called before the optimizer moves the weights."""
+        report = UpdateReport(
+            float(torch.stack(self._losses).sum()), grad_norm, self._update_sums.means().get("kl", 0.0)
+        )
+        self._norms.append(grad_norm)
+        self._losses, self._update_sums = [], _TokenSums()
+        return report
+
+    def result(self) -> dict[str, float]:
+        """``kl`` (with a reference), ``entropy`` in nats, ``clip_fraction``, mean and largest gradient norm."""
+        return self._step_sums.means() | {"grad_norm": float(np.mean(self._norms)), "grad_norm_max": max(self._norms)}
+
+
+class _TokenSums:
+    """Means weighted by tokens; micro-batches without tokens do not count."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._tokens = 0
+
+    def add(self, values: Mapping[str, float], tokens: int) -> None:
+        if tokens:
+            self._tokens += tokens
+            self._sums = {name: self._sums.get(name, 0.0) + value * tokens for name, value in values.items()}
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self._tokens for name, value in self._sums.items()}
+
+
+class StepClock:
+    """Where a step's time went, in seconds; what no other part took is the learning, the optimizer included.
+
+    Args:
+        overlapped: rollouts are decoded while the step before is learned, so that ``rollout`` is only the time that
+            the learner waited for them, and their rate is that of whole steps.
+    """
+
+    def __init__(self, overlapped: bool = False) -> None:
+        self._overlapped = overlapped
+        self._start = self._optimizer_start = time.perf_counter()
+        self._optimizer_s = 0.0
+        self._parts: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Count the time in this block as ``part``."""
+        start = time.perf_counter()
+        yield
+        self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - start
+
+    def begin_optimizer(self) -> None:
+        """The optimizer starts to move the weights."""
+        self._optimizer_start = time.perf_counter()
+
+    def end_optimizer(self) -> None:
+        """The optimizer is done; its time is part of ``learn`` too."""
+        self._optimizer_s += time.perf_counter() - self._optimizer_start
+
+    def elapsed(self) -> float:
+        """Seconds of this step so far."""
+        return time.perf_counter() - self._start
+
+    def restart(self, completions: int) -> dict[str, float]:
+        """The step's ``seconds/…`` and ``rollouts_per_s``; the next step begins now."""
+        now = time.perf_counter()
+        total = now - self._start
+        parts = {part: self._parts.get(part, 0.0) for part in ("rollout", "weights", "validation", "checkpoint")}
+        parts |= {"learn": total - sum(parts.values()), "optimizer": self._optimizer_s, "total": total}
+        self._start, self._parts, self._optimizer_s = now, {}, 0.0
+        rate = completions / max(total if self._overlapped else parts["rollout"], 1e-9)
+        return {f"seconds/{part}": seconds for part, seconds in parts.items()} | {"rollouts_per_s": rate}

@@ -1,0 +1,281 @@
+"""The learner: TRL's GRPO loss on whole groups that come scored from a rollout source."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from trl import GRPOTrainer
+
+from bgrpo.config import TrainConfig
+from bgrpo.decoding.support import check_supported
+from bgrpo.errors import DivergenceError, UserError
+from bgrpo.learning.batch import LearningGroup, Minibatch, split_update
+from bgrpo.learning.checkpoint import check_resumable
+from bgrpo.learning.outer_loop import OnStep, OuterLoop, ShouldStop, Validate
+from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
+from bgrpo.learning.rollout_source import RolloutSource
+from bgrpo.learning.step_metrics import UpdateReport
+from bgrpo.learning.trl_arguments import grpo_arguments, learning_rate_factor
+from bgrpo.runs.checkpoints import CheckpointStore
+
+
+class BGRPOTrainer(GRPOTrainer):
+    """Trains a policy for ``config.steps`` steps, each one batch of rollouts.
+
+    A step: collect scored groups (the same on every learner), turn them into advantages over all of them, take this
+    learner's share of whole groups, make ``num_iterations * minibatches`` optimizer steps with TRL's loss, publish the
+    new weights as the next version, and now and then validate and save. The loss is a mean over the completion tokens
+    of all learners, so the update does not depend on their number. Works on its own, or in a process of an initialised
+    ``torch.distributed`` group (gloo or nccl) whose environment names RANK and WORLD_SIZE. Start it with :meth:`run`.
+
+    Args:
+        config: the run.
+        model: the policy, fp32; a trainer's own, never used by another one. On resume: the checkpoint's policy.
+        tokenizer: of the policy, with different pad and end tokens.
+        source: where scored groups come from.
+        problems: number of training problems.
+        output_dir: for TRL; nothing is written there.
+        reference: the starting policy, frozen here, for the KL term; default: a copy of ``model``. Required on resume.
+        store: where checkpoints go; None saves none.
+        resume: complete checkpoint of ``store`` to continue from.
+        on_step: called on every learner after each step with its metrics, once weights and checkpoint are out.
+        validate: called on learner 0 with the version every ``evaluation.every`` steps; its metrics join the step's.
+        should_stop: asked on learner 0 after each step; True saves a checkpoint and ends all learners.
+
+    Raises:
+        UserError: a model that packing does not score exactly; a checkpoint of another run; resume without reference.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        source: RolloutSource,
+        problems: int,
+        output_dir: Path,
+        *,
+        reference: PreTrainedModel | None = None,
+        store: CheckpointStore | None = None,
+        resume: Path | None = None,
+        on_step: OnStep | None = None,
+        validate: Validate | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> None:
+        check_supported(model)
+        if resume is not None:
+            check_resumable(resume, config, problems)
+            if reference is None and config.learner.beta > 0:
+                raise UserError(f"resuming {resume} needs the starting policy too: it is the reference of the KL term")
+        if reference is None and config.learner.beta > 0:
+            reference = copy.deepcopy(model)  # before TRL patches the model's forward
+        self._outer = OuterLoop(
+            config,
+            tokenizer,
+            source,
+            problems,
+            store=store,
+            resume=resume,
+            on_step=on_step,
+            validate=validate,
+            should_stop=should_stop,
+        )
+        super().__init__(
+            model=model,
+            reward_funcs=_no_reward,
+            args=grpo_arguments(config, output_dir, int(os.environ.get("WORLD_SIZE", "1"))),
+            train_dataset=Dataset.from_dict({"prompt": [""]}),
+            processing_class=tokenizer,
+            callbacks=[self._outer],
+        )
+        self.remove_callback(PrinterCallback)
+        _disable_module_dropout(model)
+        self._policy = model
+        self._run_config = config
+        self.beta = config.learner.beta  # TRL was told 0, lest it load a reference of its own
+        self.ref_model = None
+        if config.learner.beta > 0 and reference is not None:
+            self.ref_model = reference.to(self.accelerator.device).eval().requires_grad_(False)
+        self._minibatches: list[Minibatch] = []
+        self._step_inputs: list[list[dict[str, Any]]] = []
+        self._minibatch, self._cut = 0, 0
+        self._packed: PackedGroups | None = None
+        self._detached_logps: Tensor | None = None
+
+    def run(self) -> None:
+        """Train up to ``config.steps`` or the end of ``config.budget``; nothing happens when a resumed run is there.
+
+        Raises:
+            DivergenceError: the loss or the gradient norm is not finite, or the KL passed ``learner.max_kl``.
+            RuntimeError: stale or wrong rollouts.
+        """
+        if not self._outer.is_complete:
+            self.train()
+
+    # --- overrides: what Trainer and GRPOTrainer are made to do differently ---
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Empty batches, one per micro-batch: prompts are drawn by :func:`bgrpo.learning.batch.prompt_indices`."""
+        places = range(self.args.max_steps * self.args.gradient_accumulation_steps)
+        return DataLoader(places, collate_fn=_empty_batch)  # type: ignore[arg-type]  # a range is a map-style dataset
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """The configured schedule, which moves with training steps, not optimizer steps."""
+        factor = functools.partial(_optimizer_step_factor, config=self._run_config, outer=self._outer)
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted."""
+        return 0
+
+    def _send_telemetry(self) -> None:
+        """None is sent: a training run talks to nobody its user did not name."""
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        """The next micro-batch; a step's first one collects its rollouts."""
+        if not self._policy.training:
+            raise RuntimeError("BGRPOTrainer does not evaluate: use bgrpo.evaluation.metrics")
+        cuts = self.args.gradient_accumulation_steps
+        position = self._step % (self._run_config.optimizer_steps_per_step * cuts)
+        if position == 0:
+            self._prepare_step()
+        self._minibatch, self._cut = position // cuts % self._run_config.learner.minibatches, position % cuts
+        return self._step_inputs[self._minibatch][self._cut]
+
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, *_padded: Any, **_options: Any
+    ) -> tuple[Tensor, Tensor, None]:
+        """Of the micro-batch at hand, packed; TRL's padded rows, which it would give wrong positions, are not read."""
+        if self._packed is None:
+            raise RuntimeError("log-probabilities are asked for outside the loss")
+        logps_BC, entropies_BC = packed_logps(model, self._packed)
+        self._detached_logps = logps_BC.detach()
+        return logps_BC, entropies_BC, None
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._packed = inputs["packed"]
+        loss = super()._compute_loss(model, inputs)
+        # where no old log-probs were prepared, no update precedes the first pass, so its own are the old policy's
+        inputs.setdefault("old_per_token_logps", self._detached_logps)
+        logged = self._metrics["train"]
+        self._outer.meter.add_micro_batch(
+            logged, self._minibatches[self._minibatch].cut_tokens[self._cut], loss.detach()
+        )
+        logged.clear()
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        norm = super()._clip_grad_norm(model)
+        update = self._outer.meter.end_optimizer_step(float(norm))
+        finite = math.isfinite(update.grad_norm) and math.isfinite(update.loss)
+        if not finite or not update.kl <= self._run_config.learner.max_kl:
+            raise DivergenceError(self._divergence_message(update))
+        if not self._minibatches[self._minibatch].tokens:  # no group has a signal: leave weights and moments alone
+            model.zero_grad(set_to_none=True)
+        return norm
+
+    # --- one training step ---
+
+    def _prepare_step(self) -> None:
+        scored = self._outer.begin_step()
+        self._minibatches = split_update(
+            scored.learning, self._run_config, self.accelerator.process_index, self.accelerator.num_processes
+        )
+        self._step_inputs = [
+            [
+                self._loss_inputs(groups, rows, minibatch.tokens)
+                for groups, rows in zip(minibatch.micro_batches, minibatch.cut_rows, strict=True)
+            ]
+            for minibatch in self._minibatches
+        ]
+
+    def _loss_inputs(self, groups: list[LearningGroup], rows: int, tokens: int) -> dict[str, Any]:
+        """TRL's loss inputs for one cut.
+
+        TRL gathers statistics per row from all learners, so all have equally many ``rows``, some masked out. An empty
+        cut is one masked token, whose loss and gradient are exactly 0. The loss is normalised by ``tokens``.
+        """
+        device, pad = self.accelerator.device, self._tokenizer.pad_token_id
+        real = [(group.prompt, group.completions) for group in groups]
+        packed = pack_groups(real or [([pad], [[pad]])], device, rows)
+        nothing_B0 = packed.tokens_BC[:, :0]
+        values = [value for group in groups for value in group.advantages]
+        advantages_B = torch.zeros(len(nothing_B0), dtype=torch.float32, device=device)
+        advantages_B[: len(values)] = torch.tensor(values, dtype=torch.float32)
+        inputs = {
+            "packed": packed,
+            "prompt_ids": nothing_B0,
+            "prompt_mask": nothing_B0,
+            "completion_ids": packed.tokens_BC,
+            "completion_mask": packed.mask_BC.long() if real else torch.zeros_like(packed.tokens_BC),
+            "advantages": advantages_B,
+            "num_items_in_batch": torch.tensor(tokens, device=device),
+        }
+        with torch.no_grad():
+            if self.ref_model is not None:
+                inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed)[0]
+            if self._run_config.rollout.max_staleness:  # older weights than these decoded
+                inputs["old_per_token_logps"] = _rollout_logps(groups, packed)
+            elif self._run_config.learner.minibatches > 1:
+                inputs["old_per_token_logps"] = packed_logps(self._policy, packed)[0]
+        return inputs
+
+    def _divergence_message(self, update: UpdateReport) -> str:
+        learner = self._run_config.learner
+        return (
+            f"training diverged at step {self._outer.step + 1}: loss {update.loss:.4g}, gradient norm "
+            f"{update.grad_norm:.4g}, KL {update.kl:.4g} (limit learner.max_kl={learner.max_kl:g}); this update was "
+            f"not made and nothing was saved after it: try a smaller learner.learning_rate (now "
+            f"{learner.learning_rate:g}), a larger learner.beta (now {learner.beta:g}), or "
+            f"advantage.kind=probability_weighted"
+        )
+
+
+def _rollout_logps(groups: list[LearningGroup], packed: PackedGroups) -> Tensor:
+    """What decoding gave each completion token, laid out as ``packed.tokens_BC``; 0 outside the completions.
+
+    With ``rollout.dtype=bf16`` these differ from the learner's log-probs even where the weights are equal; the clipped
+    ratio treats that difference as any other.
+    """
+    flat = [value for group in groups for logprobs in group.logprobs for value in logprobs]
+    old_BC = torch.zeros(packed.tokens_BC.shape, dtype=torch.float32)
+    if flat:  # an empty cut is one masked token
+        old_BC[packed.mask_BC.cpu()] = torch.tensor(flat, dtype=torch.float32)
+    return old_BC.to(packed.tokens_BC.device)
+
+
+def _disable_module_dropout(model: nn.Module) -> None:
+    """Attention dropouts that models keep as plain numbers; TRL zeroes the modules."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _optimizer_step_factor(optimizer_steps: int, config: TrainConfig, outer: OuterLoop) -> float:
+    learner = config.learner
+    step = optimizer_steps // config.optimizer_steps_per_step
+    return learning_rate_factor(
+        step, outer.expected_steps(), learner.warmup_steps, learner.schedule, learner.min_learning_rate_ratio
+    )
+
+
+def _no_reward(**_inputs: Any) -> list[float | None]:
+    raise RuntimeError("rewards come scored from the rollout source")
+
+
+def _empty_batch(_items: list[int]) -> dict[str, Any]:
+    return {}

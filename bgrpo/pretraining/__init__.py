@@ -1,0 +1,1 @@
+"""Supervised training of a policy, and its model card."""

@@ -1,0 +1,134 @@
+"""Supervised lines as arrays, and their order: a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bgrpo.errors import UserError
+from bgrpo.policies.text import encode_texts
+from bgrpo.tasks.base import Problem
+
+IGNORED = -100  # target of a position that carries no loss
+_CHUNK = 10_000  # lines tokenised at once
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Tokenised lines, each ``prompt answer end``, back to back.
+
+    Attributes:
+        tokens: [total tokens] int32.
+        starts: [lines + 1] int64; line i is ``tokens[starts[i]:starts[i + 1]]``.
+        prompt_lengths: [lines] int32.
+    """
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    prompt_lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[lines] tokens per line."""
+        return np.diff(self.starts)
+
+    @property
+    def answer_lengths(self) -> np.ndarray:
+        """[lines] tokens per line that carry loss, end token included."""
+        return self.lengths - self.prompt_lengths
+
+    def save(self, path: Path) -> None:
+        """Write as ``.npz``, complete or absent."""
+        temporary = path.with_name(f".{path.name}.writing")
+        with temporary.open("wb") as file:
+            np.savez(file, tokens=self.tokens, starts=self.starts, prompt_lengths=self.prompt_lengths)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Lines:
+        """Read what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(arrays["tokens"], arrays["starts"], arrays["prompt_lengths"])
+
+
+def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Lines:
+    """Tokenise each problem with its answer and an end token.
+
+    Raises:
+        UserError: a problem without answer, or with a token that the vocabulary lacks.
+    """
+    tokens: list[np.ndarray] = []
+    lengths: list[int] = []
+    prompt_lengths: list[int] = []
+    for start in range(0, len(problems), _CHUNK):
+        chunk = problems[start : start + _CHUNK]
+        for problem in chunk:
+            if not problem.answer.strip():
+                raise UserError(f"{problem.prompt[:60]!r}: has no answer to learn from")
+        prompts = encode_texts(tokenizer, [problem.prompt for problem in chunk])
+        answers = encode_texts(tokenizer, [problem.answer for problem in chunk])
+        for prompt, answer in zip(prompts, answers, strict=True):
+            line = np.array([*prompt, *answer, tokenizer.eos_token_id], np.int32)
+            tokens.append(line)
+            lengths.append(len(line))
+            prompt_lengths.append(len(prompt))
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Lines(np.concatenate(tokens), starts, np.array(prompt_lengths, np.int32))
+
+
+class BatchOrder:
+    """Which lines make up the batch of each step: without replacement within an epoch, reshuffled for the next.
+
+    Lines are not grouped by length: batches of one length are batches of one kind of problem, and a policy learned
+    markedly slower from them. Lines that do not fill a batch wait for the next epoch.
+    """
+
+    def __init__(self, lines: int, batch_size: int, seed: int) -> None:
+        if lines < batch_size:
+            raise UserError(f"{lines} training lines do not fill one batch of batch_size={batch_size}")
+        self._lines = lines
+        self._batch_size = batch_size
+        self._seed = seed
+        self._batches_per_epoch = lines // batch_size
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def batch(self, step: int) -> np.ndarray:
+        """[batch_size] indices of the lines of one step (0-based), a pure function of (seed, step)."""
+        epoch, position = divmod(step, self._batches_per_epoch)
+        return self._epoch(epoch)[position]
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        """[batches, batch_size] indices of one epoch."""
+        random = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
+        order = random.permutation(self._lines)[: self._batches_per_epoch * self._batch_size]
+        return order.reshape(-1, self._batch_size)
+
+
+def collate(lines: Lines, indices: np.ndarray, filler: int) -> dict[str, torch.Tensor]:
+    """Right-padded batch.
+
+    Padding on the right is never attended to by what carries loss, so no mask is needed, and any token will do as
+    ``filler``; the end token avoids transformers' warning about pads without a mask.
+
+    Returns:
+        ``input_ids`` [B, T] and ``targets`` [B, T], int64; ``targets`` repeats the answer's tokens and the end token
+        at their own positions and is :data:`IGNORED` on prompt and padding.
+    """
+    width = int(lines.lengths[indices].max())
+    ids_BT = np.full((len(indices), width), filler, np.int64)
+    targets_BT = np.full((len(indices), width), IGNORED, np.int64)
+    for row, index in enumerate(indices):
+        start, end, prompt = lines.starts[index], lines.starts[index + 1], lines.prompt_lengths[index]
+        line = lines.tokens[start:end]
+        ids_BT[row, : len(line)] = line
+        targets_BT[row, prompt : len(line)] = line[prompt:]
+    return {"input_ids": torch.from_numpy(ids_BT), "targets": torch.from_numpy(targets_BT)}

@@ -1,0 +1,367 @@
+"""The folder of one run: what was asked for, what happened so far, and what came out."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from bgrpo.config import PretrainConfig, TrainConfig, build_config, load_config
+from bgrpo.errors import UserError
+from bgrpo.files import write_atomically
+from bgrpo.runs.tracking import REDACTED, redact_credentials
+
+RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
+
+# What a resumed run may change: how far it goes, and where and how it runs, never what it computes.
+CHANGEABLE_ON_RESUME = (
+    "steps",
+    "budget",
+    "run",
+    "out",
+    "checkpoint",
+    "tracking",
+    "evaluation.every",
+    "rollout.actors",
+    "rollout.min_actors",
+    "rollout.max_actors",
+    "rollout.scale_up_s",
+    "rollout.scale_down_s",
+    "rollout.stand_ins",
+    "rollout.placement_s",
+    "rollout.node_resource",
+    "rollout.cpus_per_actor",
+    "rollout.gpus_per_actor",
+    "rollout.timeout_s",
+    "learner.cpus_per_worker",
+    "learner.gpus_per_worker",
+    "learner.max_failures",
+    "learner.node_resource",
+    "verifier.processes",
+    "verifier.node_resource",
+    "watchdog",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "max_failures",
+    "keep",
+)
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
+RECORDED_PACKAGES = ("bgrpo", "torch", "transformers", "trl", "ray", "mlflow")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """``<run.dir>/<name>/``. Only the path: cheap to send to other processes that see the same folder.
+
+    One process writes ``run.json`` and ``metrics.jsonl``; any may read.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: TrainConfig | PretrainConfig, config_name: str | None) -> RunFolder:
+        """Make the folder of a new run and write ``config.yaml`` and ``run.json``.
+
+        Args:
+            config: the run's configuration; ``run.dir`` and ``run.name`` say where.
+            config_name: what the user gave as ``--config``; part of the default name.
+
+        Raises:
+            UserError: the name is taken or no plain folder name, or the folder cannot be written.
+        """
+        runs, path = Path(config.run.dir), None
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            path = _make_named(runs, config.run.name) if config.run.name else _make_unnamed(runs, config, config_name)
+            run = cls(path.resolve())
+            for folder in (run.data, run.checkpoints):
+                folder.mkdir()
+            run._write_config(config)
+            run.update(status="running", config=config_name, started=_now(), versions=installed_versions())
+        except OSError as error:
+            if path is not None:  # what was begun would stand in the way of the next attempt
+                shutil.rmtree(path, ignore_errors=True)
+            raise UserError(
+                f"run.dir={config.run.dir}: the run's folder cannot be written ({error.strerror or error}): "
+                f"free some space or set run.dir to a folder that can be written"
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, runs: Path | str, name: str) -> RunFolder:
+        """The folder of an existing run.
+
+        Args:
+            runs: folder of all runs (``run.dir``).
+            name: the run's name, or the path of its folder.
+
+        Raises:
+            UserError: there is no such run; names the nearest and the last ones.
+        """
+        for path in (Path(runs) / name, Path(name)):
+            if (path / "run.json").is_file():
+                return cls(path.resolve())
+        raise UserError(f"no run {name!r} in {runs}/: {_suggest(Path(runs), name)}")
+
+    @property
+    def name(self) -> str:
+        """Name of the run: of its folder."""
+        return self.path.name
+
+    @property
+    def config_path(self) -> Path:
+        """The whole configuration, defaults included, without passwords."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per training step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the problems that the run uses."""
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def policy(self) -> Path:
+        """Folder of the final policy."""
+        return self.path / "policy"
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The before/after comparison."""
+        return self.path / "evaluation.json"
+
+    @property
+    def report_path(self) -> Path:
+        """The picture of training curves and before/after bars."""
+        return self.path / "report.png"
+
+    def info(self) -> dict[str, Any]:
+        """What ``run.json`` says: status, config, started, versions, and what :meth:`update` added."""
+        try:
+            info: dict[str, Any] = json.loads((self.path / "run.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / 'run.json'}: cannot be read: {error}") from error
+        return info
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of ``run.json``, complete or not at all."""
+        write_atomically(self.path / "run.json", json.dumps(self.info() | fields, indent=1) + "\n")
+
+    def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null."""
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | values | {"step": step})
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"{self.metrics_path}: cannot be written ({error.strerror}): free some space") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
+        if not self.metrics_path.exists():
+            return []
+        lines = self.metrics_path.read_text("utf-8").split("\n")
+        whole = lines[:-1]  # a finished line ends in a line feed, so the last piece is empty or cut off
+        return [json.loads(line) for line in whole if line]
+
+    def truncate_after(self, step: int) -> None:
+        """Forget the metrics of later steps than ``step``: a resumed run makes them again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        write_atomically(self.metrics_path, "".join(kept))
+
+    def load_config(self, model: type[RunConfig]) -> RunConfig:
+        """The configuration that the run was started, or last resumed, with."""
+        return load_config(model, str(self.config_path))
+
+    def check_same_result(self, config: TrainConfig | PretrainConfig) -> None:
+        """Refuse a ``config`` with which this run would come to another result.
+
+        Raises:
+            UserError: names each key with both values.
+        """
+        saved = flatten(self.load_config(type(config)).model_dump(mode="json"))
+        asked = flatten(config.model_dump(mode="json"))
+        changed = [
+            f"{key}={asked.get(key)!r} (the run has {saved.get(key)!r})"
+            for key in sorted(saved.keys() | asked.keys())
+            if saved.get(key) != asked.get(key) and not _changeable(key)
+        ]
+        if changed:
+            raise UserError(
+                f"run {self.name} cannot be resumed with {', '.join(changed)}: that would change its result; start a "
+                f"new run for that, or resume without it"
+            )
+
+    def resume(self, config: TrainConfig | PretrainConfig) -> None:
+        """Go on with this run: check that ``config`` may continue it, and write what it changes.
+
+        Raises:
+            UserError: ``config`` changes what the run computes; names each key with both values.
+        """
+        self.check_same_result(config)
+        self._write_config(config)
+        self.update(status="running", resumed=_now(), versions=installed_versions())
+
+    def _write_config(self, config: TrainConfig | PretrainConfig) -> None:
+        tree = config.model_dump(mode="json")
+        tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
+        if tree["tracking"]["uri"] is not None:
+            tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
+        write_atomically(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def settle_runs(directory: str) -> Path:
+    """Where a relative ``run.dir`` lies: below the current folder, but in a Ray job below ``~/bgrpo``.
+
+    A job's current folder is a copy of the submitted one that Ray deletes when the job has ended.
+    """
+    path = Path(directory).expanduser()
+    if not path.is_absolute() and RAY_JOB_VARIABLE in os.environ:
+        return Path.home() / "bgrpo" / path
+    return path.absolute()
+
+
+def load_new_config(model: type[RunConfig], config: str | None, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of a new run, see :func:`bgrpo.config.load_config`; ``run.dir`` becomes absolute."""
+    loaded = load_config(model, config, overrides)
+    tree = loaded.model_dump(mode="json")
+    tree["run"]["dir"] = str(settle_runs(loaded.run.dir))
+    return build_config(model, tree, source=config or "defaults")
+
+
+def load_run_config(
+    model: type[RunConfig], config: str | None, overrides: Sequence[str], resume: str | None
+) -> RunConfig:
+    """What a command line asks for: a new run's configuration, or with ``resume`` that of a run that goes on."""
+    if resume is None:
+        return load_new_config(model, config, overrides)
+    return load_resumed_config(model, resume, overrides, config)
+
+
+def load_resumed_config(
+    model: type[RunConfig], resume: str, overrides: Sequence[str], config_name: str | None = None
+) -> RunConfig:
+    """The configuration of a run that goes on: its own ``config.yaml`` with the user's overrides on top.
+
+    Args:
+        model: the tree's class.
+        resume: the run's name (in ``run.dir`` of the overrides, ``runs`` by default), or the path of its folder.
+        overrides: ``key.path=value`` each.
+        config_name: what the user gave as ``--config``, if anything; must be what the run was started with.
+
+    Raises:
+        UserError: unknown run, another configuration than the run's, or an override that does not fit.
+    """
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    runs = settle_runs(given.get("run.dir", load_config(model, None).run.dir))
+    run = RunFolder.open(runs, resume)
+    started_with = run.info().get("config")
+    if config_name is not None and config_name != started_with:
+        raise UserError(
+            f"run {run.name} was started with {f'--config {started_with}' if started_with else 'no --config'}, not "
+            f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
+        )
+    config = load_config(model, str(run.config_path), overrides)
+    tree = config.model_dump(mode="json")
+    tree["run"] |= {"dir": str(run.path.parent), "name": run.name}
+    if config.tracking.enabled and REDACTED in (config.tracking.uri or ""):
+        raise UserError(
+            f"run {run.name}: tracking.uri={config.tracking.uri} was stored without its password; give tracking.uri=… "
+            f"again, or tracking.enabled=false"
+        )
+    return build_config(model, tree, source=str(run.config_path))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of a nested dictionary; an empty dictionary is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _changeable(key: str) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in CHANGEABLE_ON_RESUME)
+
+
+def _make_named(runs: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit"
+        )
+    path = runs / name
+    try:
+        path.mkdir()
+    except FileExistsError:
+        raise UserError(
+            f"run {name!r} exists in {runs}/: resume it with --resume {name}, or set another run.name"
+        ) from None
+    return path
+
+
+def _make_unnamed(runs: Path, config: TrainConfig | PretrainConfig, config_name: str | None) -> Path:
+    kind = config.algorithm if isinstance(config, TrainConfig) else "pretrain"
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(config_name or "defaults").stem).lstrip(".-_") or "config"
+    name = f"{stem}-{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+    attempt = 1
+    while True:  # several runs may start in one second
+        path = runs / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            attempt += 1
+        else:
+            return path
+
+
+def _suggest(runs: Path, name: str) -> str:
+    known = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    names = [path.parent.name for path in known]
+    if not names:
+        return "it holds no run; give run.dir=… if the run is elsewhere"
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}the last ones are {', '.join(names[:3])}"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

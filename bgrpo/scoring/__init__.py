@@ -1,0 +1,1 @@
+"""From completions to outcomes, rewards and advantages."""

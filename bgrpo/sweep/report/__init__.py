@@ -1,0 +1,1 @@
+"""A sweep's report: records, statistics, verdict, pictures, page."""

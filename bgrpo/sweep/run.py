@@ -1,0 +1,270 @@
+"""A sweep from start to finish: check, plan, run the trials on Ray Tune, report."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from rich.console import Console
+
+from bgrpo.config import TrainConfig
+from bgrpo.distributed.session.session import check_room_here, missing_room, ray_session, training_demand
+from bgrpo.distributed.train.driving import STOPPED_STATUS, Background, first_signal
+from bgrpo.distributed.train.metrics_tail import MetricsTail
+from bgrpo.errors import UserError
+from bgrpo.runs.budget import Spent, progress
+from bgrpo.runs.folder import RunFolder, flatten
+from bgrpo.runs.preparation import check_input
+from bgrpo.runs.tracking import Tracker
+from bgrpo.sweep.config import SweepConfig
+from bgrpo.sweep.display import SweepDisplay, TrialProgress, time_left
+from bgrpo.sweep.folder import SweepFolder, load_new_sweep, load_resumed_sweep
+from bgrpo.sweep.outcomes import settle_interrupted
+from bgrpo.sweep.plan import Plan, Trial, retry_failed, trials_from_json
+from bgrpo.sweep.report.write import write_sweep_report
+from bgrpo.sweep.room import arithmetic, most_at_a_time, total
+from bgrpo.sweep.space import number_of_points, point_source
+from bgrpo.sweep.trials import TrialConfigs
+from bgrpo.sweep.tune.dispatch import SweepDispatcher, cluster_nodes, trial_bundles
+from bgrpo.sweep.tune.run_on_tune import run_on_tune
+
+POLL_S = 0.5
+MOST_AT_A_TIME = 1000
+SweepState = Literal["finished", "interrupted", "failed"]
+TRIAL_STATES = ("finished", "stopped", "failed", "running", "pending")
+MLFLOW_STATUS: dict[SweepState, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "finished": "FINISHED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What a sweep left behind.
+
+    Attributes:
+        folder: of the sweep.
+        state: ``finished``, ``interrupted`` (go on with ``--resume``), or ``failed``: every trial did.
+        trials: number of trials in each state.
+        selection: arm -> its best point, see :meth:`bgrpo.sweep.plan.Plan.selection`.
+        report: page to open; None for an interrupted sweep.
+    """
+
+    folder: SweepFolder
+    state: SweepState
+    trials: dict[str, int]
+    selection: dict[str, dict[str, Any]]
+    report: Path | None
+
+
+def sweep_from_command_line(
+    config_name: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool
+) -> int:
+    """What ``bgrpo sweep`` and ``python -m ray_jobs.sweep`` do; returns the exit status."""
+    console = Console(stderr=as_json)
+    if resume is None:
+        result = run_sweep(load_new_sweep(config_name, overrides), config_name, None, console)
+    else:
+        sweep, folder = load_resumed_sweep(resume, overrides)
+        result = run_sweep(sweep, config_name, folder, console, retry_failed)
+    if as_json:
+        print(json.dumps(summary(result)))
+    else:
+        announce(result, console)
+    return {"finished": 0, "interrupted": STOPPED_STATUS, "failed": 1}[result.state]
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    config_name: str | None = None,
+    old: SweepFolder | None = None,
+    console: Console | None = None,
+    retry_failed: bool = False,
+) -> SweepResult:
+    """Run the trials of a sweep that have not ended, on the cluster we run on or on a local Ray.
+
+    Args:
+        sweep: what to compare.
+        config_name: part of a new sweep's default name.
+        old: folder of a sweep that goes on.
+        console: for the live table.
+        retry_failed: run failed trials of ``old`` again too, see :func:`bgrpo.sweep.plan.retry_failed`.
+
+    Raises:
+        UserError: bad input, before any process starts.
+    """
+    console = console or Console()
+    trials_dir = Path(sweep.run.dir) / (str(sweep.run.name) if old is None else old.name) / "trials"
+    examples = TrialConfigs(sweep, trials_dir).check()
+    if old is None:
+        for config in examples:
+            check_input(config)
+    _say_what_comes(sweep, console)
+    with ray_session(training_demand(examples[0])):
+        for config in examples[1:]:
+            check_room_here(training_demand(config))
+        at_a_time = _say_how_many(sweep, examples, console)
+        folder = old or SweepFolder.create(sweep, config_name)
+        with folder.exclusive():
+            if old is not None:
+                old.write_config(sweep)
+            console.print(f"sweep {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
+            return _Sweep(sweep, folder, at_a_time, console).go(retry_failed)
+
+
+class _Sweep:
+    """One attempt at a sweep."""
+
+    def __init__(self, sweep: SweepConfig, folder: SweepFolder, at_a_time: int, console: Console) -> None:
+        self._sweep = sweep
+        self._folder = folder
+        self._at_a_time = at_a_time
+        self._console = console
+        self._configs = TrialConfigs(sweep, folder.trials)
+        self._tails: dict[str, tuple[MetricsTail, dict[str, float]]] = {}
+        folder.logs.mkdir(exist_ok=True)
+
+    def go(self, retry: bool) -> SweepResult:
+        sweep, folder = self._sweep, self._folder
+        saved = folder.read_plan()
+        trials = trials_from_json(saved.get("trials", []))
+        settle_interrupted(trials, folder.trials, sweep.metric)
+        for line in retry_failed(trials) if retry else ():
+            self._console.print(line, highlight=False, soft_wrap=True)
+        plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known), trials)
+        tracker = self._start_tracking(saved.get("mlflow_run_id"))
+        status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+        try:
+            display = SweepDisplay(plan, self._at_a_time, sweep.metric, self._console)
+            parent_run = tracker.run_id or saved.get("mlflow_run_id")
+            dispatcher = SweepDispatcher(sweep, folder, plan, self._configs, parent_run, display.note)
+            self._run_trials(dispatcher, display)
+            state = _state(plan)
+            dispatcher.close(state)
+            self._close_cut_runs(plan)
+            report = None if state == "interrupted" else write_sweep_report(folder.path)
+            if report is not None:
+                tracker.artifact(report.parent, "report")
+            status = MLFLOW_STATUS[state]
+        finally:
+            tracker.finish(status)
+        counts = {name: sum(trial.state == name for trial in plan.trials) for name in TRIAL_STATES}
+        return SweepResult(folder, state, counts, plan.selection(), report)
+
+    def _start_tracking(self, known: str | None) -> Tracker:
+        """The parent of the trials' MLflow runs."""
+        sweep, name = self._sweep, self._folder.name
+        params = flatten(sweep.model_dump(mode="json"))
+        return Tracker.start(
+            sweep.tracking, sweep.run.dir, name, params, {"sweep": name, "kind": "sweep"}, run_id=known
+        )
+
+    def _run_trials(self, dispatcher: SweepDispatcher, display: SweepDisplay) -> None:
+        if dispatcher.is_over:
+            return
+
+        def ask(name: str) -> None:
+            dispatcher.stopping = True
+            display.note(f"{name}: running trials save a checkpoint, then the sweep stops")
+
+        with tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage, first_signal(ask):
+            trials = Background(lambda: run_on_tune(self._sweep, dispatcher, storage))
+            with display:
+                while not trials.wait(POLL_S):
+                    display.update(self._rows(dispatcher.plan))
+                    if dispatcher.stopping:
+                        dispatcher.ask_to_stop()
+                display.update(self._rows(dispatcher.plan))
+        if trials.error is not None:
+            raise trials.error
+
+    def _rows(self, plan: Plan) -> list[TrialProgress]:
+        return [self._row(trial) for trial in list(plan.trials)]
+
+    def _row(self, trial: Trial) -> TrialProgress:
+        if trial.state == "pending" and not trial.attempts:
+            return TrialProgress(trial, 0, 0.0, None, None)
+        if trial.id not in self._tails:
+            self._tails[trial.id] = MetricsTail(self._folder.trials / trial.id / "metrics.jsonl"), {}
+        tail, newest = self._tails[trial.id]
+        for _, metrics in tail.new_steps():
+            newest |= metrics
+        fraction = min(1.0, progress(self._configs.of(trial), Spent.from_metrics(newest)))
+        left_s = time_left(trial, fraction, time.time())
+        return TrialProgress(trial, tail.last_step, fraction, newest.get(f"validation/{self._sweep.metric}"), left_s)
+
+    def _close_cut_runs(self, plan: Plan) -> None:
+        """Runs that were cut but not given the time to say so."""
+        for trial in plan.trials:
+            run = RunFolder(self._folder.trials / trial.id)
+            if trial.state == "stopped" and run.info().get("status") == "running":
+                run.update(status="stopped")
+
+
+def _state(plan: Plan) -> SweepState:
+    if not plan.is_done:
+        return "interrupted"
+    return "failed" if all(trial.state == "failed" for trial in plan.trials) else "finished"
+
+
+def _say_what_comes(sweep: SweepConfig, console: Console) -> None:
+    """The number of trials, as a sum."""
+    arms, points, seeds = len(sweep.arms), number_of_points(sweep), len(sweep.searched_seeds)
+    search = f"{points} points × {seeds} seeds + " if points else ""
+    count = arms * (points * seeds + sweep.confirm_seeds)
+    console.print(
+        f"{count} trials: {arms} arms ({', '.join(sweep.arms)}) × ({search}{sweep.confirm_seeds} confirm seeds), "
+        f"{sweep.budget.amount:g} {sweep.budget.kind} each",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _say_how_many(sweep: SweepConfig, examples: list[TrainConfig], console: Console) -> int:
+    """How many trials of the most demanding arm run at a time, with the sum that says so."""
+    largest = max(examples, key=lambda config: tuple(total(trial_bundles(config)).values())[::-1])
+    nodes, limit = cluster_nodes(), sweep.max_concurrent or MOST_AT_A_TIME
+    at_a_time = most_at_a_time(nodes, trial_bundles(largest), limit)
+    demands = training_demand(largest)
+    named = [(demand.name, demand.count, {"CPU": demand.cpus, "GPU": demand.gpus}) for demand in demands]
+    text = arithmetic(named, nodes, at_a_time)
+    if not at_a_time and not missing_room(demands, ray.cluster_resources()):
+        raise UserError(
+            f"{text}: no node has room for each of its processes; reserve less for one, or use larger nodes"
+        )
+    console.print(text + f" (max_concurrent={limit})" * (at_a_time == limit), highlight=False, soft_wrap=True)
+    return max(1, at_a_time)  # 0: the autoscaler will make room for one
+
+
+def summary(result: SweepResult) -> dict[str, Any]:
+    """A sweep's result for machines."""
+    return {
+        "sweep": result.folder.name,
+        "status": result.state,
+        "folder": str(result.folder.path),
+        "report": None if result.report is None else str(result.report),
+        "trials": result.trials,
+        "selection": result.selection,
+    }
+
+
+def announce(result: SweepResult, console: Console) -> None:
+    """The end of a sweep, for people."""
+    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items() if count)
+    lines = [f"sweep {result.state}: {counts}"]
+    lines += [
+        f"best of {arm}: {chosen['trial']}, {chosen['metric']} {chosen['value']:.3f} on the validation problems"
+        for arm, chosen in result.selection.items()
+    ]
+    if result.report is None:
+        lines.append(f"go on with: bgrpo sweep --resume {result.folder.path}")
+    else:
+        lines += [f"report: {result.report}", f"TensorBoard: tensorboard --logdir {result.folder.path / 'tensorboard'}"]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,69 @@
+"""The display of a run, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from bgrpo.display.progress import TrainingProgress, format_duration
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_log_gets_a_line_every_ten_seconds_and_the_last_step() -> None:
+    out, clock = io.StringIO(), Clock()
+    with TrainingProgress(
+        100, "run-1", console=Console(file=out, force_terminal=False, width=80), clock=clock
+    ) as progress:
+        for step in range(1, 101):
+            clock.now += 1.0
+            progress.update(step, {"reward_mean": 0.5, "solved_groups": 0.25, "unknown": 1.0})
+    lines = out.getvalue().splitlines()
+    assert [line.split()[2] for line in lines] == [f"{step}/100" for step in range(10, 101, 10)]
+    assert lines[0] == "run-1: step 10/100 · reward 0.500 · solved groups 25% · 1:30 min left"
+    assert lines[-1] == "run-1: step 100/100 · reward 0.500 · solved groups 25%"
+
+
+def test_a_resumed_run_estimates_from_its_own_steps() -> None:
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=False)
+    with TrainingProgress(100, "r", start_step=80, console=console, clock=clock) as progress:
+        clock.now = 20.0
+        progress.update(90, {})
+    assert out.getvalue() == "r: step 90/100 · 20 s left\n"
+
+
+def test_metrics_that_come_rarely_keep_their_last_value() -> None:
+    out, clock = io.StringIO(), Clock()
+    with TrainingProgress(9, "r", console=Console(file=out, force_terminal=False), clock=clock) as progress:
+        progress.update(1, {"kl": 0.25})
+        clock.now = 11.0
+        progress.update(2, {"reward_mean": 1.0})
+    assert "KL 0.2500" in out.getvalue()
+
+
+def test_a_terminal_gets_a_live_display() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with TrainingProgress(10, "run-1", console=console) as progress:
+        progress.update(4, {"reward_mean": 0.5, "kl": 0.125})
+        progress.note("checkpoint at step 4")
+    text = out.getvalue()
+    assert "4/10" in text
+    assert "0.1250" in text
+    assert "checkpoint at step 4" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1:00 min"), (187, "3:07 min"), (3729, "1:02:09 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

@@ -1,0 +1,193 @@
+"""Metrics against hand-made completions, brute force and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bgrpo.errors import UserError
+from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.evaluation.decoders import JudgedCompletion
+from bgrpo.evaluation.intervals import bootstrap_interval, paired_difference
+from bgrpo.evaluation.metrics import Evaluation, evaluate, pass_at_k, rank_score
+from bgrpo.tasks.base import Problem
+
+PROBLEMS = [Problem(f"p{i}", category="even" if i % 2 == 0 else "odd") for i in range(7)]
+
+
+class ScriptedDecoder:
+    """A width-k search of problem i finds the answer at rank ``first_correct[i]``, if that is within k."""
+
+    def __init__(self, first_correct: Sequence[int | None], correct_samples: Sequence[int]) -> None:
+        self.first_correct = first_correct
+        self.correct_samples = correct_samples
+        self.calls: list[tuple[str, int, int]] = []
+        self.seeds: list[int] = []
+
+    def __call__(
+        self, prompts: Sequence[str], mode: str, completions: int, seeds: Sequence[int] | None
+    ) -> list[list[JudgedCompletion]]:
+        self.calls.append((mode, completions, len(prompts)))
+        self.seeds += seeds or []
+        return [self._group(int(prompt[1:]), mode, completions) for prompt in prompts]
+
+    def _group(self, i: int, mode: str, completions: int) -> list[JudgedCompletion]:
+        if mode == "sample":
+            outcomes = ["correct" if j < self.correct_samples[i] else "wrong" for j in range(completions)]
+        else:
+            rank = self.first_correct[i]
+            outcomes = ["correct" if rank == j + 1 else "truncated" for j in range(completions)]
+        return [JudgedCompletion([1], "x", -1.0, True, outcome) for outcome in outcomes]
+
+
+def test_metrics_of_known_ranks() -> None:
+    decoder = ScriptedDecoder([1, 2, 3, 5, 10, 11, None], [0, 1, 2, 3, 4, 4, 0])
+    evaluation = evaluate(decoder, PROBLEMS, [1, 3, 5, 10, 12], samples=4, seed=3, batch=4)
+    metrics = evaluation.metrics()
+    assert metrics["greedy"] == pytest.approx(1 / 7)
+    assert metrics["top1"] == pytest.approx(1 / 7)
+    assert metrics["beam@3"] == pytest.approx(3 / 7)
+    assert metrics["beam@5"] == pytest.approx(4 / 7)
+    assert metrics["beam@10"] == pytest.approx(5 / 7)
+    assert metrics["beam@12"] == pytest.approx(6 / 7)
+    ranks_found = [1, 2, 3, 5, 10]
+    assert metrics["beam_rank_score"] == pytest.approx(sum(math.exp(-(rank - 1) / 10) for rank in ranks_found) / 7)
+    assert metrics["pass@1"] == pytest.approx((0 + 1 + 2 + 3 + 4 + 4 + 0) / 4 / 7)
+    assert metrics["pass@4"] == pytest.approx(5 / 7)
+    assert set(metrics) == {
+        "greedy", "top1", "beam_rank_score", "beam@1", "beam@3", "beam@5", "beam@10", "beam@12",
+        "pass@1", "pass@3", "pass@4",
+    }  # fmt: skip
+    assert evaluation.outcomes["beam 1"] == dict.fromkeys(evaluation.outcomes["beam 1"], 0) | {
+        "correct": 1,
+        "truncated": 6,
+    }
+    assert evaluation.outcomes["sample 4"]["correct"] == 14
+
+
+def test_each_width_is_a_search_of_its_own_over_batches() -> None:
+    decoder = ScriptedDecoder([1] * 7, [0] * 7)
+    progress: list[tuple[int, int]] = []
+    evaluate(
+        decoder,
+        PROBLEMS,
+        [3],
+        samples=2,
+        seed=0,
+        batch=4,
+        on_progress=lambda done, total: progress.append((done, total)),
+    )
+    searches = [("beam", 1), ("beam", 3), ("beam", 10), ("sample", 2)]
+    assert decoder.calls == [(*search, size) for search in searches for size in (4, 3)]
+    assert progress[-1] == (28, 28)
+    assert [done for done, _ in progress] == sorted({done for done, _ in progress})
+    assert len(set(decoder.seeds)) == 7, "one seed per problem, whatever the batch"
+
+
+def test_widths_that_were_not_asked_for_give_no_metric() -> None:
+    metrics = evaluate(ScriptedDecoder([2] * 7, [0] * 7), PROBLEMS, [3], samples=0, seed=0).metrics()
+    assert set(metrics) == {"greedy", "beam@3", "top1", "beam_rank_score"}
+
+
+def test_categories_are_counted_apart() -> None:
+    evaluation = evaluate(ScriptedDecoder([1, None, 1, 2, None, None, 1], [0] * 7), PROBLEMS, [10], 0, seed=0)
+    table = evaluation.by_category()
+    assert table["even"]["problems"] == 4
+    assert table["odd"]["problems"] == 3
+    assert table["even"]["greedy"] == pytest.approx(3 / 4)
+    assert table["odd"]["beam@10"] == pytest.approx(1 / 3)
+
+
+def test_no_problems_is_an_error() -> None:
+    with pytest.raises(UserError, match="no problems"):
+        evaluate(ScriptedDecoder([], []), [], [1], 0, seed=0)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_fraction_of_subsets_with_a_correct_sample(case: tuple[int, int, int]) -> None:
+    n, correct, k = case
+    subsets = list(itertools.combinations(range(n), k))
+    assert pass_at_k(n, correct, k) == pytest.approx(sum(min(subset) < correct for subset in subsets) / len(subsets))
+
+
+@pytest.mark.parametrize(
+    ("correct", "expected"),
+    [([True, False], 1.0), ([False, True, True], 0.904837418), ([False] * 9 + [True], 0.406569660), ([False] * 10, 0)],
+)
+def test_rank_score_by_hand(correct: list[bool], expected: float) -> None:
+    assert rank_score(correct) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bootstrap_agrees_with_the_normal_approximation(seed: int) -> None:
+    values = (np.random.default_rng(seed).random(2000) < 0.3).astype(float)
+    low, high = bootstrap_interval(values.tolist(), seed)
+    half_width = 1.96 * values.std() / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half_width, abs=0.1 * half_width)
+    assert high == pytest.approx(values.mean() + half_width, abs=0.1 * half_width)
+
+
+def test_bootstrap_of_three_values_against_all_resamples() -> None:
+    values = [0.0, 0.5, 2.0]
+    means = sorted(sum(draw) / 3 for draw in itertools.product(values, repeat=3))
+    cumulative = {mean: (sum(m <= mean for m in means) / 27) for mean in means}
+    low, high = bootstrap_interval(values, seed=1)
+    assert low == pytest.approx(min(mean for mean, share in cumulative.items() if share >= 0.025))
+    assert high == pytest.approx(min(mean for mean, share in cumulative.items() if share >= 0.975))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 100))
+def test_bootstrap_stays_within_the_values_and_repeats(values: list[float], seed: int) -> None:
+    low, high = bootstrap_interval(values, seed, resamples=200)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert (low, high) == bootstrap_interval(values, seed, resamples=200)
+
+
+def test_pairing_narrows_the_interval_of_a_constant_gain() -> None:
+    before = np.random.default_rng(0).random(200)
+    mean, low, high = paired_difference(before.tolist(), (before + 0.125).tolist(), seed=0)
+    assert (mean, low, high) == pytest.approx((0.125, 0.125, 0.125))
+
+
+def _evaluation(ranks: Sequence[int | None]) -> Evaluation:
+    return evaluate(ScriptedDecoder(ranks, [1] * 7), PROBLEMS, [3, 10], samples=3, seed=0)
+
+
+def test_comparison_survives_the_disk(tmp_path: Path) -> None:
+    comparison = EvaluationComparison(_evaluation([2] * 7), _evaluation([1, 1, 1, 1, 1, 1, None]), seed=5)
+    comparison.save(tmp_path / "evaluation.json")
+    loaded = EvaluationComparison.load(tmp_path / "evaluation.json")
+    assert loaded == comparison
+    assert loaded.rows() == comparison.rows()
+    rows = {row.metric: row for row in loaded.rows()}
+    assert rows["greedy"].before.mean == 0
+    assert rows["greedy"].after.mean == pytest.approx(6 / 7)
+    assert rows["greedy"].difference.mean == pytest.approx(6 / 7)
+    assert rows["greedy"].difference == paired_difference([0.0] * 7, [1.0] * 6 + [0.0], seed=5)
+    assert rows["beam@10"].difference.mean == pytest.approx(-1 / 7)
+    table = json.loads((tmp_path / "evaluation.json").read_text())["table"]
+    assert table["greedy"]["after"] == pytest.approx(list(rows["greedy"].after))
+
+
+def test_other_problems_are_not_compared() -> None:
+    other = evaluate(ScriptedDecoder([1] * 7, [1] * 7), [Problem(f"p{6 - i}") for i in range(7)], [3], 0, seed=0)
+    with pytest.raises(UserError, match="different problems"):
+        EvaluationComparison(_evaluation([1] * 7), other)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"before": {"x": 1}, "after": {}, "seed": 0}'])
+def test_a_file_that_is_no_comparison_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"evaluation\.json: not an evaluation"):
+        EvaluationComparison.load(path)

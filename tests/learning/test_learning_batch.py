@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from learner_cases import ScriptedSource, make_trainer, train_config
+
+from bgrpo.learning.batch import LearningGroup, draw_groups, micro_batches_per_minibatch, score_step, split_update
+from bgrpo.runs.checkpoints import CheckpointStore
+
+
+def learning_groups(count: int) -> list[LearningGroup]:
+    rng = random.Random(count)
+    return [
+        LearningGroup([index] * rng.randint(1, 9), [[index] * rng.randint(1, 5)] * rng.randint(1, 4), [], [0.0])
+        for index in range(count)
+    ]
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 9))
+def test_every_group_is_used_once_by_one_learner_in_whole(
+    data: st.DataObject, world_size: int, minibatches: int, per_part: int, micro_groups: int
+) -> None:
+    prompts = world_size * minibatches * per_part
+    learner = {"workers": world_size, "minibatches": minibatches, "micro_groups": micro_groups}
+    config = train_config(rollout={"prompts_per_step": prompts}, learner=learner)
+    groups = learning_groups(data.draw(st.integers(0, prompts)))
+    shares = [split_update(groups, config, rank, world_size) for rank in range(world_size)]
+    cuts = micro_batches_per_minibatch(config, world_size)
+
+    used = [group for share in shares for part in share for cut in part.micro_batches for group in cut]
+    assert sorted(group.prompt for group in used) == sorted(group.prompt for group in groups)
+    for share in shares:
+        assert len(share) == minibatches
+        for part, other in zip(share, shares[0], strict=True):
+            assert len(part.micro_batches) == cuts, "learners must agree on the number of forward passes"
+            assert all(len(cut) <= micro_groups for cut in part.micro_batches)
+            assert (part.tokens, part.cut_tokens, part.cut_rows) == (other.tokens, other.cut_tokens, other.cut_rows)
+    for number in range(minibatches):
+        members = {group.prompt[0] for share in shares for cut in share[number].micro_batches for group in cut}
+        assert members == set(range(number, len(groups), minibatches)), "the learners' number must not move groups"
+        per_cut = [[share[number].micro_batches[cut] for share in shares] for cut in range(cuts)]
+        tokens = [sum(len(c) for own in cut for g in own for c in g.completions) for cut in per_cut]
+        assert shares[0][number].cut_tokens == tokens and shares[0][number].tokens == sum(tokens)
+        rows = [max(sum(len(group.completions) for group in own) for own in cut) for cut in per_cut]
+        assert shares[0][number].cut_rows == rows
+
+
+def test_rewards_and_advantages_are_over_the_groups_in_the_update() -> None:
+    source = ScriptedSource(outcome=lambda rng: "correct" if rng.random() < 0.15 else "wrong")
+    config = train_config(rollout={"skip_uninformative": True, "prompts_per_step": 8})
+    scored = score_step(draw_groups(source, config, step=0, version=0, problems=100), config)
+    informative = [values for values in scored.rewards if len(set(values)) > 1]
+    assert 0 < len(informative) < 8 and len(scored.learning) == len(informative)
+    for group, rewards in zip(scored.learning, informative, strict=True):
+        mean = sum(rewards) / len(rewards)
+        assert group.advantages == pytest.approx([reward - mean for reward in rewards])
+
+
+def test_groups_that_are_all_right_still_teach_without_a_baseline() -> None:
+    source = ScriptedSource(outcome=lambda rng: "correct")
+    tree = {"algorithm": "reinforce", "rollout": {"skip_uninformative": True}}
+    with_baseline, without = train_config(**tree), train_config(**tree, advantage={"kind": "none"})
+    groups = draw_groups(source, without, 0, 0, 10)
+    assert len(score_step(groups, without).learning) == 4
+    assert score_step(groups, with_baseline).learning == []
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_ends(tmp_path: Path) -> None:
+    source, store = ScriptedSource(), CheckpointStore(tmp_path / "checkpoints")
+    trainer = make_trainer(
+        train_config(steps=9), source, tmp_path, store=store, should_stop=lambda: len(source.asked) == 2
+    )
+    trainer.run()
+    latest = store.latest()
+    assert latest is not None and store.step_of(latest) == 2
+    assert source.published == [0, 1, 2]

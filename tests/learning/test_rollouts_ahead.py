@@ -1,0 +1,212 @@
+"""``rollout.max_staleness=1``: planned versions, the rollouts' own log-probs as the old policy, and exact resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learner_cases import (
+    TOKENIZER,
+    ScriptedSource,
+    flat_gradient,
+    flat_weights,
+    make_trainer,
+    row_by_row_loss,
+    tiny_policy,
+    train_config,
+)
+from transformers import PreTrainedModel
+
+from bgrpo.errors import UserError
+from bgrpo.learning.batch import LearningGroup, indices_of_draw
+from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.packing import packed_logps
+from bgrpo.learning.rollout_source import LocalRolloutSource
+from bgrpo.learning.trainer import _rollout_logps
+from bgrpo.policies.io import load_policy
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.scoring.check_process import CheckResult
+from bgrpo.scoring.rewards import group_rewards
+from bgrpo.tasks.base import Problem
+
+STEPS, CUT = 6, 2
+PROBLEMS = [Problem(prompt=" ".join(f"t{2 + (7 * i + j) % 29}" for j in range(1 + i % 5))) for i in range(10)]
+AHEAD: dict[str, Any] = {
+    "steps": STEPS,
+    "rollout": {"max_staleness": 1, "skip_uninformative": True, "max_extra_draws": 2},
+    "checkpoint": {"every": CUT, "keep": 9},
+    "learner": {"num_iterations": 2, "minibatches": 2, "max_grad_norm": 0.5},
+}
+
+
+def even_sum(items: Sequence[tuple[str, str]]) -> list[CheckResult]:
+    """Correct rarely enough for some groups to have no signal, so that further prompts are drawn."""
+    return [CheckResult("correct" if sum(text.encode()) % 11 < 1 else "wrong") for _, text in items]
+
+
+class RecordedSource(LocalRolloutSource):
+    """Decodes in this process; notes what it was asked for and which weights it was given."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(PROBLEMS, TOKENIZER, config, even_sum)
+        self.weights: dict[int, torch.Tensor] = {}
+        self.asked: list[tuple[int, int, int]] = []
+
+    def publish(self, version: int, model: PreTrainedModel) -> None:
+        self.weights[version] = flat_weights(model)
+        super().publish(version, model)
+
+    def collect(self, step: int, version: int, indices: list[int], draw: int) -> Any:
+        self.asked.append((step, version, draw))
+        return super().collect(step, version, indices, draw)
+
+
+def whole_run(folder: Path, **changes: Any) -> tuple[RecordedSource, CheckpointStore, list[dict[str, float]]]:
+    config = train_config(**(AHEAD | changes))
+    source, store, steps = RecordedSource(config), CheckpointStore(folder / "checkpoints", keep=9), []
+    make_trainer(config, source, folder, store=store, on_step=steps.append).run()
+    return source, store, steps
+
+
+def resumed_run(folder: Path, checkpoint: Path, **changes: Any) -> RecordedSource:
+    config = train_config(**(AHEAD | changes))
+    source, store = RecordedSource(config), CheckpointStore(folder / "resumed", keep=9)
+    policy = load_policy(str(policy_folder(checkpoint))).model
+    make_trainer(
+        config, source, folder, policy=policy, reference=tiny_policy(), store=store, resume=checkpoint
+    ).run()  # fmt: skip
+    return source
+
+
+def test_each_step_is_decoded_by_the_version_before_and_asked_for_one_step_ahead(tmp_path: Path) -> None:
+    source, steps = ScriptedSource(), []
+    config = train_config(steps=4, rollout={"max_staleness": 1})
+    make_trainer(config, source, tmp_path, on_step=steps.append).run()
+    assert [(step, version) for step, version, _, _ in source.asked] == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert source.prefetched == [(step, version, indices) for step, version, indices, _ in source.asked[1:]]
+    assert [line["staleness"] for line in steps] == [line["staleness_mean"] for line in steps] == [0, 1, 1, 1]
+
+
+def test_without_staleness_nothing_is_asked_for_ahead(tmp_path: Path) -> None:
+    source = ScriptedSource()
+    store = CheckpointStore(tmp_path / "checkpoints", keep=9)
+    make_trainer(train_config(steps=3, checkpoint={"every": 1}), source, tmp_path, store=store).run()
+    assert source.prefetched == []
+    assert [(step, version) for step, version, _, _ in source.asked] == [(0, 0), (1, 1), (2, 2)]
+    assert not list(store.directory.rglob("rollouts.json"))
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_rollouts_of_other_weights_than_planned_are_refused(tmp_path: Path, offset: int) -> None:
+    """Fresher ones too: what a run computes must not depend on timing."""
+
+    class Moody(ScriptedSource):
+        def collect(self, step: int, version: int, indices: list[int], draw: int) -> Any:
+            self.version_offset = offset if step == 2 else 0
+            return super().collect(step, version, indices, draw)
+
+    with pytest.raises(RuntimeError, match=rf"decoded by version {1 + offset} .* step 2 learns .* version 1"):
+        make_trainer(train_config(steps=4, rollout={"max_staleness": 1}), Moody(), tmp_path).run()
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_old_policy_is_the_rollout_s_own_log_probs(tmp_path: Path, minibatches: int) -> None:
+    """The scripted log-probs are far from the policy's, so that most ratios are clipped."""
+    config = train_config(
+        steps=1, rollout={"max_staleness": 1}, learner={"beta": 0.05, "minibatches": minibatches, "micro_groups": 1}
+    )
+    source = ScriptedSource()
+    trainer = make_trainer(config, source, tmp_path, reference=tiny_policy(seed=1))
+    trainer.run()
+    step, version, indices, draw = source.asked[0]
+    groups = [source.group(step, index, draw, version) for index in indices][::minibatches]
+    values = []
+    for group in groups:
+        rewards = group_rewards(group.outcomes, "rank", 5.0, 0.0, False, None)
+        values.append([reward - sum(rewards) / len(rewards) for reward in rewards])
+    policy = tiny_policy()
+    row_by_row_loss(
+        policy, groups, values, beta=0.05, reference=tiny_policy(seed=1),
+        old=lambda g, k: torch.tensor(groups[g].completions[k].logprobs),
+    ).backward()  # fmt: skip
+    expected = flat_gradient(policy)
+    assert (trainer.gradients[0] - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_the_ratio_is_one_where_the_learner_holds_the_rollout_s_weights(tmp_path: Path) -> None:
+    config = train_config(steps=1, rollout={"max_staleness": 1})
+    trainer = make_trainer(config, LocalRolloutSource(PROBLEMS, TOKENIZER, config, even_sum), tmp_path)
+    trainer.run()
+    ((inputs,),) = trainer._step_inputs
+    with torch.no_grad():
+        new_BC = packed_logps(tiny_policy(), inputs["packed"])[0]
+    ratio_BC = (new_BC - inputs["old_per_token_logps"]).exp()
+    assert inputs["packed"].mask_BC.sum() > 50
+    assert (ratio_BC - 1).abs().max() < 1e-4
+    assert not inputs["old_per_token_logps"][~inputs["packed"].mask_BC].any()
+
+
+def test_places_of_the_rollouts_log_probs(tmp_path: Path) -> None:
+    """Ragged completions, a row beyond them, and an empty cut."""
+    trainer = make_trainer(train_config(rollout={"max_staleness": 1}), ScriptedSource(), tmp_path)
+    group = LearningGroup([3], [[5, 6, 1], [7, 1]], [[-1.0, -2.0, -3.0], [-4.0, -5.0]], [0.5, -0.5])
+    inputs = trainer._loss_inputs([group], rows=3, tokens=5)
+    assert inputs["old_per_token_logps"].tolist() == [[-1, -2, -3], [-4, -5, 0], [0, 0, 0]]
+    empty = trainer._loss_inputs([], rows=2, tokens=5)
+    assert not _rollout_logps([], empty["packed"]).any()
+
+
+def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    """With further draws, whose weights a resumed run would not have."""
+    whole, store, steps = whole_run(tmp_path)
+    assert any(draw > 0 for step, _, draw in whole.asked if step % CUT == 0 and step), "the case is too easy"
+    for cut in (CUT, 2 * CUT):
+        source = resumed_run(tmp_path / str(cut), store.directory / f"step-{cut:08d}")
+        assert source.asked == [asked for asked in whole.asked if asked[0] > cut]
+        for version in range(cut, STEPS + 1):
+            assert torch.equal(source.weights[version], whole.weights[version]), f"version {version} differs"
+    assert max(step["staleness"] for step in steps) == 1
+
+
+def test_a_run_without_checkpoints_learns_the_same(tmp_path: Path) -> None:
+    often, rarely = whole_run(tmp_path / "a")[0], whole_run(tmp_path / "b", checkpoint={"every": 50})[0]
+    assert torch.equal(often.weights[STEPS], rarely.weights[STEPS])
+    assert sorted(often.asked) == sorted(rarely.asked)
+
+
+def test_more_steps_continue_a_finished_run_with_fresh_rollouts(tmp_path: Path) -> None:
+    _, store, _ = whole_run(tmp_path)
+    last = store.directory / f"step-{STEPS:08d}"
+    assert not (last / "rollouts.json").exists()
+    source = resumed_run(tmp_path, last, steps=STEPS + 2)
+    assert {(step, version) for step, version, _ in source.asked} == {(STEPS, STEPS), (STEPS + 1, STEPS)}
+
+
+@pytest.mark.parametrize("fault", ["other problem", "other version", "one missing", "not json", "other fields"])
+def test_groups_that_are_not_the_next_step_s_are_refused(tmp_path: Path, fault: str) -> None:
+    _, store, _ = whole_run(tmp_path)
+    checkpoint = store.directory / f"step-{CUT:08d}"
+    path = checkpoint / "rollouts.json"
+    groups = json.loads(path.read_text())
+    assert [group["index"] for group in groups[:4]] == indices_of_draw(train_config(**AHEAD), CUT, len(PROBLEMS))
+    if fault == "other problem":
+        groups[1]["index"] += 1
+    elif fault == "other version":
+        groups[0]["version"] += 1
+    elif fault == "one missing":
+        groups.pop()
+    elif fault == "other fields":
+        groups[2]["completions"][0]["token"] = groups[2]["completions"][0].pop("tokens")
+    path.write_text("[" if fault == "not json" else json.dumps(groups))
+    with pytest.raises(UserError, match=rf"{path}: not the rollouts of step {CUT} .*remove this checkpoint"):
+        resumed_run(tmp_path, checkpoint)
+
+
+def test_only_zero_and_one_can_be_asked_for() -> None:
+    for bound in (-1, 2):
+        with pytest.raises(UserError, match=r"rollout\.max_staleness"):
+            train_config(rollout={"max_staleness": bound})

@@ -1,0 +1,69 @@
+"""Bad input is found before any process starts, with a line that says what would be right."""
+
+from pathlib import Path
+
+import pytest
+
+from bgrpo.config import TrainConfig, build_config
+from bgrpo.errors import UserError
+from bgrpo.policies.io import save_policy
+from bgrpo.policies.model import build_policy
+from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.preparation import check_input, load_problems, save_problems
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "policy"
+    tokenizer = build_tokenizer(0, 0)
+    save_policy(build_policy(tokenizer, 1, 2, 16, 96, seed=0), tokenizer, folder)
+    return folder
+
+
+def config(policy: Path, /, **sections: dict) -> TrainConfig:
+    options = {"kind": "single", "degrees": [[2, 2]], "coefficients": 3}
+    source = {"options": options, "count": 8}
+    tree: dict = {
+        "policy": {"path": str(policy)},
+        "task": {"train": source | {"seed": 1}, "validation": source | {"seed": 2}, "test": source | {"seed": 3}},
+        "rollout": {"prompts_per_step": 4, "max_new_tokens": 16},
+    }
+    for name, value in sections.items():
+        tree[name] = tree.get(name, {}) | value
+    return build_config(TrainConfig, tree, "test")
+
+
+def test_prompts_come_with_their_ids_and_no_split_shares_one(policy: Path) -> None:
+    prepared = check_input(config(policy))
+    assert [text for text, _ in prepared.prompts] == [problem.prompt for problem in prepared.splits.train]
+    separator = prepared.policy.tokenizer.convert_tokens_to_ids("⁇")
+    assert all(ids[-1] == separator for _, ids in prepared.prompts)
+    splits = prepared.splits
+    prompts = [problem.prompt for part in (splits.train, splits.validation, splits.test) for problem in part]
+    assert len(set(prompts)) == len(prompts) == 24
+
+
+def test_problems_of_a_resumed_run_are_the_kept_ones(policy: Path, tmp_path: Path) -> None:
+    run = config(policy, run={"dir": str(tmp_path)})
+    prepared = check_input(run)
+    folder = RunFolder.create(run, "test")
+    save_problems(prepared.splits, folder)
+    assert load_problems(folder) == prepared.splits
+
+
+def test_prompts_too_long_for_the_policy_show_the_sum(policy: Path) -> None:
+    with pytest.raises(UserError, match=r"problem \d+ has \d+ tokens \+ rollout\.max_new_tokens=90 = \d+, .* is 96"):
+        check_input(config(policy, rollout={"prompts_per_step": 4, "max_new_tokens": 90}))
+
+
+def test_tokens_that_the_policy_lacks_are_named(policy: Path, tmp_path: Path) -> None:
+    data = tmp_path / "multi.txt"
+    data.write_text("* ^ a0 P 2 ^ a1 P 2 ? ^ b0 P 2 & * a0 a1\n")
+    with pytest.raises(UserError, match=r"task\.train: .*a0"):
+        check_input(config(policy, task={"train": {"file": str(data)}}))
+
+
+def test_fewer_problems_than_one_step_needs(policy: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.train has 8 problems, fewer than rollout\.prompts_per_step=64"):
+        check_input(config(policy, rollout={"prompts_per_step": 64, "max_new_tokens": 16}))

@@ -1,0 +1,170 @@
+"""The folder of a run: names, resuming, torn files, and folders that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from bgrpo.config import PretrainConfig, TrainConfig, load_config
+from bgrpo.errors import UserError
+from bgrpo.runs.folder import (
+    RAY_JOB_VARIABLE,
+    RunFolder,
+    flatten,
+    load_new_config,
+    load_resumed_config,
+    load_run_config,
+)
+
+
+def _config(tmp_path: Path, *overrides: str) -> TrainConfig:
+    return load_config(TrainConfig, None, [f"run.dir={tmp_path / 'runs'}", *overrides])
+
+
+def test_a_new_run_has_its_files_and_is_found_again(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path, "run.name=first", "rollout.group_size=7"), "quickstart")
+    assert run.data.is_dir()
+    assert run.checkpoints.is_dir()
+    info = run.info()
+    assert info["status"] == "running"
+    assert info["config"] == "quickstart"
+    assert info["versions"]["torch"].startswith("2.")
+    assert run.load_config(TrainConfig).rollout.group_size == 7
+    assert RunFolder.open(tmp_path / "runs", "first") == run
+    assert RunFolder.open("elsewhere", str(run.path)) == run
+
+
+def test_default_names_are_unique_and_say_what_runs(tmp_path: Path) -> None:
+    names = [RunFolder.create(_config(tmp_path), "configs/quick start.yaml").name for _ in range(3)]
+    assert len(set(names)) == 3
+    assert all(name.startswith("quick-start-bgrpo-20") for name in names)
+    pretrain = load_config(PretrainConfig, None, [f"run.dir={tmp_path / 'runs'}"])
+    assert RunFolder.create(pretrain, None).name.startswith("defaults-pretrain-20")
+
+
+def test_a_taken_name_is_refused(tmp_path: Path) -> None:
+    RunFolder.create(_config(tmp_path, "run.name=mine"), None)
+    with pytest.raises(UserError, match="--resume mine"):
+        RunFolder.create(_config(tmp_path, "run.name=mine"), None)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a b", "-x", "x" * 300])
+def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"run\.name"):
+        RunFolder.create(_config(tmp_path, f"run.name={name!r}"), None)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_an_unknown_run_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        RunFolder.open(tmp_path / "runs", "first")
+    for i, name in enumerate(["alpha", "beta", "gamma", "delta"]):
+        run = RunFolder.create(_config(tmp_path, f"run.name={name}"), None)
+        os.utime(run.path / "run.json", (i, i))
+    with pytest.raises(UserError, match=r"did you mean 'gamma'.*the last ones are delta, gamma, beta$"):
+        RunFolder.open(tmp_path / "runs", "gama")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"run\.dir=.*cannot be written"):
+        RunFolder.create(_config(tmp_path), None)
+
+
+def test_a_full_disk_at_the_start_is_a_users_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        RunFolder.create(_config(tmp_path, "run.name=full"), None)
+    assert list((tmp_path / "runs").iterdir()) == [], "a second attempt may take the name"
+
+
+def test_metrics_are_appended_truncated_and_survive_a_torn_line(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path), None)
+    assert run.metrics() == []
+    for step in range(1, 6):
+        run.append_metrics(step, {"reward_mean": step / 10, "kl": math.nan if step == 2 else 0.5})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 6, "rew')  # the process was killed here
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4, 5]
+    assert run.metrics()[1]["kl"] is None
+    run.truncate_after(3)
+    run.append_metrics(4, {"reward_mean": 0.7})
+    assert [(line["step"], line["reward_mean"]) for line in run.metrics()] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.7)]
+    for line in run.metrics_path.read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_resuming_takes_the_runs_own_configuration(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path, "run.name=r", "rollout.group_size=7", "steps=10"), None)
+    config = load_resumed_config(TrainConfig, "r", [f"run.dir={tmp_path / 'runs'}", "steps=20", "rollout.actors=5"])
+    assert (config.rollout.group_size, config.steps, config.rollout.actors) == (7, 20, 5)
+    run.resume(config)
+    again = load_resumed_config(TrainConfig, str(run.path), [])
+    assert again.steps == 20
+    assert again == config
+    assert "resumed" in run.info()
+
+
+def test_resuming_on_another_cluster_may_fit_the_run_to_it(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path, "run.name=r"), None)
+    fit = ["rollout.min_actors=1", "rollout.actors=3", "rollout.max_actors=9", "rollout.stand_ins=1"]
+    fit += ["rollout.scale_up_s=5", "rollout.scale_down_s=60", "rollout.placement_s=30", "watchdog.silence_s=60"]
+    fit += [f"{kind}.node_resource=small" for kind in ("rollout", "verifier", "learner")]
+    run.resume(load_resumed_config(TrainConfig, str(run.path), fit))
+    assert run.load_config(TrainConfig).rollout.max_actors == 9
+
+
+def test_resuming_refuses_what_would_change_the_result(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path, "run.name=r"), None)
+    config = load_resumed_config(TrainConfig, str(run.path), ["rollout.group_size=11", "seed=4", "checkpoint.every=7"])
+    with pytest.raises(UserError) as refusal:
+        run.resume(config)
+    assert "rollout.group_size=11 (the run has 10)" in str(refusal.value)
+    assert "seed=4 (the run has 0)" in str(refusal.value)
+    assert "checkpoint" not in str(refusal.value)
+    assert run.load_config(TrainConfig).rollout.group_size == 10, "a refused resume changes nothing"
+
+
+def test_passwords_stay_out_of_the_folder_and_are_asked_for_again(tmp_path: Path) -> None:
+    uri = "https://me:hunter2@mlflow.example.org/x"
+    run = RunFolder.create(_config(tmp_path, f"tracking.uri={uri}"), None)
+    for path in run.path.rglob("*"):
+        assert path.is_dir() or "hunter2" not in path.read_text()
+    with pytest.raises(UserError, match=r"tracking\.uri.*password"):
+        load_resumed_config(TrainConfig, str(run.path), [])
+    assert load_resumed_config(TrainConfig, str(run.path), [f"tracking.uri={uri}"]).tracking.uri == uri
+    assert not load_resumed_config(TrainConfig, str(run.path), ["tracking.enabled=false"]).tracking.enabled
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
+
+
+def test_runs_of_a_ray_job_do_not_lie_in_the_folder_that_ray_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv(RAY_JOB_VARIABLE, raising=False)
+    assert load_new_config(TrainConfig, None, []).run.dir == str(tmp_path / "runs")
+    monkeypatch.setenv(RAY_JOB_VARIABLE, "{}")
+    assert load_new_config(TrainConfig, None, []).run.dir == str(tmp_path / "home" / "bgrpo" / "runs")
+    assert load_new_config(TrainConfig, None, ["run.dir=/data/runs"]).run.dir == "/data/runs"
+
+
+def test_a_resumed_run_keeps_the_configuration_that_it_was_started_with(tmp_path: Path) -> None:
+    started = load_config(TrainConfig, "quickstart", [f"run.dir={tmp_path}", "run.name=first", "algorithm=grpo"])
+    RunFolder.create(started, "quickstart")
+    overrides = [f"run.dir={tmp_path}"]
+    assert load_run_config(TrainConfig, "quickstart", overrides, "first").algorithm == "grpo"
+    assert load_run_config(TrainConfig, None, overrides, "first").algorithm == "grpo"
+    with pytest.raises(UserError, match="first was started with --config quickstart, not with --config other"):
+        load_run_config(TrainConfig, "other", overrides, "first")
+    assert load_run_config(TrainConfig, "quickstart", overrides, None).algorithm == "bgrpo"

@@ -1,0 +1,113 @@
+"""The house: every import points downwards, Ray stays where it is listed, and no domain is known outside its folder."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "bgrpo"
+FLOORS = {
+    1: "errors seeds groups files",
+    2: "config policies decoding",
+    3: "tasks",
+    4: "scoring",
+    5: "runs evaluation",
+    6: "learning pretraining cluster display",
+    7: "distributed",
+    8: "bench chaos sweep",
+    9: "cli",
+}
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
+MAY_KNOW_RAY = (
+    "distributed/",
+    "cluster/",
+    "bench/step/",
+    "bench/scaling/",
+    "chaos/run.py",
+    "chaos/view.py",
+    "chaos/hands.py",
+    "sweep/run.py",
+    "sweep/tune/",
+)
+MODULES = sorted(PACKAGE.rglob("*.py"))
+BARE = "ray trl mlflow pydantic accelerate datasets typer rich"
+
+
+def imports(module: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything that a module imports, inside functions too."""
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{module}:{node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def room(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def upward(source: str, target: str) -> bool:
+    """Whether an import from one room into another breaks the order of floors."""
+    if source == target:
+        return False
+    if FLOOR_OF[source] == 1:  # these may know errors, nothing else
+        return target != "errors"
+    return FLOOR_OF[target] >= FLOOR_OF[source]
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(module) for module in MODULES} - {"__init__", "__main__"} == set(FLOOR_OF)
+
+
+def test_imports_point_downwards() -> None:
+    wrong = [
+        f"{module.relative_to(PACKAGE)}:{line} imports {name}"
+        for module in MODULES
+        for line, name in imports(module)
+        if name.startswith("bgrpo.")
+        and room(module) not in ("__init__", "__main__")
+        and upward(room(module), name.split(".")[1])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_rule_of_floors_finds_wrong_imports() -> None:
+    assert upward("tasks", "scoring") and upward("policies", "decoding") and upward("groups", "seeds")
+    assert not upward("cli", "config") and not upward("files", "errors") and not upward("tasks", "tasks")
+
+
+def test_ray_is_known_only_where_it_is_listed() -> None:
+    wrong = [
+        f"{module.relative_to(PACKAGE)}:{line} imports {name}"
+        for module in MODULES
+        for line, name in imports(module)
+        if name.split(".")[0] == "ray" and not module.relative_to(PACKAGE).as_posix().startswith(MAY_KNOW_RAY)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("absent", "modules"),
+    [
+        (BARE, "policies.io tasks.polynomial.mingpt policies.model decoding tasks.polynomial.task"),
+        (
+            "ray",
+            "learning.trainer learning.rollout_source evaluation.metrics display.run_report pretraining.pretrain "
+            "runs.preparation",
+        ),
+        ("torch transformers flint ray trl mlflow pydantic accelerate datasets", "cli.app"),
+    ],
+    ids=["bare machine", "algorithm without Ray", "command line before parsing"],
+)
+def test_modules_import_without(absent: str, modules: str) -> None:
+    code = f"import sys\nfor name in {absent.split()}: sys.modules[name] = None\n" + "".join(
+        f"import bgrpo.{module}\n" for module in modules.split()
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
