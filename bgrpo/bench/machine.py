@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on, and the environment that every measuring process gets."""
+"""The machine that a measurement was made on."""
 
 from __future__ import annotations
 
@@ -10,23 +10,8 @@ from typing import Any
 
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
 _PACKAGES = ("torch", "transformers", "ctranslate2")
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
-
-
-def measuring_environment(threads: int) -> dict[str, str]:
-    """Environment of a process that measures: this one's, with the allocator tuned and the threads set.
-
-    The C library and OpenMP read these before the first line of Python, so that they need a process of their own.
-    """
-    return {
-        **os.environ,
-        **ALLOCATOR_ENVIRONMENT,
-        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 def describe_machine() -> dict[str, Any]:
@@ -38,11 +23,15 @@ def describe_machine() -> dict[str, Any]:
     """
     import torch
 
+    path = Path("/proc/cpuinfo")
+    info = [line.partition(":") for line in path.read_text().splitlines()] if path.exists() else []
+    models = [value.strip() for name, _, value in info if name.strip() == "model name"]
+    flags = {flag for name, _, value in info if name.strip() in ("flags", "Features") for flag in value.split()}
     return {
-        "cpu": _cpu_model(),
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)),
-        "instruction_sets": _instruction_sets(),
+        "instruction_sets": [name for name in _INSTRUCTION_SETS if name in flags],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -51,22 +40,6 @@ def describe_machine() -> dict[str, Any]:
         "malloc": {name: os.environ.get(name) for name in ALLOCATOR_ENVIRONMENT},
         "load": os.getloadavg()[0],
     }
-
-
-def _cpu_model() -> str:
-    names = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _instruction_sets() -> list[str]:
-    """The vector and matrix instructions that matter here, of those the processor says it has."""
-    flags = {flag for line in _cpu_info() if line.startswith(("flags", "Features")) for flag in line.split()}
-    return [name for name in _INSTRUCTION_SETS if name in flags]
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def _installed(package: str) -> str | None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from itertools import count as count_from
-from itertools import product
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bgrpo.display.terminal import progress_bar, table_console
-from bgrpo.files import check_target
+from bgrpo.bench.output import Output
+from bgrpo.bench.turns import DisagreementError
+from bgrpo.display.terminal import progress_bar
 
 
 def measure_task(seconds: float, as_json: bool) -> int:
     """Print the speed of the check and of the generator."""
-    from bgrpo.bench.task import run
+    from bgrpo.bench.task_speed import run, task_table
 
+    output = Output(None, as_json)
     with Console(stderr=True).status("measuring"):
         result = run(seconds)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        Console().print_json(data=result)
+    output.show(task_table(result))
+    output.finish(result)
     return 0
 
 
@@ -40,89 +40,70 @@ def measure_rollouts(
     as_json: bool,
 ) -> int:
     """Print each case of the rollout benchmark as it comes; 1 when engines that must agree do not."""
-    from bgrpo.bench.rollouts.cases import ENGINES, DisagreementError
-    from bgrpo.bench.rollouts.parent import RolloutBench
-    from bgrpo.bench.rollouts.plot import plot_rollouts
-    from bgrpo.bench.rollouts.report import case_table, notes
+    from bgrpo.bench.rollouts.cases import ENGINES
+    from bgrpo.bench.rollouts.rollout_bench import RolloutBench
+    from bgrpo.bench.rollouts.rollout_picture import draw_rollouts
+    from bgrpo.bench.rollouts.rollout_tables import case_table, notes
 
-    bench = RolloutBench(
-        tuple(cases or ["standard"]), tuple(engines or ENGINES), threads, rounds, seconds, longest, memory
-    )
-    if png is not None:
-        check_target(png, "--png")
-    console = table_console()
-    rows: list[dict[str, Any]] = []
-    machine: dict[str, Any] = {}
-    with progress_bar("measuring") as show:
-        turns = count_from(1)
-        try:
-            for result in bench.run(lambda: show(next(turns), bench.turns())):
-                rows, machine = rows + result.rows, machine or result.machine
-                if not as_json:
-                    console.print(case_table(result.case, result.rows))
-        except DisagreementError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-    if as_json:
-        print(json.dumps({"rows": rows, "machine": machine}))
-    for line in [] if as_json else notes(rows, machine):
-        console.print(line, markup=False, soft_wrap=True)
-    if png is not None:
-        plot_rollouts(rows, machine, png)
+    bench = RolloutBench(cases or ["standard"], engines or [*ENGINES], threads, rounds, seconds, longest, memory)
+    output = Output(png, as_json)
+    result: dict[str, Any] = {"rows": [], "machine": {}}
+    try:
+        with _turns(bench.turns()) as on_turn:
+            for case, rows, machine in bench.run(on_turn):
+                result = {"rows": result["rows"] + rows, "machine": result["machine"] or machine}
+                output.show(case_table(case, rows))
+    except DisagreementError as error:
+        return _disagreement(error)
+    output.show(*notes(**result))
+    output.finish(result, lambda: draw_rollouts(result))
+    return 0
+
+
+def measure_step(parts: list[str], png: Path | None, as_json: bool) -> int:
+    """Print where a training step's time goes; 1 when what is compared computes something else."""
+    from bgrpo.bench.step.step_bench import TURNS, check_parts, measure_parts
+    from bgrpo.bench.step.step_tables import draw_step, step_tables
+
+    chosen = check_parts(parts)
+    output = Output(png, as_json)
+    try:
+        with _turns(sum(TURNS[part] for part in chosen)) as on_turn:
+            result = measure_parts(chosen, on_turn)
+    except DisagreementError as error:
+        return _disagreement(error)
+    output.show(*step_tables(result["rows"]))
+    output.finish(result, lambda: draw_step(result))
     return 0
 
 
 def measure_scaling(png: Path | None, as_json: bool) -> int:
     """Print what one and two rollout actors do here, and what the simulation makes of it for up to 256."""
     from bgrpo.bench.machine import describe_machine
-    from bgrpo.bench.scaling import report as scaling
-    from bgrpo.bench.scaling.costs import measure
+    from bgrpo.bench.scaling.scaling_bench import measure_scaling, scaling_result
+    from bgrpo.bench.scaling.simulation import ASSUMPTIONS, POLICIES, REQUESTS, draw_scaling, ending, scaling_table
 
-    if png is not None:
-        check_target(png, "--png")
+    output = Output(png, as_json)
     machine = describe_machine()
     with Console(stderr=True).status("measuring") as status:
-        measured = measure(lambda what: status.update(f"measuring {what}"))
-        status.update("simulating")
-        policies = {"shipped": measured.costs, "19M": measured.large}
-        size = measured.completions_per_request
-        rows = [row for name, costs in policies.items() for row in scaling.simulate_rows(name, costs, size)]
-    if png is not None:
-        scaling.plot_scaling(measured, rows, png)
-    if as_json:
-        print(json.dumps(scaling.result(measured, rows, machine)))
-        return 0
-    console = table_console()
-    for line in scaling.report_lines(measured):
-        console.print(line, markup=False, soft_wrap=True)
-    for policy, shape in product(policies, scaling.SHAPES):
-        console.print(scaling.scaling_table(rows, policy, shape))
-        for staleness in (0, 1):
-            console.print(scaling.conclusion(rows, policy, shape, staleness), markup=False, soft_wrap=True)
+        measured, curves = measure_scaling(status.update)
+    output.show(*measured.tables(), "the simulation assumes:", *(f"- {assumption}" for assumption in ASSUMPTIONS))
+    for policy, shape in product(POLICIES, REQUESTS):
+        ends = [f"staleness {staleness}: {ending(curves[policy, shape, staleness])[1]}" for staleness in (0, 1)]
+        output.show(scaling_table(curves, policy, shape), *ends)
+    result = scaling_result(measured, curves, machine)
+    output.finish(result, lambda: draw_scaling(curves, measured.rollouts_per_s))
     return 0
 
 
-def measure_step(parts: list[str], png: Path | None, as_json: bool) -> int:
-    """Print where a training step's time goes."""
-    from bgrpo.bench.step.parent import TURNS, check_parts, measure
-    from bgrpo.bench.step.report import plot_step, step_tables
-
-    chosen = check_parts(parts)
-    if png is not None:
-        check_target(png, "--png")
-    rows: list[dict[str, Any]] = []
-    machine: dict[str, Any] = {}
-    turns = count_from(1)
+@contextmanager
+def _turns(total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar; yields what is called after each turn."""
     with progress_bar("measuring") as show:
-        for line in measure(chosen, lambda: show(next(turns), sum(TURNS[part] for part in chosen))):
-            rows += [line["row"]] if "row" in line else []
-            machine = machine or line.get("machine", {})
-    if as_json:
-        print(json.dumps({"rows": rows, "machine": machine}))
-    else:
-        console = table_console()
-        for table in step_tables(rows):
-            console.print(table)
-    if png is not None:
-        plot_step(rows, png)
-    return 0
+        done = count(1)
+        yield lambda: show(next(done), total)
+
+
+def _disagreement(error: DisagreementError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1

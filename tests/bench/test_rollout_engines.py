@@ -12,9 +12,8 @@ from reference.beam_oracle import beam_search, next_logprobs
 
 from bgrpo.bench.rollouts.agreement import score
 from bgrpo.bench.rollouts.cases import ENGINES, EXTRA_CASES, SHAPES
-from bgrpo.bench.rollouts.engines import make_engine
-from bgrpo.bench.rollouts.interface import Engine
-from bgrpo.bench.rollouts.workload import EOS, PAD, Workload, build_workload, random_model
+from bgrpo.bench.rollouts.decode_workload import EOS, PAD, Workload, build_workload, random_model
+from bgrpo.bench.rollouts.engines import Engine, make_engine
 
 CASE = EXTRA_CASES["tiny-2x4"]
 PEERS = ["bgrpo", "generate", "ctranslate2", "ctranslate2-batched", "loop"]

@@ -6,21 +6,20 @@ import json
 import subprocess
 import sys
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from rich.console import Console
 
-from bgrpo.bench.machine import describe_machine, measuring_environment
-from bgrpo.bench.rollouts import timing
+from bgrpo.bench import turns as turns_module
+from bgrpo.bench.machine import describe_machine
+from bgrpo.bench.processes import measuring_environment
 from bgrpo.bench.rollouts.agreement import Agreement
 from bgrpo.bench.rollouts.cases import ENGINES, STANDARD_CASES
-from bgrpo.bench.rollouts.plot import plot_rollouts
-from bgrpo.bench.rollouts.report import case_table, notes
-from bgrpo.bench.rollouts.rows import floor_name, measured_row, skipped_row
-from bgrpo.bench.rollouts.timing import Turn, interleave, timed
+from bgrpo.bench.rollouts.rollout_picture import draw_rollouts
+from bgrpo.bench.rollouts.rollout_tables import case_table, notes
+from bgrpo.bench.rollouts.timed_case import floor_name, measured_row, skipped_row
+from bgrpo.bench.turns import Turn, interleave, timed
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 
 CASE = STANDARD_CASES["19M-8x25"]
@@ -102,8 +101,8 @@ def test_turns_are_taken_in_rounds_that_start_with_another(monkeypatch: pytest.M
 
 def test_timed_reads_both_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
     walls, processors = iter([10.0, 13.0]), iter([1.0, 3.5])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(walls))
-    monkeypatch.setattr(timing.time, "process_time", lambda: next(processors))
+    monkeypatch.setattr(turns_module.time, "perf_counter", lambda: next(walls))
+    monkeypatch.setattr(turns_module.time, "process_time", lambda: next(processors))
     assert timed(lambda: None) == Turn(3.0, 2.5)
 
 
@@ -129,20 +128,23 @@ def test_table_and_notes_say_what_was_disturbed_and_left_out() -> None:
     assert "waited" not in "\n".join(notes([measured()], {**machine, "malloc": {}}))
 
 
-@pytest.mark.parametrize(
-    "rows", [[], [measured(), skipped_row(ENGINES["loop"], CASE, "too slow")]], ids=["none", "two"]
-)
-def test_picture_is_a_png(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    out = tmp_path / "rollouts.png"
-    plot_rollouts(rows, {"cpu": "X", "threads": 1, "versions": {"torch": "2.13"}}, out)
-    with Image.open(out) as picture:
-        assert picture.format == "PNG"
-        assert len(picture.convert("RGB").getcolors(1 << 24)) > 10, "something is drawn"
+def test_picture_has_a_bar_per_engine_and_a_line_per_floor() -> None:
+    machine = {"cpu": "X", "threads": 1, "versions": {"torch": "2.13"}}
+    other = measured() | {"name": "generate", "engine": "generate", "dtype": "bf16", "floor_sequences_per_s": None}
+    rows = [measured(), other, skipped_row(ENGINES["loop"], CASE, "too slow")]
+    figure = draw_rollouts({"rows": rows, "machine": machine})
+    (axes,) = (axes for axes in figure.axes if axes.patches)
+    assert [bar.get_height() for bar in axes.patches] == [20, 20]
+    assert [text.get_text() for text in axes.texts] == ["5.0×", "20"]
+    (floor,) = axes.collections
+    assert {y for _, y in floor.get_segments()[0]} == {200 / 8}
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["8 × 25"]
+    assert draw_rollouts({"rows": [], "machine": machine}).axes == []
 
 
 def test_peak_memory_counts_what_a_call_needs_though_as_much_was_free_before() -> None:
     script = (
-        "from bgrpo.bench.rollouts.memory import peak_above_start\n"
+        "from bgrpo.bench.rollouts.peak_memory import peak_above_start\n"
         "held = [bytearray(100_000) for _ in range(800)]\n"  # from the heap, whose freed pages stay mapped
         "tail = bytearray(1000); del held\n"
         "def call():\n"
@@ -152,8 +154,7 @@ def test_peak_memory_counts_what_a_call_needs_though_as_much_was_free_before() -
     environment = measuring_environment(1)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     needed, nothing = map(int, done.stdout.split())
-    assert 45e6 < needed < 70e6
-    assert nothing < 5e6
+    assert needed > 500 * 100_000 > 10 * nothing
 
 
 def test_description_of_the_machine_is_json() -> None:

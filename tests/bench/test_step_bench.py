@@ -1,19 +1,20 @@
+"""The parts of ``bgrpo bench step`` on tiny cases, and its tables and picture from made-up rows."""
+
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import io
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
-from bgrpo.bench.step import learner, parent, sharing
-from bgrpo.bench.step.floor import update_floor
-from bgrpo.bench.step.report import plot_step, step_tables
-from bgrpo.bench.step.workload import TINY, build_workload, endless_policy, without_sharing
+from bgrpo.bench.step import packed_against_padded as sharing
+from bgrpo.bench.step import trainer_against_bare as learner
+from bgrpo.bench.step.step_tables import draw_step, step_tables
+from bgrpo.bench.step.update_floor import count_products
+from bgrpo.bench.step.update_workload import TINY, build_workload, endless_policy, without_sharing
+from bgrpo.bench.turns import DisagreementError
 from bgrpo.decoding import DecodeEngine, DecodeSettings
-from bgrpo.errors import UserError
 from bgrpo.learning.packing import pack_groups
 from bgrpo.policies.io import load_policy
 
@@ -44,19 +45,19 @@ ROWS: list[dict[str, Any]] = [
 
 
 def test_the_trainer_and_the_bare_loop_end_with_the_same_weights() -> None:
-    row = learner.measure_learner(TINY, steps=2)
+    row = learner.compare_learners(TINY, steps=2)
     assert row["weights_differ"] < learner.TOLERANCE
-    assert row["learner_s"] > 0 and row["bare_s"] > 0 and row["floor_s"] > 0
+    assert row["steps"] == 2
 
 
 def test_a_bare_loop_that_does_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner, "learning_rate_factor", lambda *_: 0.5)
-    with pytest.raises(RuntimeError, match="the trainer's weights differ from the bare loop's"):
-        learner.measure_learner(TINY, steps=1)
+    with pytest.raises(DisagreementError, match="the trainer's weights differ from the bare loop's"):
+        learner.compare_learners(TINY, steps=1)
 
 
 def test_packed_and_padded_updates_are_compared_at_the_same_gradient() -> None:
-    beams, independent = sharing.measure_sharing(TINY, padded_groups=1, rounds=1)
+    beams, independent = sharing.compare_updates(TINY, padded_groups=1, rounds=1)
     assert beams["completions"] == "beams" and beams["gradient_error"] < sharing.TOLERANCE
     assert beams["padded_tokens"] == independent["padded_tokens"] == 2 * 4 * (12 + 6)
     assert beams["tokens"] <= independent["tokens"]
@@ -65,8 +66,8 @@ def test_packed_and_padded_updates_are_compared_at_the_same_gradient() -> None:
 def test_another_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     packed_logps = sharing.packed_logps
     monkeypatch.setattr(sharing, "packed_logps", lambda *args: (packed_logps(*args)[0] * 1.001, None))
-    with pytest.raises(RuntimeError, match="the packed gradient differs from that of padded rows"):
-        sharing.measure_sharing(TINY, padded_groups=1, rounds=1)
+    with pytest.raises(DisagreementError, match="the packed gradient differs from that of padded rows"):
+        sharing.compare_updates(TINY, padded_groups=1, rounds=1)
 
 
 def test_the_policy_with_random_weights_never_ends_a_completion() -> None:
@@ -84,39 +85,30 @@ def test_completions_that_share_nothing_keep_their_lengths() -> None:
         assert len({tuple(one.tokens) for one in new.completions}) == len(new.completions)
 
 
-def test_the_floor_grows_with_the_tokens() -> None:
-    model = torch.nn.ModuleList([torch.nn.Linear(256, 512), torch.nn.Linear(512, 256)])
-    model.get_output_embeddings = lambda: None  # type: ignore[assignment]
-    small, large = (pack_groups([(list(range(size)), [[1, 2]])], "cpu") for size in (64, 1024))
-    assert 0 < update_floor(model, [small]) < update_floor(model, [large])  # type: ignore[arg-type]
+def test_the_floor_counts_every_matrix_with_the_rows_it_gets() -> None:
+    workload = build_workload(TINY)
+    batches = [
+        pack_groups([(group.prompt_ids, [c.tokens for c in group.completions])], "cpu") for group in workload.groups
+    ]
+    expected: dict[tuple[int, int, int], int] = {}
+    for packed in batches:
+        rows, scored = packed.input_ids_1T.shape[1], len(packed.scored_S)
+        for inputs, outputs in ((32, 96), (32, 32), (32, 128), (128, 32)):
+            expected[rows, inputs, outputs] = expected.get((rows, inputs, outputs), 0) + 2
+        expected[scored, 32, len(workload.tokenizer)] = expected.get((scored, 32, len(workload.tokenizer)), 0) + 1
+    assert count_products(workload.model, batches) == expected
 
 
-def test_all_parts_are_measured_unless_some_are_named() -> None:
-    assert parent.check_parts([]) == list(parent.TURNS)
-    assert parent.check_parts(["run", "learner"]) == ["learner", "run"]
-    with pytest.raises(UserError, match="--part learners: expected one of learner, sharing, run"):
-        parent.check_parts(["learners"])
-
-
-def test_a_measuring_process_answers_in_rows() -> None:
-    turns: list[int] = []
-    lines = list(parent.measure(["learner"], lambda: turns.append(1), size="tiny"))
-    assert lines[0]["machine"]["threads"] == 1 and len(turns) == 1
-    assert lines[1]["row"]["part"] == "learner" and json.dumps(lines)
-
-
-def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent, "CHILD", "bgrpo.bench.step.absent")
-    with pytest.raises(RuntimeError, match="measures learner ended with status 1"):
-        list(parent.measure(["learner"], lambda: None))
-
-
-def test_tables_and_picture(tmp_path: Path) -> None:
-    console = Console(width=100, record=True, quiet=False, file=(tmp_path / "out.txt").open("w"))
+def test_tables_and_picture() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
     for table in step_tables(ROWS):
         console.print(table)
     text = console.export_text()
-    assert "20.0×" in text and "1.05×" in text and "1.06×" in text and "0.40%" in text and "2.0×" in text
+    for figure in ("20.0×", "1.05×", "1.06×", "0.40%", "2.0×", "0.280"):
+        assert figure in text, figure
     assert "…" not in text, "a table is too wide"
-    plot_step(ROWS, tmp_path / "step.png")
-    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+    runs, updates = draw_step({"rows": ROWS}).axes
+    shares = [round(bar.get_width(), 3) for bar in runs.patches]
+    assert shares == [0.392, 0.392, 0.02, 0.02, 0.549, 0.549, 0.039, 0.039]
+    assert [bar.get_width() for bar in updates.patches] == [20.0]
+    assert "not measured: --part run" in [text.get_text() for text in draw_step({"rows": ROWS[3:]}).axes[0].texts]

@@ -11,7 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from bgrpo.bench.rollouts.cases import Case, EngineSpec
-from bgrpo.bench.rollouts.interface import Beam, Prompts
+from bgrpo.bench.rollouts.engines import Beam, Prompts
+
+Groups = Sequence[Sequence[Beam]]
 
 LOGPROB_TOLERANCE = {"fp32": 2e-3, "bf16": 1.0}
 """Largest error of a completion's summed log-probability, in nats. Rounding to bf16 moves each token by some 0.01."""
@@ -51,12 +53,7 @@ class Agreement:
 
 
 def compare(
-    spec: EngineSpec,
-    case: Case,
-    model: PreTrainedModel,
-    prompts: Prompts,
-    reference: Sequence[Sequence[Beam]],
-    found: Sequence[Sequence[Beam]],
+    spec: EngineSpec, case: Case, model: PreTrainedModel, prompts: Prompts, reference: Groups, found: Groups
 ) -> Agreement:
     """Compare an engine's completions of some prompts with those of the reference, our own engine in fp32.
 
@@ -77,8 +74,14 @@ def compare(
     differing = None
     if case.mode == "beam":
         differing = differing_share(reference, found)
-        errors += _shared_errors(reference, found)
-        problems += _different_beams(spec, case, reference, found, differing)
+        for ours, theirs in zip(reference, found, strict=True):
+            expected = dict(ours)
+            errors += [abs(beam.logprob - expected[beam.tokens]) for beam in theirs if beam.tokens in expected]
+        if spec.dtype == "bf16":
+            problems += worse_on_average(reference, found)
+        else:
+            by_rule = case.ends and spec.engine not in ("bgrpo", "loop")
+            problems += _different_beams(reference, found, differing, by_rule)
     else:
         problems += _different_distribution(reference, found)
     error = math.nan if any(map(math.isnan, errors)) else max(errors)
@@ -96,59 +99,13 @@ def score(model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int]) 
         return float(logps_TV.gather(1, torch.tensor(tokens)[:, None]).sum())
 
 
-def differing_share(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> float:
+def differing_share(reference: Groups, found: Groups) -> float:
     """Share of the reference's beams that are not among those found for the same prompt."""
     missing = sum(len(_tokens(ours) - _tokens(theirs)) for ours, theirs in zip(reference, found, strict=True))
     return missing / sum(map(len, reference))
 
 
-def _tokens(group: Sequence[Beam]) -> set[tuple[int, ...]]:
-    return {beam.tokens for beam in group}
-
-
-def _counts(case: Case, found: Sequence[Sequence[Beam]]) -> list[str]:
-    """Every prompt must have K completions, as long as asked; beams all different."""
-    problems = []
-    for index, group in enumerate(found):
-        if len(group) != case.beam_width:
-            problems.append(f"prompt {index} has {len(group)} completions, expected {case.beam_width}")
-        elif case.mode == "beam" and len(_tokens(group)) != len(group):
-            problems.append(f"prompt {index} has the same beam twice")
-        elif not case.ends and {len(beam.tokens) for beam in group} != {case.new_tokens}:
-            problems.append(f"prompt {index} has completions that are not {case.new_tokens} tokens long")
-    return problems[:1]
-
-
-def _shared_errors(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> list[float]:
-    """Differences of log-probability of the beams that both have."""
-    errors = []
-    for ours, theirs in zip(reference, found, strict=True):
-        expected = dict(ours)
-        errors += [abs(beam.logprob - expected[beam.tokens]) for beam in theirs if beam.tokens in expected]
-    return errors
-
-
-def _different_beams(
-    spec: EngineSpec,
-    case: Case,
-    reference: Sequence[Sequence[Beam]],
-    found: Sequence[Sequence[Beam]],
-    differing: float,
-) -> list[str]:
-    if spec.dtype == "bf16":
-        return worse_on_average(reference, found)
-    by_rule = case.ends and spec.engine not in ("bgrpo", "loop")
-    limit = MAX_DIFFERING_BY_RULE if by_rule else MAX_DIFFERING
-    problems = []
-    if differing > limit and not _same_scores(reference, found):
-        problems.append(f"{differing:.1%} of the beams differ, more than {limit:.0%}")
-    same = fmean(_best(ours) == _best(theirs) for ours, theirs in zip(reference, found, strict=True))
-    if by_rule and same < MIN_SAME_BEST:
-        problems.append(f"the best beam is the same for {same:.0%} of the prompts only, expected {MIN_SAME_BEST:.0%}")
-    return problems
-
-
-def worse_on_average(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> list[str]:
+def worse_on_average(reference: Groups, found: Groups) -> list[str]:
     """Prompts are compared one by one; a consistent difference shows beside how much they scatter."""
     gaps = _gaps(reference, found)
     standard_error = math.sqrt(variance(gaps) / len(gaps)) if len(gaps) > 1 else 0.0
@@ -157,19 +114,44 @@ def worse_on_average(reference: Sequence[Sequence[Beam]], found: Sequence[Sequen
     return []
 
 
-def _same_scores(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> bool:
+def _tokens(group: Sequence[Beam]) -> set[tuple[int, ...]]:
+    return {beam.tokens for beam in group}
+
+
+def _counts(case: Case, found: Groups) -> list[str]:
+    """Every prompt must have K completions, as long as asked; beams all different."""
+    for index, group in enumerate(found):
+        if len(group) != case.beam_width:
+            return [f"prompt {index} has {len(group)} completions, expected {case.beam_width}"]
+        if case.mode == "beam" and len(_tokens(group)) != len(group):
+            return [f"prompt {index} has the same beam twice"]
+        if not case.ends and {len(beam.tokens) for beam in group} != {case.new_tokens}:
+            return [f"prompt {index} has completions that are not {case.new_tokens} tokens long"]
+    return []
+
+
+def _different_beams(reference: Groups, found: Groups, differing: float, by_rule: bool) -> list[str]:
+    """Too many other beams that are no ties, or, where the rule for ended beams is another, another best beam."""
+    problems = []
+    limit = MAX_DIFFERING_BY_RULE if by_rule else MAX_DIFFERING
+    if differing > limit and not _same_scores(reference, found):
+        problems.append(f"{differing:.1%} of the beams differ, more than {limit:.0%}")
+    same = fmean(_best(ours) == _best(theirs) for ours, theirs in zip(reference, found, strict=True))
+    if by_rule and same < MIN_SAME_BEST:
+        problems.append(f"the best beam is the same for {same:.0%} of the prompts only, expected {MIN_SAME_BEST:.0%}")
+    return problems
+
+
+def _same_scores(reference: Groups, found: Groups) -> bool:
     """Whether the beams are equally good one by one, so that those that differ are ties."""
-    return all(
-        len(ours) == len(theirs)
-        and all(
-            abs(a - b) <= LOGPROB_TOLERANCE["fp32"]
-            for a, b in zip(sorted(c.logprob for c in ours), sorted(c.logprob for c in theirs), strict=True)
-        )
-        for ours, theirs in zip(reference, found, strict=True)
-    )
+    for ours, theirs in zip(reference, found, strict=True):
+        pairs = zip(sorted(beam.logprob for beam in ours), sorted(beam.logprob for beam in theirs), strict=False)
+        if len(ours) != len(theirs) or not all(abs(a - b) <= LOGPROB_TOLERANCE["fp32"] for a, b in pairs):
+            return False
+    return True
 
 
-def _gaps(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> list[float]:
+def _gaps(reference: Groups, found: Groups) -> list[float]:
     """Mean log-probability of the reference's completions less that of those found, of each prompt."""
     pairs = zip(reference, found, strict=True)
     return [fmean(b.logprob for b in ours) - fmean(b.logprob for b in theirs) for ours, theirs in pairs]
@@ -179,16 +161,12 @@ def _best(group: Sequence[Beam]) -> tuple[int, ...] | None:
     return max(group, key=lambda beam: beam.logprob).tokens if group else None
 
 
-def _different_distribution(reference: Sequence[Sequence[Beam]], found: Sequence[Sequence[Beam]]) -> list[str]:
+def _different_distribution(reference: Groups, found: Groups) -> list[str]:
     """Samples of the same distribution have the same mean log-probability, up to a few standard errors."""
     gap = fmean(_gaps(reference, found))
-    spread = sum(_mean_variance(group) for group in [*reference, *found])
-    standard_error = math.sqrt(spread) / len(reference)
+    # variance of the mean log-probability of each prompt's samples
+    variances = [variance(b.logprob for b in group) / len(group) for group in [*reference, *found] if len(group) > 1]
+    standard_error = math.sqrt(sum(variances)) / len(reference)
     if not abs(gap) <= MAX_STANDARD_ERRORS * standard_error + 1e-9:
         return [f"mean log-probability of the samples differs by {gap:.3g}, standard error {standard_error:.3g}"]
     return []
-
-
-def _mean_variance(group: Sequence[Beam]) -> float:
-    """Variance of the mean log-probability of one prompt's samples."""
-    return variance(beam.logprob for beam in group) / len(group) if len(group) > 1 else 0.0

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bgrpo.errors import UserError
 
 Mode = Literal["beam", "sample"]
-
-
-class DisagreementError(Exception):
-    """An engine computes something else than ours, so nothing is timed; the message says which, where and what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ OURS_AND_GENERATE = ("bgrpo", "bgrpo-bf16", "generate")
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A GPT-2-shaped model with random weights; see :func:`bgrpo.bench.rollouts.workload.build_workload`."""
+    """A GPT-2-shaped model with random weights; see :func:`bgrpo.bench.rollouts.decode_workload.build_workload`."""
 
     layers: int
     heads: int
@@ -134,27 +130,24 @@ EXTRA_CASES = {
 }
 
 
+CASES = STANDARD_CASES | EXTRA_CASES
+
+
 def choose_cases(names: Sequence[str]) -> list[Case]:
     """The cases of these names; ``standard`` and ``extra`` stand for all of a kind.
 
     Raises:
         UserError: an unknown name.
     """
-    groups = {"standard": STANDARD_CASES, "extra": EXTRA_CASES}
+    groups = {"standard": STANDARD_CASES, "extra": EXTRA_CASES, **{name: {name: case} for name, case in CASES.items()}}
     chosen: dict[str, Case] = {}
     for name in names:
-        if name in groups:
-            chosen |= groups[name]
-        elif name in STANDARD_CASES | EXTRA_CASES:
-            chosen[name] = (STANDARD_CASES | EXTRA_CASES)[name]
-        else:
-            known = ", ".join([*groups, *STANDARD_CASES, *EXTRA_CASES])
-            raise UserError(f"--case {name}: expected one of {known}")
+        check_name("--case", name, groups)
+        chosen |= groups[name]
     return list(chosen.values())
 
 
-def check_engines(names: Sequence[str]) -> None:
-    """Raise UserError for a name that is no engine."""
-    for name in names:
-        if name not in ENGINES:
-            raise UserError(f"--engine {name}: expected one of {', '.join(ENGINES)}")
+def check_name(option: str, name: str, known: Iterable[str]) -> None:
+    """Raise UserError for a name that is not one of those known."""
+    if name not in (names := list(known)):
+        raise UserError(f"{option} {name}: expected one of {', '.join(names)}")

@@ -1,56 +1,86 @@
-"""The engines that are compared."""
+"""The engines that are compared: ours, transformers' ``generate``, CTranslate2, and one beam at a time."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from bgrpo.bench.rollouts.cases import Case, EngineSpec
-from bgrpo.bench.rollouts.ctranslate2_engine import CTranslate2Engine
-from bgrpo.bench.rollouts.interface import Beam, Engine, Prompts
-from bgrpo.bench.rollouts.workload import Workload
+from bgrpo.bench.rollouts.decode_workload import Workload
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.seeds import rollout_seed
 
+Prompts = Sequence[Sequence[int]]
+
+HOW_TO_INSTALL = "ctranslate2 is not installed: pip install 'bgrpo[bench]'"
 _SAMPLE_SEED = 7
 
 
-class BgrpoEngine:
+class Beam(NamedTuple):
+    """One completion.
+
+    Attributes:
+        tokens: up to and including the end token, where it came.
+        logprob: their summed log-probability, as the engine gives it.
+    """
+
+    tokens: tuple[int, ...]
+    logprob: float
+
+
+class Engine(ABC):
+    """Decodes K completions of every prompt.
+
+    Args:
+        spec: name and precision.
+        workload: the model, which the engine copies where it changes it, and the special tokens.
+        case: gives K and the mode.
+    """
+
+    def __init__(self, spec: EngineSpec, workload: Workload, case: Case) -> None:
+        self._spec = spec
+        self._model: Any = workload.model  # generate is a mixin's, which the type does not know
+        self._eos = workload.eos_token_id
+        self._pad = workload.pad_token_id
+        self._width = case.beam_width
+        self._mode = case.mode
+
+    @abstractmethod
+    def decode(self, prompts: Prompts, new_tokens: int) -> Any:
+        """What is timed: a decode as a trainer would ask for it."""
+
+    @abstractmethod
+    def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
+        """The same decode as records that can be compared, one list per prompt."""
+
+
+class BgrpoEngine(Engine):
     """Ours. bf16 is of the layers' matrix products only."""
 
-    def __init__(self, workload: Workload, case: Case, dtype: Literal["fp32", "bf16"]) -> None:
-        self._engine = DecodeEngine(workload.model, precision=dtype)
-        self._workload = workload
-        self._case = case
+    def __init__(self, spec: EngineSpec, workload: Workload, case: Case) -> None:
+        super().__init__(spec, workload, case)
+        self._engine = DecodeEngine(workload.model, precision=spec.dtype)
 
-    def decode(self, prompts: Prompts, new_tokens: int) -> object:
-        """See :class:`Engine`."""
-        return self._groups(prompts, new_tokens)
-
-    def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
-        """See :class:`Engine`."""
-        groups = self._groups(prompts, new_tokens)
-        return [[Beam(tuple(c.tokens), c.logprob) for c in group.completions] for group in groups]
-
-    def _groups(self, prompts: Prompts, new_tokens: int) -> Any:
-        settings = DecodeSettings(
-            self._case.mode,
-            self._case.beam_width,
-            new_tokens,
-            eos_token_id=self._workload.eos_token_id,
-            pad_token_id=self._workload.pad_token_id,
-        )
+    def decode(self, prompts: Prompts, new_tokens: int) -> Any:
+        settings = DecodeSettings(self._mode, self._width, new_tokens, eos_token_id=self._eos, pad_token_id=self._pad)
         seeds = [rollout_seed(_SAMPLE_SEED, 0, index) for index in range(len(prompts))]
         return self._engine.decode(prompts, settings, seeds)
 
+    def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
+        groups = self.decode(prompts, new_tokens)
+        return [[Beam(tuple(c.tokens), c.logprob) for c in group.completions] for group in groups]
 
-class GenerateEngine:
+
+class GenerateEngine(Engine):
     """transformers' ``generate`` on all prompts in one call, padded on the left.
 
     Its beam search moves ended beams to a list of their own and goes on with K others, so where completions end it
@@ -58,51 +88,114 @@ class GenerateEngine:
     it stops exactly when no running beam can enter the list.
     """
 
-    def __init__(self, workload: Workload, case: Case) -> None:
-        self._model: Any = workload.model  # generate is a mixin's, which the type does not know
-        self._workload = workload
-        self._case = case
-
-    def decode(self, prompts: Prompts, new_tokens: int) -> object:
-        """See :class:`Engine`. Without the scores, which it would gather for the whole vocabulary."""
+    def decode(self, prompts: Prompts, new_tokens: int) -> Any:
+        """Without the scores, which ``generate`` would gather for the whole vocabulary."""
         return self._generate(prompts, new_tokens)
 
     def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
-        """See :class:`Engine`."""
         out = self._generate(prompts, new_tokens, return_dict_in_generate=True, output_scores=True)
-        width = max(len(prompt) for prompt in prompts)
-        tokens = [self._up_to_end(row) for row in out.sequences[:, width:].tolist()]
-        if self._case.mode == "beam":
+        tokens = [self._up_to_end(row) for row in out.sequences[:, max(map(len, prompts)) :].tolist()]
+        if self._mode == "beam":
             scores = out.sequences_scores.tolist()
         else:
             steps_NT = self._model.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
             scores = [sum(row[: len(kept)]) for row, kept in zip(steps_NT.tolist(), tokens, strict=True)]
         beams = [Beam(row, score) for row, score in zip(tokens, scores, strict=True)]
-        size = self._case.beam_width
-        return [beams[start : start + size] for start in range(0, len(beams), size)]
+        return [beams[start : start + self._width] for start in range(0, len(beams), self._width)]
 
     def _generate(self, prompts: Prompts, new_tokens: int, **options: Any) -> Any:
-        ids_GP, mask_GP = _left_padded(prompts, self._workload.pad_token_id)
-        if self._case.mode == "beam":
-            mode = {"num_beams": self._case.beam_width, "length_penalty": 0.0, "early_stopping": False}
+        longest = max(map(len, prompts))
+        ids_GP = torch.tensor([[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask_GP = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        if self._mode == "beam":
+            options |= {
+                "do_sample": False, "num_beams": self._width, "length_penalty": 0.0, "early_stopping": False
+            }  # fmt: skip
         else:
-            mode = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+            options |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_SAMPLE_SEED)
             return self._model.generate(
                 ids_GP,
                 attention_mask=mask_GP,
-                num_return_sequences=self._case.beam_width,
+                num_return_sequences=self._width,
                 max_new_tokens=new_tokens,
-                eos_token_id=self._workload.eos_token_id,
-                pad_token_id=self._workload.pad_token_id,
-                **{"do_sample": False, **mode},
+                eos_token_id=self._eos,
+                pad_token_id=self._pad,
                 **options,
             )
 
     def _up_to_end(self, row: list[int]) -> tuple[int, ...]:
-        eos = self._workload.eos_token_id
-        return tuple(row[: row.index(eos) + 1] if eos in row else row)
+        return tuple(row[: row.index(self._eos) + 1] if self._eos in row else row)
+
+
+class CTranslate2Engine(Engine):
+    """CTranslate2's beam search in fp32, ranked by summed log-probability. Optional extra ``bench``.
+
+    The same weights, converted to its own format. Ended beams leave the search and K others go on, as in ``generate``.
+    """
+
+    def __init__(self, spec: EngineSpec, workload: Workload, case: Case) -> None:
+        super().__init__(spec, workload, case)
+        import ctranslate2
+
+        with tempfile.TemporaryDirectory(prefix="bgrpo-bench-") as folder:
+            _converter(workload).convert(folder, force=True)
+            self._generator = ctranslate2.Generator(
+                folder, compute_type="float32", inter_threads=1, intra_threads=torch.get_num_threads()
+            )
+
+    def decode(self, prompts: Prompts, new_tokens: int) -> list[Any]:
+        tokens = [[_token(i) for i in prompt] for prompt in prompts]
+        calls = [tokens] if self._spec.whole_request else [[prompt] for prompt in tokens]
+        return [
+            result
+            for call in calls
+            for result in self._generator.generate_batch(
+                call,
+                beam_size=self._width,
+                num_hypotheses=self._width,
+                length_penalty=0.0,
+                max_length=new_tokens,
+                end_token=[self._eos],
+                return_end_token=True,
+                include_prompt_in_result=False,
+                return_scores=True,
+            )
+        ]
+
+    def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
+        return [
+            [Beam(tuple(ids), score) for ids, score in zip(result.sequences_ids, result.scores, strict=True)]
+            for result in self.decode(prompts, new_tokens)
+        ]
+
+
+def ctranslate2_is_installed() -> bool:
+    """Whether the optional package is there; does not import it."""
+    return find_spec("ctranslate2") is not None
+
+
+def _token(index: int) -> str:
+    """CTranslate2 takes tokens as text."""
+    return f"t{index}"
+
+
+def _converter(workload: Workload) -> Any:
+    """A converter of the model at hand; the library's own reads a folder, which would lose the bias of the head."""
+    from ctranslate2.converters.converter import Converter
+    from ctranslate2.converters.transformers import GPT2Loader
+
+    class InMemoryConverter(Converter):
+        def _load(self) -> Any:
+            with torch.no_grad():
+                spec = GPT2Loader().get_model_spec(workload.model)
+            spec.register_vocabulary([_token(i) for i in range(workload.model.config.vocab_size)])
+            spec.config.eos_token = spec.config.bos_token = _token(workload.eos_token_id)
+            spec.config.unk_token = _token(workload.pad_token_id)
+            return spec
+
+    return InMemoryConverter()
 
 
 @dataclass(slots=True)
@@ -115,21 +208,14 @@ class _Path:
     logps_V: Tensor | None = None  # None: it has ended
 
 
-class LoopEngine:
+class LoopEngine(Engine):
     """A plain beam search, as the first BGRPO code has it: one forward pass per beam, its cache copied per beam."""
 
-    def __init__(self, workload: Workload, case: Case) -> None:
-        self._model = workload.model
-        self._eos = workload.eos_token_id
-        self._width = case.beam_width
-
-    def decode(self, prompts: Prompts, new_tokens: int) -> object:
-        """See :class:`Engine`."""
+    def decode(self, prompts: Prompts, new_tokens: int) -> Any:
         return self.completions(prompts, new_tokens)
 
     @torch.inference_mode()
     def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
-        """See :class:`Engine`."""
         return [self._search(prompt, new_tokens) for prompt in prompts]
 
     def _search(self, prompt: Sequence[int], new_tokens: int) -> list[Beam]:
@@ -176,22 +262,15 @@ class LoopEngine:
         return out.logits[0, -1].log_softmax(-1)
 
 
+_CLASSES: dict[str, type[Engine]] = {
+    "bgrpo": BgrpoEngine,
+    "generate": GenerateEngine,
+    "ctranslate2": CTranslate2Engine,
+    "ctranslate2-batched": CTranslate2Engine,
+    "loop": LoopEngine,
+}
+
+
 def make_engine(spec: EngineSpec, workload: Workload, case: Case) -> Engine:
-    """The engine of this name, with its own copy of the model where it changes it."""
-
-    makers: dict[str, Callable[[], Engine]] = {
-        "bgrpo": lambda: BgrpoEngine(workload, case, spec.dtype),
-        "generate": lambda: GenerateEngine(workload, case),
-        "ctranslate2": lambda: CTranslate2Engine(workload, case, spec.whole_request),
-        "ctranslate2-batched": lambda: CTranslate2Engine(workload, case, spec.whole_request),
-        "loop": lambda: LoopEngine(workload, case),
-    }
-    return makers[spec.engine]()
-
-
-def _left_padded(prompts: Prompts, pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, [G, P] each."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids), torch.tensor(mask)
+    """The engine of this name."""
+    return _CLASSES[spec.engine](spec, workload, case)

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBa
 
 from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.decoding import DecodeEngine
-from bgrpo.groups import Group, ScoredGroup
+from bgrpo.groups import Completion, Group, ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.model import build_policy
@@ -58,9 +58,9 @@ class UpdateCase:
 
 SHIPPED = UpdateCase("shipped 0.6M, 32 × 10", None, 32, 10)
 SMALL = UpdateCase("1.8M, 16 × 10", ModelShape(4, 4, 192, 128), 16, 10, 95, 16)
-LARGE = UpdateCase("19M, 4 × 25", ModelShape(6, 8, 512, 320), 4, 25, 220, 40)
+LARGE_SHAPE = ModelShape(6, 8, 512, 320)
+LARGE = UpdateCase("19M, 4 × 25", LARGE_SHAPE, 4, 25, 220, 40)
 TINY = UpdateCase("tiny, 2 × 4", ModelShape(2, 2, 32, 64), 2, 4, 12, 6)
-CASES = {"shipped": SHIPPED, "1.8M": SMALL, "19M": LARGE, "tiny": TINY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +88,8 @@ def build_workload(case: UpdateCase) -> Workload:
         groups = _shipped_groups(config, policy.model, policy.tokenizer)
         return Workload(config, policy.model, policy.tokenizer, groups)
     model = endless_policy(case.shape, policy.tokenizer)
-    config = build_config(
-        TrainConfig,
-        {
-            "rollout": {
-                "group_size": case.size,
-                "prompts_per_step": case.groups,
-                "max_new_tokens": case.new_tokens,
-                "skip_uninformative": False,
-            }
-        },
-        case.name,
-    )
+    rollout = {"group_size": case.size, "prompts_per_step": case.groups, "max_new_tokens": case.new_tokens}
+    config = build_config(TrainConfig, {"rollout": rollout | {"skip_uninformative": False}}, case.name)
     rng = random.Random(_SEED)
     prompts = [[rng.randrange(2, len(policy.tokenizer)) for _ in range(case.prompt_tokens)] for _ in range(case.groups)]
     decoded = DecodeEngine(model).decode(prompts, decode_settings(config, policy.tokenizer))
@@ -113,16 +103,11 @@ def build_workload(case: UpdateCase) -> Workload:
 def without_sharing(groups: Sequence[ScoredGroup], vocabulary: int) -> list[ScoredGroup]:
     """The same prompts and lengths, with random tokens: completions share next to nothing."""
     rng = random.Random(_SEED)
-    return [
-        replace(
-            group,
-            completions=[
-                replace(completion, tokens=[rng.randrange(2, vocabulary) for _ in completion.tokens])
-                for completion in group.completions
-            ],
-        )
-        for group in groups
-    ]
+
+    def scrambled(completion: Completion) -> Completion:
+        return replace(completion, tokens=[rng.randrange(2, vocabulary) for _ in completion.tokens])
+
+    return [replace(group, completions=[*map(scrambled, group.completions)]) for group in groups]
 
 
 def endless_policy(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:

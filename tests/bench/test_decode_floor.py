@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bgrpo.bench.rollouts import floor
+from bgrpo.bench.rollouts import decode_floor as floor
 from bgrpo.bench.rollouts.cases import EXTRA_CASES, SHAPES
-from bgrpo.bench.rollouts.floor import FloorProbe, Multiply, count_operations
-from bgrpo.bench.rollouts.timing import Turn
-from bgrpo.bench.rollouts.workload import random_model
+from bgrpo.bench.rollouts.decode_floor import FloorProbe, Multiply, count_operations
+from bgrpo.bench.rollouts.decode_workload import random_model
+from bgrpo.bench.turns import Turn
 
 CASE = EXTRA_CASES["tiny-2x4"]  # 2 layers of width 32; 2 prompts of 12 tokens, 4 beams, 6 new tokens
 LAYER = [(32, 96), (32, 32), (32, 128), (128, 32)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.table import Table
 
+from bgrpo.bench.output import DASH, figure_text, make_table
 from bgrpo.bench.rollouts.cases import ENGINES, Case
 
 BUSY = 1.15
@@ -23,30 +23,22 @@ def case_table(case: Case, rows: Sequence[Mapping[str, Any]]) -> Table:
     length = f"up to {case.new_tokens}" if case.ends else f"{case.new_tokens}"
     title = f"{case.name}: {case.prompts} × {case.beam_width} {kind}, model {case.model}, {prompt}, {length} new tokens"
     peers = [name for name in _COMPARED if any(name in row["ratios"] for row in rows)]
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column("engine", no_wrap=True)
-    for heading in ["seq/s", "±", *(_COMPARED[name] for name in peers), "gap", "MB", "other"]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        if row["skipped"] is None:
-            table.add_row(*_cells(row, peers))
-        else:
-            table.add_row(ENGINES[row["name"]].label, "–", style="dim")
-    return table
+    headings = ["engine", "seq/s", "±", *(_COMPARED[name] for name in peers), "gap", "MB", "other"]
+    return make_table(title, headings, ([ENGINES[row["name"]].label, *_cells(row, peers)] for row in rows))
 
 
 def _cells(row: Mapping[str, Any], peers: Sequence[str]) -> list[str]:
-    spread = (row["fastest_sequences_per_s"] - row["slowest_sequences_per_s"]) / 2 / row["sequences_per_s"]
+    rate = row["sequences_per_s"]
+    if rate is None:
+        return [DASH] * (5 + len(peers))
+    spread = (row["fastest_sequences_per_s"] - row["slowest_sequences_per_s"]) / 2 / rate
     return [
-        ENGINES[row["name"]].label,
-        f"{_rate(row['sequences_per_s'])}{' *' if is_busy(row) else ''}",
+        format(rate, ",.0f" if rate >= 100 else ".3g") + (" *" if is_busy(row) else ""),
         f"{spread:.0%}",
-        *(_figure(row["ratios"].get(name), ".2f") for name in peers),
-        _figure(row["floor_gap"], ".2f"),
-        _figure(row["peak_bytes"] and row["peak_bytes"] / 1e6, ",.0f"),
-        _figure(row["beams_differing"], ".1%"),
+        *(figure_text(row["ratios"].get(name), ".2f") for name in peers),
+        figure_text(row["floor_gap"], ".2f"),
+        figure_text(row["peak_bytes"] and row["peak_bytes"] / 1e6, ",.0f"),
+        figure_text(row["beams_differing"], ".1%"),
     ]
 
 
@@ -55,6 +47,7 @@ def notes(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> list
     cpu = f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['instruction_sets'])}"
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items() if found)
     malloc = " ".join(f"{name}={value}" for name, value in machine["malloc"].items())
+    skipped = [row for row in rows if row["skipped"]]
     lines = [
         f"{cpu}; {machine['threads']} thread(s); {versions}",
         f"allocator of every engine: {malloc}",
@@ -62,11 +55,7 @@ def notes(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> list
         "×: times as fast as that peer (CT2b: CTranslate2 batched; CTranslate2 and loop: one prompt per call); gap: "
         "time over that of the matrix products alone, at their measured rate in the engine's precision; MB: peak above "
         "model and libraries, in a process of its own; other: share of our fp32 beams that the engine does not have",
-        *(
-            f"not measured: {row['case']}, {ENGINES[row['name']].label}: {row['skipped']}"
-            for row in rows
-            if row["skipped"]
-        ),
+        *(f"not measured: {row['case']}, {ENGINES[row['name']].label}: {row['skipped']}" for row in skipped),
     ]
     if any(is_busy(row) for row in rows):
         lines.append(f"* waited for the processor: wall clock more than {BUSY} × processor time; measure again, idle")
@@ -75,14 +64,4 @@ def notes(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> list
 
 def is_busy(row: Mapping[str, Any]) -> bool:
     """Whether an engine had to wait for the processor, so that its rate is too low."""
-    if row["skipped"] is not None:
-        return False
-    return bool(row["seconds_per_round"] > BUSY * row["cpu_seconds_per_round"])
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    return not row["skipped"] and bool(row["seconds_per_round"] > BUSY * row["cpu_seconds_per_round"])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from bgrpo.bench.rollouts.decode_floor import is_matrix, matrix_shape
+from bgrpo.bench.turns import timed
 from bgrpo.learning.matrix_products import times_transposed
 from bgrpo.learning.packing import PackedGroups
 
@@ -24,28 +24,21 @@ def update_floor(model: PreTrainedModel, batches: Sequence[PackedGroups]) -> flo
 
     Attention, norms, activations, the optimizer and everything in Python are not counted.
     """
+    return sum(count * _seconds(*shape) for shape, count in count_products(model, batches).items())
+
+
+def count_products(model: PreTrainedModel, batches: Sequence[PackedGroups]) -> Counter[tuple[int, int, int]]:
+    """How many matrices multiply (rows, inputs, outputs) in a forward pass over all batches."""
     head = model.get_output_embeddings()
     shapes: Counter[tuple[int, int, int]] = Counter()
     for packed in batches:
-        for module in model.modules():
-            if isinstance(module, nn.Linear | Conv1D):
-                rows = len(packed.scored_S) if module is head else packed.input_ids_1T.shape[1]
-                shapes[rows, *_matrix_shape(module)] += 1
-    return sum(count * _seconds(*shape) for shape, count in shapes.items())
+        for module in filter(is_matrix, model.modules()):
+            rows = len(packed.scored_S) if module is head else packed.input_ids_1T.shape[1]
+            shapes[rows, *matrix_shape(module)] += 1
+    return shapes
 
 
 def _seconds(rows: int, inputs: int, outputs: int) -> float:
     """The four products of one matrix, the gradient products each as fast as the forward one: they are no faster."""
-    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
-    best = float("inf")
-    for _ in range(1 + _TRIALS):
-        started = time.process_time()
-        times_transposed(x, weight)
-        best = min(best, time.process_time() - started)
-    return _PRODUCTS * best
-
-
-def _matrix_shape(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs)."""
-    first, second = module.get_parameter("weight").shape
-    return (first, second) if isinstance(module, Conv1D) else (second, first)
+    multiply = partial(times_transposed, torch.randn(rows, inputs), torch.randn(outputs, inputs))
+    return _PRODUCTS * min(timed(multiply).cpu_seconds for _ in range(1 + _TRIALS))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bgrpo.bench.step.workload import UpdateCase, build_workload, without_sharing
+from bgrpo.bench.step.update_workload import UpdateCase, build_workload, without_sharing
+from bgrpo.bench.turns import DisagreementError, interleave, timed
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.matrix_products import OneDNNProducts
 from bgrpo.learning.packing import pack_groups, packed_logps
@@ -26,7 +25,7 @@ TOLERANCE = 1e-5
 CHECKED_COMPLETIONS = 5
 
 
-def measure_sharing(case: UpdateCase, padded_groups: int, rounds: int) -> list[dict[str, Any]]:
+def compare_updates(case: UpdateCase, padded_groups: int, rounds: int) -> list[dict[str, Any]]:
     """Two rows: beams of the case's own policy, and completions that share nothing.
 
     Padded rows are what transformers makes of [prompt | completion]: one row per completion, as many at a time as a
@@ -45,7 +44,7 @@ def measure_sharing(case: UpdateCase, padded_groups: int, rounds: int) -> list[d
         ``tokens`` of the packed row and ``padded_tokens``.
 
     Raises:
-        RuntimeError: the gradients differ.
+        DisagreementError: the gradients differ.
     """
     workload = build_workload(case)
     model = workload.model.train()
@@ -55,23 +54,21 @@ def measure_sharing(case: UpdateCase, padded_groups: int, rounds: int) -> list[d
     }
     errors = {name: _gradient_error(model, groups) for name, groups in kinds.items()}
     some = workload.groups[:padded_groups]
-    turns: dict[str, list[float]] = {name: [] for name in (*kinds, "padded", "padded_onednn")}
-    for _ in range(rounds):
-        for name, groups in kinds.items():
-            turns[name].append(_seconds(partial(_packed, model, groups)))
-        turns["padded"].append(_seconds(partial(_padded, model, some)))
-        turns["padded_onednn"].append(_seconds(partial(_padded, model, some, OneDNNProducts)))
-    medians = {name: statistics.median(seconds) for name, seconds in turns.items()}
-    scale = len(workload.groups) / len(some)
+    measured = {name: partial(_packed, model, groups) for name, groups in kinds.items()}
+    measured["padded"] = partial(_padded, model, some)
+    measured["padded_onednn"] = partial(_padded, model, some, OneDNNProducts)
+    turns = interleave({name: partial(timed, run) for name, run in measured.items()}, rounds)
+    medians = {name: median(turn.cpu_seconds for turn in of) for name, of in turns.items()}
+    padded_s, onednn_s = (len(workload.groups) / len(some) * medians[name] for name in ("padded", "padded_onednn"))
     return [
         {
             "case": case.name,
             "completions": name,
             "packed_s": medians[name],
-            "padded_s": scale * medians["padded"],
-            "padded_onednn_s": scale * medians["padded_onednn"],
-            "ratio": scale * medians["padded"] / medians[name],
-            "same_products_ratio": scale * medians["padded_onednn"] / medians[name],
+            "padded_s": padded_s,
+            "padded_onednn_s": onednn_s,
+            "ratio": padded_s / medians[name],
+            "same_products_ratio": onednn_s / medians[name],
             "gradient_error": errors[name],
             "tokens": pack_groups(_pairs(groups), "cpu").input_ids_1T.shape[1],
             "padded_tokens": sum(len(prompt) + len(tokens) for prompt, rows in _pairs(groups) for tokens in rows),
@@ -84,13 +81,13 @@ def _gradient_error(model: PreTrainedModel, groups: Sequence[ScoredGroup]) -> fl
     """Relative difference of the packed gradient from that of padded rows, on a few completions of two groups.
 
     Raises:
-        RuntimeError: it is too large.
+        DisagreementError: it is too large.
     """
     few = [replace(group, completions=group.completions[:CHECKED_COMPLETIONS]) for group in groups[:2]]
     expected = _gradient(model, partial(_padded, model, few))
     error = float((_gradient(model, partial(_packed, model, few)) - expected).norm() / expected.norm())
     if not error < TOLERANCE:
-        raise RuntimeError(f"the packed gradient differs from that of padded rows by {error:.1e}")
+        raise DisagreementError(f"the packed gradient differs from that of padded rows by {error:.1e}")
     return error
 
 
@@ -104,7 +101,7 @@ def _packed(model: PreTrainedModel, groups: Sequence[ScoredGroup]) -> None:
 def _padded(
     model: PreTrainedModel,
     groups: Sequence[ScoredGroup],
-    products: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     weights = iter(_weights(groups))
     for group in groups:
@@ -132,9 +129,3 @@ def _gradient(model: PreTrainedModel, run: Callable[[], None]) -> Tensor:
     model.zero_grad()
     run()
     return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None])
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    started = time.process_time()
-    run()
-    return time.process_time() - started

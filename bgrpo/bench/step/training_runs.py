@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import ray
 from rich.console import Console
 
-from bgrpo.bench.step.workload import LARGE, endless_policy
+from bgrpo.bench.step.update_workload import LARGE, LARGE_SHAPE, endless_policy
+from bgrpo.bench.turns import Turn, interleave, timed
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
 from bgrpo.distributed.rollout.service import start_service
@@ -81,10 +83,8 @@ def _config(name: str, folder: Path) -> TrainConfig:
     if name == "quickstart":
         return load_config(TrainConfig, "quickstart", common)
     tokenizer = load_policy("shipped").tokenizer
-    if LARGE.shape is None:
-        raise ValueError(f"{LARGE.name} has no shape")
     policy = folder / "policy"
-    save_policy(endless_policy(replace(LARGE.shape, context=512), tokenizer), tokenizer, policy)
+    save_policy(endless_policy(replace(LARGE_SHAPE, context=512), tokenizer), tokenizer, policy)
     problems = "{kind: single, degrees: [[4, 4]], coefficients: 5, leading: positive}"
     large = [f"task.{part}.options={problems}" for part in ("train", "validation", "test")]
     large += [f"task.{part}.count={count}" for part, count in (("train", 200), ("validation", 20), ("test", 20))]
@@ -96,13 +96,18 @@ def _config(name: str, folder: Path) -> TrainConfig:
 
 
 def _with_learners(config: TrainConfig, learners: int) -> TrainConfig:
-    return config.model_copy(update={"learner": config.learner.model_copy(update={"workers": learners})})
+    return _changed(config, "learner", workers=learners)
+
+
+def _changed(config: TrainConfig, section: str, **values: object) -> TrainConfig:
+    """The configuration with other values in one section."""
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
 def _measure_run(config: TrainConfig) -> dict[str, Any]:
     result = run_training(config, console=Console(quiet=True))
     steps = result.folder.metrics()[WARM_UP:]
-    parts = {part: statistics.median(step[f"seconds/{part}"] for step in steps) for part in PARTS}
+    parts = {part: median(step[f"seconds/{part}"] for step in steps) for part in PARTS}
     return {"part": "run", "learners": config.learner.workers, "steps": len(steps), **parts}
 
 
@@ -112,18 +117,10 @@ def _measure_overlap(config: TrainConfig) -> dict[str, Any]:
     ``bound_s`` is what no overlap can beat: the longer one of decoding, which only the run without overlap shows, and
     the learner's own work in the run with overlap, weights included.
     """
-    steps = {}
-    for staleness in (0, 1):
-        rollout = {"actors": 1, "threads": 1, "max_staleness": staleness}
-        changed = config.model_copy(
-            update={
-                "steps": OVERLAP_STEPS + WARM_UP,
-                "rollout": config.rollout.model_copy(update=rollout),
-                "learner": config.learner.model_copy(update={"threads": 1}),
-            }
-        )
-        steps[staleness] = _measure_run(changed)
-    one_by_one, ahead = steps[0], steps[1]
+    config = _changed(config, "learner", threads=1).model_copy(update={"steps": OVERLAP_STEPS + WARM_UP})
+    one_by_one, ahead = (
+        _measure_run(_changed(config, "rollout", actors=1, threads=1, max_staleness=staleness)) for staleness in (0, 1)
+    )
     bound_s = max(one_by_one["rollout"], ahead["learn"] + ahead["weights"])
     return {
         "part": "overlap",
@@ -149,31 +146,38 @@ def _measure_checks(config: TrainConfig, actors: int) -> dict[str, Any]:
 
     Checks can hide behind decoding where the actors leave a core for them, and other requests still decode.
     """
-    config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": actors})})
-    unread = config.task.model_copy(update={"name": f"{UncheckedTask.__module__}:{UncheckedTask.__name__}"})
+    config = _changed(config, "rollout", actors=actors)
+    unread = _changed(config, "task", name=f"{UncheckedTask.__module__}:{UncheckedTask.__name__}")
     prepared = check_input(config)
-    configs = {"checked": config, "unchecked": config.model_copy(update={"task": unread})}
+    configs = {"checked": config, "unchecked": unread}
     settings = decode_settings(config, prepared.policy.tokenizer)
     vocabulary = prepared.policy.model.config.vocab_size
     services = {name: start_service(each, settings, prepared.prompts, vocabulary) for name, each in configs.items()}
-    turns: dict[str, list[float]] = {name: [] for name in services}
     indices = list(range(config.rollout.prompts_per_step))
     try:
         sources = {name: ServiceRolloutSource(service, config) for name, service in services.items()}
+        measured: dict[str, Callable[[], Turn]] = {}
         for name, source in sources.items():
             answer(services[name].ready.remote(_READY_S), _READY_S + 30)
             source.publish(0, prepared.policy.model)
-        for step in range(1 + _CHECK_ROUNDS):
-            for name, source in sorted(sources.items(), reverse=step % 2 == 1):
-                started = time.perf_counter()
-                source.collect(step, 0, indices, draw=0)
-                turns[name].append(time.perf_counter() - started)
+            measured[name] = partial(_collect_turn, source, count(), indices)
+        turns = interleave(measured, 1 + _CHECK_ROUNDS)
     finally:
         for service in services.values():
             ray.get(service.shutdown.remote(), timeout=30)
-    medians = {f"{name}_s": statistics.median(seconds[1:]) for name, seconds in turns.items()}
-    ratios = [with_ / without for with_, without in zip(turns["checked"], turns["unchecked"], strict=True)]
-    return {"part": "verification", "actors": actors, **medians, "ratio": statistics.median(ratios[1:])}
+    checked, unchecked = ([turn.seconds for turn in turns[name][1:]] for name in configs)
+    return {
+        "part": "verification",
+        "actors": actors,
+        "checked_s": median(checked),
+        "unchecked_s": median(unchecked),
+        "ratio": median(with_ / without for with_, without in zip(checked, unchecked, strict=True)),
+    }
+
+
+def _collect_turn(source: ServiceRolloutSource, steps: Iterator[int], indices: list[int]) -> Turn:
+    """The rollouts of one step, the next one each time."""
+    return timed(lambda: source.collect(next(steps), 0, indices, draw=0))
 
 
 def _measure_tracking(config: TrainConfig, folder: Path, step_s: float) -> dict[str, Any]:
@@ -181,9 +185,11 @@ def _measure_tracking(config: TrainConfig, folder: Path, step_s: float) -> dict[
     tracker = Tracker.start(config.tracking, folder / "tracking", "bench", {})
     metrics = {f"metric_{number}": float(number) for number in range(32)}
     tracker.log(0, metrics)
-    started = time.process_time()
-    for step in range(1, 1 + _TRACKED_STEPS):
-        tracker.log(step, metrics)
-    tracker.finish("FINISHED")
-    seconds = (time.process_time() - started) / _TRACKED_STEPS
+
+    def track() -> None:
+        for step in range(1, 1 + _TRACKED_STEPS):
+            tracker.log(step, metrics)
+        tracker.finish("FINISHED")
+
+    seconds = timed(track).cpu_seconds / _TRACKED_STEPS
     return {"part": "tracking", "seconds_per_step": seconds, "share": seconds / step_s}

@@ -6,17 +6,17 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bgrpo.bench.step.floor import update_floor
-from bgrpo.bench.step.workload import UpdateCase, build_workload
+from bgrpo.bench.replayed_groups import ReplayedGroups
+from bgrpo.bench.step.update_floor import update_floor
+from bgrpo.bench.step.update_workload import UpdateCase, build_workload
+from bgrpo.bench.turns import DisagreementError, timed
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.batch import draw_groups, score_step, split_update
@@ -28,7 +28,7 @@ TOLERANCE = 1e-5
 """Largest difference between weights after all updates, in multiples of what training moved them (both Euclidean)."""
 
 
-def measure_learner(case: UpdateCase, steps: int) -> dict[str, Any]:
+def compare_learners(case: UpdateCase, steps: int) -> dict[str, Any]:
     """CPU seconds per update of :class:`bgrpo.learning.trainer.BGRPOTrainer` and of a bare loop, and their ratio.
 
     The trainer's time is everything between two looks at its rollout source: scoring, packing, TRL, accelerate,
@@ -42,7 +42,7 @@ def measure_learner(case: UpdateCase, steps: int) -> dict[str, Any]:
         steps: to measure, after :data:`WARM_UP` more.
 
     Raises:
-        RuntimeError: the two loops ended with other weights.
+        DisagreementError: the two loops ended with other weights.
     """
     from bgrpo.learning.trainer import BGRPOTrainer
 
@@ -57,7 +57,9 @@ def measure_learner(case: UpdateCase, steps: int) -> dict[str, Any]:
         source.stop()
     error = _distance(workload.model, bare.model) / _distance(start, bare.model)
     if not error < TOLERANCE:
-        raise RuntimeError(f"{case.name}: the trainer's weights differ from the bare loop's by {error:.1e} of the way")
+        raise DisagreementError(
+            f"{case.name}: the trainer's weights differ from the bare loop's by {error:.1e} of the way"
+        )
     trainer_s, bare_s = source.trainer_s[WARM_UP:], source.bare_s[WARM_UP:]
     return {
         "case": case.name,
@@ -70,8 +72,7 @@ def measure_learner(case: UpdateCase, steps: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _BareBatch:
+class _BareBatch(NamedTuple):
     """One micro-batch of the bare loop."""
 
     packed: PackedGroups
@@ -85,13 +86,9 @@ class _BareLearner:
         self.model = model.train()
         self._reference = reference.eval().requires_grad_(False)
         self._config = config
-        learner = config.learner
+        betas, decay = (0.9, config.learner.adam_beta2), config.learner.weight_decay
         self._optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=learner.learning_rate,
-            betas=(0.9, learner.adam_beta2),
-            weight_decay=learner.weight_decay,
-            fused=True,
+            model.parameters(), config.learner.learning_rate, betas, weight_decay=decay, fused=True
         )
 
     def update(self, step: int, batches: list[_BareBatch], tokens: int) -> None:
@@ -115,23 +112,7 @@ class _BareLearner:
         self._optimizer.zero_grad()
 
 
-class _FixedSource:
-    """Gives out groups that were decoded before, as if by the version asked for."""
-
-    def __init__(self, groups: list[ScoredGroup]) -> None:
-        self._groups = groups
-
-    def publish(self, version: int, model: PreTrainedModel) -> None:
-        """Nobody decodes."""
-
-    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
-        """Nobody decodes."""
-
-    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
-        return [replace(self._groups[index], version=version) for index in indices]
-
-
-class _TimedSource(_FixedSource):
+class _TimedSource(ReplayedGroups):
     """Times the trainer, which asks it for groups: each of its steps lies between two of the bare loop's."""
 
     def __init__(self, groups: list[ScoredGroup], config: TrainConfig, bare: _BareLearner) -> None:
@@ -148,7 +129,7 @@ class _TimedSource(_FixedSource):
         batches, tokens = self._prepare(step)
         if step == WARM_UP:
             self.floor_s = update_floor(self._bare.model, [batch.packed for batch in batches])
-        self.bare_s.append(_seconds(lambda: self._bare.update(step, batches, tokens)))
+        self.bare_s.append(timed(lambda: self._bare.update(step, batches, tokens)).cpu_seconds)
         groups = super().collect(step, version, indices, draw)
         self._resumed = time.process_time()
         return groups
@@ -160,7 +141,7 @@ class _TimedSource(_FixedSource):
         self._resumed = None
 
     def _prepare(self, step: int) -> tuple[list[_BareBatch], int]:
-        groups = draw_groups(_FixedSource(self._groups), self._config, step, step, len(self._groups))
+        groups = draw_groups(ReplayedGroups(self._groups), self._config, step, step, len(self._groups))
         (minibatch,) = split_update(score_step(groups, self._config).learning, self._config, rank=0, world_size=1)
         batches = []
         for cut in filter(None, minibatch.micro_batches):
@@ -168,12 +149,6 @@ class _TimedSource(_FixedSource):
             packed = pack_groups([(group.prompt, group.completions) for group in cut], "cpu")
             batches.append(_BareBatch(packed, torch.tensor(advantages)[:, None]))
         return batches, minibatch.tokens
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.process_time()
-    call()
-    return time.process_time() - started
 
 
 def _distance(one: PreTrainedModel, other: PreTrainedModel) -> float:

@@ -7,9 +7,6 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
-_RESET_PEAK = "5"  # proc(5), clear_refs
-
 
 def peak_above_start(call: Callable[[], object]) -> int:
     """Most resident bytes during the call, less those before it.
@@ -20,15 +17,12 @@ def peak_above_start(call: Callable[[], object]) -> int:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
     before = _status_bytes("VmRSS")
     call()
     return _status_bytes("VmHWM") - before
 
 
 def _status_bytes(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"{_STATUS} has no {field}")
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0]) * 1024

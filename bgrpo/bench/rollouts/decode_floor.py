@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.bench.rollouts.cases import Case
-from bgrpo.bench.rollouts.timing import Turn, timed
+from bgrpo.bench.turns import Turn, timed
 
 Multiply = Callable[[Tensor], Tensor]
 Way = Callable[[Tensor, int], Multiply]
@@ -73,7 +73,7 @@ def count_operations(model: PreTrainedModel, case: Case) -> Operations:
     prompt, steps, rows = case.prompt_tokens, case.new_tokens - 1, case.beams
     seen = case.prompts * prompt * (prompt + 1) // 2 + rows * sum(prompt + step for step in range(1, steps + 1))
     return Operations(
-        matrices=tuple(_matrix_shape(module) for module in model.base_model.modules() if _is_matrix(module)),
+        matrices=tuple(matrix_shape(module) for module in model.base_model.modules() if is_matrix(module)),
         head=(head.in_features, head.out_features),
         prefill_rows=case.prompts * prompt,
         step_rows=rows,
@@ -169,12 +169,12 @@ def _packed(weight: Tensor, rows: int) -> Multiply:
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, None, "none", [], "")
 
 
-def _is_matrix(module: torch.nn.Module) -> bool:
+def is_matrix(module: torch.nn.Module) -> bool:
+    """Whether a module multiplies with a weight matrix."""
     return isinstance(module, torch.nn.Linear | Conv1D)
 
 
-def _matrix_shape(module: torch.nn.Module) -> tuple[int, int]:
+def matrix_shape(module: torch.nn.Module) -> tuple[int, int]:
     """(inputs, outputs); GPT-2 stores its matrices the other way round than ``torch.nn.Linear``."""
-    weight = module.get_parameter("weight")
-    first, second = weight.shape
+    first, second = module.get_parameter("weight").shape
     return (first, second) if isinstance(module, Conv1D) else (second, first)

@@ -1,11 +1,16 @@
-"""Turns: everything that is compared is timed in one process, one after the other, again and again."""
+"""Timing in turns: everything that is compared is timed in one process, one after the other, again and again."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
+
+
+class DisagreementError(Exception):
+    """What would be compared computes something else, so it is not timed; the message says which, where and what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +40,12 @@ def timed(call: Callable[[], object]) -> Turn:
 
 
 def interleave(
-    measure: Mapping[str, Callable[[], Turn]], rounds: int, seconds: float, on_turn: Callable[[str], None]
+    measure: Mapping[str, Callable[[], Turn]],
+    rounds: int,
+    seconds: float = math.inf,
+    on_turn: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[Turn]]:
-    """Let everyone take a turn per round, each round starting with another one, so that a change of the machine's
-    speed meets all alike.
+    """Let everyone take a turn per round. Each round starts with another one: a change of speed meets all alike.
 
     Args:
         measure: by name, what makes one measurement.

@@ -9,6 +9,9 @@ from itertools import count as count_from
 from itertools import cycle
 from typing import Any
 
+from rich.table import Table
+
+from bgrpo.bench.output import make_table
 from bgrpo.tasks.polynomial.generator import Generated, generate
 from bgrpo.tasks.polynomial.options import GeneratorOptions
 from bgrpo.tasks.polynomial.verifier import check, read_target
@@ -50,6 +53,20 @@ def run(seconds: float = 3.0) -> dict[str, Any]:
         "lines_per_s": lines_per_s,
         "speed_up": {"check": ORIGINAL_MICROSECONDS_PER_CHECK / microseconds, **speed_up},
     }
+
+
+def task_table(result: dict[str, Any]) -> Table:
+    """The result of :func:`run` for people."""
+    lines = result["lines_per_s"]
+    originals = [ORIGINAL_MICROSECONDS_PER_CHECK, *ORIGINAL_LINES_PER_S.values()]
+    measured = {"µs per check": result["microseconds_per_check"]} | {f"lines/s, {name}": lines[name] for name in lines}
+    rows = [
+        [name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", f"{original:,}", f"{speed_up:,.0f}×"]
+        for (name, value), original, speed_up in zip(
+            measured.items(), originals, result["speed_up"].values(), strict=True
+        )
+    ]
+    return make_table("one core", ["", "here", "original project", "times as fast"], rows)
 
 
 def _wrong_variant(problem: Generated) -> tuple[str, str]:

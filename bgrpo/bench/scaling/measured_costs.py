@@ -8,12 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
+import torch
+from rich.table import Table
+from transformers import PreTrainedModel
 
-from bgrpo.bench.scaling.model import Costs
+from bgrpo.bench.output import make_table
+from bgrpo.bench.replayed_groups import ReplayedGroups
+from bgrpo.bench.scaling.simulation import Cluster, Costs, simulate
+from bgrpo.bench.turns import Turn, interleave, timed
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
 from bgrpo.distributed.rollout.service import start_service
@@ -26,9 +34,6 @@ from bgrpo.runs.preparation import Preparation, check_input
 from bgrpo.scoring.check_process import CheckProcess, check_arguments
 from bgrpo.scoring.groups import completions_to_check
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 REQUESTS = 12
 """Of one measured batch."""
 ROUNDS = 5
@@ -37,6 +42,21 @@ START_S = 180.0
 LARGE = {"layers": 6, "heads": 8, "width": 512, "context": 512}
 """A policy of 19 million weights, 76 MB."""
 LARGE_ACTORS = 4
+
+
+_COSTS: dict[str, Callable[[Costs], float]] = {
+    "decoding a request, median": lambda costs: statistics.median(costs.request_s),
+    "decoding, 5 %": lambda costs: statistics.quantiles(costs.request_s, n=20)[0],
+    "decoding, 95 %": lambda costs: statistics.quantiles(costs.request_s, n=20)[-1],
+    "learning from it": lambda costs: costs.learn_s,
+    "verifying it": lambda costs: costs.verify_s,
+    "the service's work": lambda costs: costs.service_s,
+    "travel": lambda costs: costs.travel_s,
+    "the service's answer to a learner": lambda costs: costs.answer_s,
+    "a learner's receipt": lambda costs: costs.fetch_s,
+    "publishing a version": lambda costs: costs.publish_s,
+    "loading a version": lambda costs: costs.load_s,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,28 @@ class Measured:
     rollouts_per_s: dict[int, float]
     large: Costs
     large_publish_s: list[float]
+
+    def simulated_rates(self) -> dict[int, float]:
+        """Completions per second that the simulation gives for what was measured: no learning, one learner."""
+        costs = replace(self.costs, learn_s=0.0, publish_s=0.0, load_s=0.0)
+        completions = self.requests * self.completions_per_request
+        return {n: completions / simulate(costs, Cluster(n, self.requests))[0] for n in self.rollouts_per_s}
+
+    def tables(self) -> list[Table]:
+        """What was measured, for people."""
+        simulated, published = self.simulated_rates(), sorted(self.large_publish_s)
+        rates = [[str(n), f"{rate:.0f}", f"{simulated[n]:.0f}"] for n, rate in self.rollouts_per_s.items()]
+        costs = [
+            [what, *(f"{1e3 * read(policy):.1f}" for policy in (self.costs, self.large))]
+            for what, read in _COSTS.items()
+        ]
+        weights = f"{self.large.weight_bytes / 1e6:.0f} MB of weights until {LARGE_ACTORS} actors hold them: seconds"
+        held = [f"{statistics.median(published):.2f}", f"{published[-1]:.2f}", str(len(published))]
+        return [
+            make_table("completions/s at fixed weights", ["rollout actors", "measured", "simulated"], rates),
+            make_table(weights, ["", "median", "worst", "of"], [["", *held]]),
+            make_table("milliseconds, one process", ["", "shipped", "19M"], costs),
+        ]
 
 
 class _Service:
@@ -90,14 +132,13 @@ class _Service:
     def publish(self, version: int) -> tuple[float, float]:
         """Seconds until publishing has returned, and until all actors hold the version."""
         start = time.perf_counter()
-        self.source.publish(version, self.model)
-        returned = time.perf_counter() - start
+        returned = timed(lambda: self.source.publish(version, self.model)).seconds
         while any(actor["version"] != version for actor in self.status()["rollout"]["actors"]):
             time.sleep(0.002)
         return returned, time.perf_counter() - start
 
 
-def measure(show: Callable[[str], None]) -> Measured:
+def measure_costs(show: Callable[[str], None]) -> Measured:
     """Measure on a Ray of our own; takes about a minute.
 
     Args:
@@ -133,57 +174,46 @@ def _decode(
     one: _Service, two: _Service, prepared: Preparation
 ) -> tuple[dict[int, float], list[ScoredGroup], dict[str, Any]]:
     """Batches of requests on one actor and on two, in turns, with the same weights."""
-    indices = list(range(REQUESTS * one.config.rollout.prompts_per_request))
-    indices = [index % len(prepared.prompts) for index in indices]
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    batch = REQUESTS * one.config.rollout.prompts_per_request
+    indices = [index % len(prepared.prompts) for index in range(batch)]
     publish_s = [service.publish(0)[0] for service in (one, two)]
     for service in (one, two):  # first batches pay for what is set up on first use
-        service.source.collect(0, 0, indices, 0)
+        groups = service.source.collect(0, 0, indices, 0)
+    steps = {service: count(1) for service in (one, two)}
+
+    def collect(service: _Service) -> Turn:
+        return timed(lambda: service.source.collect(next(steps[service]), 0, indices, 0))
+
     before = one.status()
-    for step in range(1, ROUNDS + 1):
-        for actors, service in ((1, one), (2, two)):
-            start = time.perf_counter()
-            groups = service.source.collect(step, 0, indices, 0)
-            seconds[actors].append(time.perf_counter() - start)
+    turns = interleave({"1": partial(collect, one), "2": partial(collect, two)}, ROUNDS)
     after = one.status()
-    answer_s, answered_s = _answer_s(one, indices)
+    # groups that are there already: the service's processor time, and the whole time
+    answered = [timed(lambda: one.source.collect(ROUNDS, 0, indices, 0)) for _ in range(ROUNDS)]
+    answered_s = sum(turn.seconds for turn in answered) / (ROUNDS * REQUESTS)
+    answer_s = (one.status()["cpu_s"] - after["cpu_s"]) / (ROUNDS * REQUESTS)
     publish_s += [one.publish(version)[0] for version in range(1, ROUNDS + 1)]
     request_s = after["request_s"][-ROUNDS * REQUESTS :]
     service_s = (after["cpu_s"] - before["cpu_s"]) / (ROUNDS * REQUESTS)
-    between_s = statistics.median(seconds[1]) / REQUESTS - statistics.mean(request_s)
+    batch_s = {int(actors): statistics.median(turn.seconds for turn in of) for actors, of in turns.items()}
+    between_s = batch_s[1] / REQUESTS - statistics.mean(request_s)
     completions = sum(len(group.completions) for group in groups)
-    rates = {actors: completions / statistics.median(times) for actors, times in seconds.items()}
-    return rates, groups, {
+    return {actors: completions / seconds for actors, seconds in batch_s.items()}, groups, {
         "request_s": tuple(request_s),
         "service_s": service_s,
         "travel_s": max(0.0, between_s - service_s - answered_s),
         "answer_s": answer_s,
         "fetch_s": max(0.0, answered_s - answer_s),
         "publish_s": statistics.median(publish_s),
-        "load_s": _load_s(one.model),
-        "weight_bytes": float(flatten_parameters(one.model).nbytes),
+        **_weights(one.model),
     }  # fmt: skip
 
 
-def _answer_s(service: _Service, indices: list[int]) -> tuple[float, float]:
-    """Per request, for groups that are there already: the service's processor time, and the whole time."""
-    busy = service.status()["cpu_s"]
-    start = time.perf_counter()
-    for _ in range(ROUNDS):
-        service.source.collect(ROUNDS, 0, indices, 0)
-    whole_s = (time.perf_counter() - start) / (ROUNDS * REQUESTS)
-    return (service.status()["cpu_s"] - busy) / (ROUNDS * REQUESTS), whole_s
-
-
-def _load_s(model: PreTrainedModel) -> float:
-    """One actor's copy out of the object store."""
-    buffer = ray.get(ray.put(flatten_parameters(model)))
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        load_flat_parameters(model, buffer)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def _weights(model: PreTrainedModel) -> dict[str, float]:
+    """One actor's copy out of the object store, and its size."""
+    flat = flatten_parameters(model)
+    buffer = ray.get(ray.put(flat))
+    turns = [timed(lambda: load_flat_parameters(model, buffer)) for _ in range(ROUNDS)]
+    return {"load_s": statistics.median(turn.seconds for turn in turns), "weight_bytes": float(flat.nbytes)}
 
 
 def _verification_and_learning(
@@ -194,39 +224,16 @@ def _verification_and_learning(
     items = completions_to_check(texts, [Group(group.completions) for group in groups], prepared.policy.tokenizer)
     with CheckProcess(**check_arguments(config)) as checks:
         checks.run(items[:1])  # the child's start
-        start = time.perf_counter()
-        checks.run(items)
-        verify_s = (time.perf_counter() - start) / REQUESTS
+        verify_s = timed(lambda: checks.run(items)).seconds / REQUESTS
     requests = config.rollout.prompts_per_step / config.rollout.prompts_per_request
     return {"verify_s": verify_s, "learn_s": _learning_s(config, prepared, groups) / requests}
 
 
-class _Replay:
-    """Gives the same groups for every step: a learner that never waits."""
-
-    def __init__(self, groups: list[ScoredGroup]) -> None:
-        self._groups = groups
-
-    def publish(self, version: int, model: PreTrainedModel) -> None:
-        """Nobody decodes with them."""
-
-    def prefetch(self, step: int, version: int, indices: list[int]) -> None:
-        """There is nothing to wait for."""
-
-    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
-        """Groups in the guise of those asked for."""
-        return [
-            ScoredGroup(index, group.prompt_ids, group.completions, group.outcomes, version)
-            for index, group in zip(indices, self._groups, strict=False)
-        ]
-
-
 def _learning_s(config: TrainConfig, prepared: Preparation, groups: list[ScoredGroup]) -> float:
     """The update of one of quickstart's steps, every group of it used."""
-    import torch
-
     from bgrpo.learning.trainer import BGRPOTrainer
 
+    groups = groups[: config.rollout.prompts_per_step]
     threads = torch.get_num_threads()
     torch.set_num_threads(config.learner.threads)
     rollout = config.rollout.model_copy(update={"skip_uninformative": False})
@@ -237,8 +244,8 @@ def _learning_s(config: TrainConfig, prepared: Preparation, groups: list[ScoredG
             short,
             prepared.policy.model,
             prepared.policy.tokenizer,
-            _Replay(groups),
-            len(prepared.prompts),
+            ReplayedGroups(groups),
+            len(groups),
             Path(folder),
             on_step=lambda metrics: seconds.append(metrics["seconds/learn"]),
         ).run()
@@ -270,7 +277,6 @@ def _large_policy(config: TrainConfig, prepared: Preparation, costs: Costs) -> t
         request_s=tuple(scale * value for value in costs.request_s),
         learn_s=scale * costs.learn_s,
         publish_s=statistics.median(returned for returned, _ in published),
-        load_s=_load_s(model),
-        weight_bytes=float(flatten_parameters(model).nbytes),
+        **_weights(model),
     )
     return large_costs, [held for _, held in published]
