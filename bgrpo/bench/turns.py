@@ -15,15 +15,10 @@ class DisagreementError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One measurement.
+    """One measurement."""
 
-    Attributes:
-        seconds: of wall clock.
-        cpu_seconds: of processor time of the whole process; less than ``seconds`` where something else ran.
-    """
-
-    seconds: float
-    cpu_seconds: float
+    seconds: float  # of wall clock
+    cpu_seconds: float  # of processor time of the whole process; less than ``seconds`` where something else ran
 
     def __add__(self, other: Turn) -> Turn:
         return Turn(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)

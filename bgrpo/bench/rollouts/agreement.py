@@ -39,17 +39,11 @@ _RESCORED_PROMPTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How an engine's completions compare with the reference's.
+    """How an engine's completions compare with the reference's."""
 
-    Attributes:
-        differing: share of the reference's beams that the engine lacks; None for samples.
-        logprob_error: largest error of a summed log-probability found, in nats.
-        problems: what is wrong, one sentence each; empty where the engine may be timed.
-    """
-
-    differing: float | None
-    logprob_error: float
-    problems: list[str]
+    differing: float | None  # share of the reference's beams that the engine lacks; None for samples
+    logprob_error: float  # largest error of a summed log-probability found, in nats
+    problems: list[str]  # what is wrong, one sentence each; empty where the engine may be timed
 
 
 def compare(

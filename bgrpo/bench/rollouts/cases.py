@@ -13,23 +13,13 @@ Mode = Literal["beam", "sample"]
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """One engine in one precision.
+    """One engine in one precision."""
 
-    Attributes:
-        name: as typed after ``--engine``.
-        engine: as printed, ``bgrpo`` for both of ours.
-        dtype: of the layers' weights.
-        label: for tables and pictures.
-        whole_request: True where one call decodes all prompts; False where it takes one prompt at a time, so that a
-            few of the prompts measure the rate.
-        modes: what it is measured at.
-    """
-
-    name: str
-    engine: str
-    dtype: Literal["fp32", "bf16"]
-    label: str
-    whole_request: bool = True
+    name: str  # as typed after --engine
+    engine: str  # as printed, ``bgrpo`` for both of ours
+    dtype: Literal["fp32", "bf16"]  # of the layers' weights
+    label: str  # for tables and pictures
+    whole_request: bool = True  # False: one prompt per call, so that a few of the prompts measure the rate
     modes: tuple[Mode, ...] = ("beam",)
 
 
@@ -49,13 +39,13 @@ OURS_AND_GENERATE = ("bgrpo", "bgrpo-bf16", "generate")
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A GPT-2-shaped model with random weights; see :func:`bgrpo.bench.rollouts.decode_workload.build_workload`."""
+    """A GPT-2-shaped model with random weights."""
 
     layers: int
     heads: int
     width: int
     context: int
-    vocabulary: int
+    vocabulary: int = 49  # of the shipped policy's tokenizer
 
 
 SHAPES = {
@@ -69,27 +59,16 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request, decoded by every engine.
+    """One request, decoded by every engine."""
 
-    Attributes:
-        name: as typed after ``--case``.
-        model: a key of :data:`SHAPES`, or ``shipped``.
-        prompts: G.
-        beam_width: K, beams or samples per prompt.
-        prompt_tokens: length of every prompt, of random tokens; None: the shipped policy's own problems.
-        new_tokens: decoded per completion where nothing ends; with the policy's own problems the most.
-        mode: beam search or sampling.
-        engines: those that take part.
-    """
-
-    name: str
-    model: str
-    prompts: int
-    beam_width: int
-    prompt_tokens: int | None
-    new_tokens: int
+    name: str  # as typed after --case
+    model: str  # a key of SHAPES, or ``shipped``
+    prompts: int  # G
+    beam_width: int  # K, beams or samples per prompt
+    prompt_tokens: int | None  # of every prompt, random ones; None: the shipped policy's own problems
+    new_tokens: int  # per completion where nothing ends; with the policy's own problems the most
     mode: Mode = "beam"
-    engines: tuple[str, ...] = tuple(ENGINES)
+    engines: tuple[str, ...] = tuple(ENGINES)  # those that take part
 
     @property
     def ends(self) -> bool:

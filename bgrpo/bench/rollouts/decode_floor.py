@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from statistics import median
 
 import torch
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.bench.rollouts.cases import Case
-from bgrpo.bench.turns import Turn, timed
+from bgrpo.bench.turns import Turn, interleave, timed
 
 Multiply = Callable[[Tensor], Tensor]
 Way = Callable[[Tensor, int], Multiply]
@@ -34,25 +33,15 @@ _PASSES = 3  # of a decode step, per measurement
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Work of a whole decode.
+    """Work of a whole decode."""
 
-    Attributes:
-        matrices: (inputs, outputs) of every weight matrix of the layers, layer by layer.
-        head: (inputs, outputs) of the head.
-        prefill_rows: G·P.
-        step_rows: G·K.
-        steps: passes over the beams, T - 1.
-        head_rows: of the prefill, G.
-        attention_flops: of all passes: scores and weighted values, each place that a token sees.
-    """
-
-    matrices: tuple[tuple[int, int], ...]
-    head: tuple[int, int]
-    prefill_rows: int
-    step_rows: int
-    steps: int
-    head_rows: int
-    attention_flops: int
+    matrices: tuple[tuple[int, int], ...]  # (inputs, outputs) of every weight matrix of the layers, layer by layer
+    head: tuple[int, int]  # (inputs, outputs)
+    prefill_rows: int  # G·P
+    step_rows: int  # G·K
+    steps: int  # passes over the beams, T - 1
+    head_rows: int  # of the prefill, G
+    attention_flops: int  # of all passes: scores and weighted values, each place that a token sees
 
     @property
     def matrix_flops(self) -> int:
@@ -140,13 +129,10 @@ def _fastest_way(rows: int, inputs: int, outputs: int, dtype: torch.dtype, ways:
     """The way with the best median over a few trials, taken in turns after one to warm up."""
     x, weight = torch.zeros(rows, inputs, dtype=dtype), torch.zeros(inputs, outputs, dtype=dtype)
     with torch.inference_mode():
-        ready = [way(weight, rows) for way in ways]
-        seconds: list[list[float]] = [[] for _ in ways]
-        for trial, (place, multiply) in product(range(1 + _TRIALS), enumerate(ready)):
-            turn = timed(partial(multiply, x))
-            if trial:
-                seconds[place].append(turn.seconds)
-    return ways[min(range(len(ways)), key=lambda place: median(seconds[place]))]
+        calls = {str(place): partial(timed, partial(way(weight, rows), x)) for place, way in enumerate(ways)}
+        turns = interleave(calls, 1 + _TRIALS)
+    medians = [median(turn.seconds for turn in of[1:]) for of in turns.values()]
+    return ways[medians.index(min(medians))]
 
 
 def _ways() -> list[Way]:

@@ -27,19 +27,12 @@ _NEVER = -1e4  # logit bias of an end token that must not come
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What an engine is given.
+    """What an engine is given."""
 
-    Attributes:
-        model: fp32, in evaluation mode.
-        prompts: G lists of token ids.
-        eos_token_id: ends a completion where completions end.
-        pad_token_id: fills shorter prompts of a batch.
-    """
-
-    model: PreTrainedModel
-    prompts: list[list[int]]
-    eos_token_id: int
-    pad_token_id: int
+    model: PreTrainedModel  # fp32, in evaluation mode
+    prompts: list[list[int]]  # G, token ids
+    eos_token_id: int  # ends a completion where completions end
+    pad_token_id: int  # fills shorter prompts of a batch
 
 
 def build_workload(case: Case) -> Workload:

@@ -6,7 +6,6 @@ import copy
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -26,15 +25,10 @@ _SAMPLE_SEED = 7
 
 
 class Beam(NamedTuple):
-    """One completion.
+    """One completion."""
 
-    Attributes:
-        tokens: up to and including the end token, where it came.
-        logprob: their summed log-probability, as the engine gives it.
-    """
-
-    tokens: tuple[int, ...]
-    logprob: float
+    tokens: tuple[int, ...]  # up to and including the end token, where it came
+    logprob: float  # their summed log-probability, as the engine gives it
 
 
 class Engine(ABC):
@@ -198,16 +192,6 @@ def _converter(workload: Workload) -> Any:
     return InMemoryConverter()
 
 
-@dataclass(slots=True)
-class _Path:
-    """A beam of the loop, with the keys and values of everything before its last token."""
-
-    tokens: tuple[int, ...]
-    score: float
-    cache: Any
-    logps_V: Tensor | None = None  # None: it has ended
-
-
 class LoopEngine(Engine):
     """A plain beam search, as the first BGRPO code has it: one forward pass per beam, its cache copied per beam."""
 
@@ -219,38 +203,25 @@ class LoopEngine(Engine):
         return [self._search(prompt, new_tokens) for prompt in prompts]
 
     def _search(self, prompt: Sequence[int], new_tokens: int) -> list[Beam]:
+        ended: list[Beam] = []
         cache = DynamicCache()
-        paths = [_Path((), 0.0, cache, self._next_logps(list(prompt), cache))]
-        for step in range(new_tokens):
-            paths = self._best_extensions(paths, is_last=step + 1 == new_tokens)
-            if all(path.logps_V is None for path in paths):
+        running = [(Beam((), 0.0), cache, self._next_logps(list(prompt), cache))]
+        for step in range(1, new_tokens + 1):
+            candidates: list[tuple[Beam, Any]] = [(beam, None) for beam in ended]
+            for beam, cache, logps_V in running:
+                best = logps_V.topk(min(self._width, logps_V.numel()))
+                for logp, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                    candidates.append((Beam((*beam.tokens, token), beam.logprob + logp), cache))
+            candidates = sorted(candidates, key=lambda candidate: -candidate[0].logprob)[: self._width]
+            ended = [beam for beam, _ in candidates if beam.tokens[-1] == self._eos or step == new_tokens]
+            running = []
+            for beam, cache in candidates:
+                if beam not in ended:
+                    own = copy.deepcopy(cache)
+                    running.append((beam, own, self._next_logps([beam.tokens[-1]], own)))
+            if not running:
                 break
-        return [Beam(path.tokens, path.score) for path in paths]
-
-    def _best_extensions(self, paths: list[_Path], is_last: bool) -> list[_Path]:
-        """The K best of all ended paths and all extensions of the others; the forward passes of those that go on."""
-        candidates: list[tuple[float, int | None, _Path]] = []
-        for path in paths:
-            if path.logps_V is None:
-                candidates.append((path.score, None, path))
-                continue
-            best = path.logps_V.topk(min(self._width, path.logps_V.numel()))
-            candidates += [
-                (path.score + logp, token, path)
-                for logp, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
-        candidates.sort(key=lambda candidate: -candidate[0])
-        return [
-            path if token is None else self._extend(path, token, score, is_last)
-            for score, token, path in candidates[: self._width]
-        ]
-
-    def _extend(self, path: _Path, token: int, score: float, is_last: bool) -> _Path:
-        tokens = (*path.tokens, token)
-        if is_last or token == self._eos:
-            return _Path(tokens, score, None)
-        cache = copy.deepcopy(path.cache)
-        return _Path(tokens, score, cache, self._next_logps([token], cache))
+        return ended
 
     def _next_logps(self, ids: list[int], cache: DynamicCache) -> Tensor:
         out = self._model(
@@ -262,15 +233,7 @@ class LoopEngine(Engine):
         return out.logits[0, -1].log_softmax(-1)
 
 
-_CLASSES: dict[str, type[Engine]] = {
-    "bgrpo": BgrpoEngine,
-    "generate": GenerateEngine,
-    "ctranslate2": CTranslate2Engine,
-    "ctranslate2-batched": CTranslate2Engine,
-    "loop": LoopEngine,
-}
-
-
 def make_engine(spec: EngineSpec, workload: Workload, case: Case) -> Engine:
     """The engine of this name."""
-    return _CLASSES[spec.engine](spec, workload, case)
+    classes: dict[str, type[Engine]] = {"bgrpo": BgrpoEngine, "generate": GenerateEngine, "loop": LoopEngine}
+    return classes.get(spec.engine, CTranslate2Engine)(spec, workload, case)

@@ -24,24 +24,17 @@ class CaseResult(NamedTuple):
 class RolloutBench:
     """What to measure.
 
-    Attributes:
-        cases: names, see :mod:`bgrpo.bench.rollouts.cases`.
-        engines: names.
-        threads: of every engine.
-        rounds, seconds, longest: see :func:`bgrpo.bench.rollouts.timed_case.measure_case`.
-        memory: of :data:`MEMORY`: peak memory on the case with the most completions, on all, or not at all.
-
     Raises:
         UserError: an unknown name.
     """
 
     cases: Sequence[str]
     engines: Sequence[str]
-    threads: int
-    rounds: int
+    threads: int  # of every engine
+    rounds: int  # this and the next two: see timed_case.measure_case
     seconds: float
     longest: float
-    memory: str
+    memory: str  # of MEMORY: peak memory on the case with the most completions, on all, or not at all
 
     def __post_init__(self) -> None:
         choose_cases(self.cases)

@@ -136,17 +136,15 @@ def measured_row(
 ) -> dict[str, Any]:
     """The row of an engine that was timed, plain values for JSON. All figures are of medians over the rounds.
 
+    ``ratios`` holds this engine's rate over that of every engine timed, by name; ``floor_gap`` is the time per sequence
+    over that of the floor in the same precision, ``torch_mm_floor_gap`` over that of one made by ``torch.mm`` only.
+
     Args:
         spec: the engine.
         case: what it decoded.
         turns: of every engine and floor, by name.
         sequences: completions per turn of every engine, by name.
         agreement: how it compares with our engine in fp32.
-
-    Returns:
-        ``ratios`` holds this engine's rate over that of every engine timed, by name; ``floor_gap`` is the time per
-        sequence over that of the floor in the same precision, ``torch_mm_floor_gap`` over that of a floor whose
-        products are all made by ``torch.mm``.
     """
     medians = {name: median(turn.seconds for turn in of) for name, of in turns.items()}
     rates = {name: sequences[name] / medians[name] for name in ENGINES if name in sequences}

@@ -44,41 +44,24 @@ LARGE = {"layers": 6, "heads": 8, "width": 512, "context": 512}
 LARGE_ACTORS = 4
 
 
-_COSTS: dict[str, Callable[[Costs], float]] = {
-    "decoding a request, median": lambda costs: statistics.median(costs.request_s),
-    "decoding, 5 %": lambda costs: statistics.quantiles(costs.request_s, n=20)[0],
-    "decoding, 95 %": lambda costs: statistics.quantiles(costs.request_s, n=20)[-1],
-    "learning from it": lambda costs: costs.learn_s,
-    "verifying it": lambda costs: costs.verify_s,
-    "the service's work": lambda costs: costs.service_s,
-    "travel": lambda costs: costs.travel_s,
-    "the service's answer to a learner": lambda costs: costs.answer_s,
-    "a learner's receipt": lambda costs: costs.fetch_s,
-    "publishing a version": lambda costs: costs.publish_s,
-    "loading a version": lambda costs: costs.load_s,
-}
+_PER_REQUEST = ("learn_s", "verify_s", "service_s", "travel_s", "answer_s", "fetch_s")
+_PER_VERSION = ("publish_s", "load_s")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Figures of this machine.
 
-    Attributes:
-        costs: of the shipped policy on quickstart's problems.
-        completions_per_request: of that workload.
-        requests: of one measured batch.
-        rollouts_per_s: by number of rollout actors, weights fixed.
-        large: of a policy of 19 million random weights. Its answers have all the same length, so that its requests are
-            given the spread of the shipped policy's; its learning is given the same ratio to decoding.
-        large_publish_s: until :data:`LARGE_ACTORS` actors hold its new weights, once per publication.
+    ``large`` is a policy of 19 million random weights. Its answers have all the same length, so its requests are given
+    the spread of the shipped policy's; its learning is given the same ratio to decoding.
     """
 
-    costs: Costs
-    completions_per_request: int
-    requests: int
-    rollouts_per_s: dict[int, float]
+    costs: Costs  # of the shipped policy on quickstart's problems
+    completions_per_request: int  # of that workload
+    requests: int  # of one measured batch
+    rollouts_per_s: dict[int, float]  # by number of rollout actors, weights fixed
     large: Costs
-    large_publish_s: list[float]
+    large_publish_s: list[float]  # until LARGE_ACTORS actors hold its new weights, once per publication
 
     def simulated_rates(self) -> dict[int, float]:
         """Completions per second that the simulation gives for what was measured: no learning, one learner."""
@@ -90,16 +73,19 @@ class Measured:
         """What was measured, for people."""
         simulated, published = self.simulated_rates(), sorted(self.large_publish_s)
         rates = [[str(n), f"{rate:.0f}", f"{simulated[n]:.0f}"] for n, rate in self.rollouts_per_s.items()]
-        costs = [
-            [what, *(f"{1e3 * read(policy):.1f}" for policy in (self.costs, self.large))]
-            for what, read in _COSTS.items()
-        ]
+        rows = []
+        for policy, costs in (("shipped", self.costs), ("19M", self.large)):
+            twentieths = statistics.quantiles(costs.request_s, n=20)
+            decode = [statistics.median(costs.request_s), twentieths[0], twentieths[-1]]
+            others = [getattr(costs, name) for name in _PER_REQUEST + _PER_VERSION]
+            rows.append([policy, *(f"{1e3 * seconds:.1f}" for seconds in decode + others)])
+        headings = ["decode", "5 %", "95 %", *(name.removesuffix("_s") for name in _PER_REQUEST + _PER_VERSION)]
         weights = f"{self.large.weight_bytes / 1e6:.0f} MB of weights until {LARGE_ACTORS} actors hold them: seconds"
         held = [f"{statistics.median(published):.2f}", f"{published[-1]:.2f}", str(len(published))]
         return [
             make_table("completions/s at fixed weights", ["rollout actors", "measured", "simulated"], rates),
             make_table(weights, ["", "median", "worst", "of"], [["", *held]]),
-            make_table("milliseconds, one process", ["", "shipped", "19M"], costs),
+            make_table("milliseconds per request; publish, load: per version", ["", *headings], rows),
         ]
 
 
@@ -109,12 +95,8 @@ class _Service:
     def __init__(self, config: TrainConfig, prepared: Preparation) -> None:
         self.config = config
         self.model = prepared.policy.model
-        self.actor: Any = start_service(
-            config,
-            decode_settings(config, prepared.policy.tokenizer),
-            prepared.prompts,
-            prepared.policy.model.config.vocab_size,
-        )
+        settings = decode_settings(config, prepared.policy.tokenizer)
+        self.actor: Any = start_service(config, settings, prepared.prompts, self.model.config.vocab_size)
         self.source = ServiceRolloutSource(self.actor, config)
 
     def wait_for_actors(self) -> None:
@@ -240,15 +222,12 @@ def _learning_s(config: TrainConfig, prepared: Preparation, groups: list[ScoredG
     short = config.model_copy(update={"steps": LEARNING_STEPS, "rollout": rollout})
     seconds: list[float] = []
     with tempfile.TemporaryDirectory(prefix="bgrpo-scaling-") as folder:
-        BGRPOTrainer(
-            short,
-            prepared.policy.model,
-            prepared.policy.tokenizer,
-            ReplayedGroups(groups),
-            len(groups),
-            Path(folder),
+        policy, source = prepared.policy, ReplayedGroups(groups)
+        trainer = BGRPOTrainer(
+            short, policy.model, policy.tokenizer, source, len(groups), Path(folder),
             on_step=lambda metrics: seconds.append(metrics["seconds/learn"]),
-        ).run()
+        )  # fmt: skip
+        trainer.run()
     torch.set_num_threads(threads)
     return statistics.median(seconds[1:])
 

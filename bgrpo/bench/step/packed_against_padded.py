@@ -48,10 +48,8 @@ def compare_updates(case: UpdateCase, padded_groups: int, rounds: int) -> list[d
     """
     workload = build_workload(case)
     model = workload.model.train()
-    kinds = {
-        "beams": workload.groups,
-        "sharing nothing": without_sharing(workload.groups, model.config.vocab_size),
-    }
+    scrambled = without_sharing(workload.groups, model.config.vocab_size)
+    kinds = {"beams": workload.groups, "sharing nothing": scrambled}
     errors = {name: _gradient_error(model, groups) for name, groups in kinds.items()}
     some = workload.groups[:padded_groups]
     measured = {name: partial(_packed, model, groups) for name, groups in kinds.items()}

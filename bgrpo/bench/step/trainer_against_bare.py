@@ -57,9 +57,8 @@ def compare_learners(case: UpdateCase, steps: int) -> dict[str, Any]:
         source.stop()
     error = _distance(workload.model, bare.model) / _distance(start, bare.model)
     if not error < TOLERANCE:
-        raise DisagreementError(
-            f"{case.name}: the trainer's weights differ from the bare loop's by {error:.1e} of the way"
-        )
+        wrong = "the trainer's weights differ from the bare loop's"
+        raise DisagreementError(f"{case.name}: {wrong} by {error:.1e} of the way")
     trainer_s, bare_s = source.trainer_s[WARM_UP:], source.bare_s[WARM_UP:]
     return {
         "case": case.name,

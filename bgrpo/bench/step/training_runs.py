@@ -57,10 +57,10 @@ def measure_runs(names: Sequence[str], on_run: Callable[[], None]) -> Iterator[d
         configs = {name: _config(name, Path(folder)) for name in names}
         widest = max(configs.values(), key=lambda config: config.rollout.cpus_per_actor)
         rows: list[dict[str, Any]] = []
-        with ray_session(training_demand(_with_learners(widest, max(LEARNERS)))):
+        with ray_session(training_demand(_changed(widest, "learner", workers=max(LEARNERS)))):
             for name, config in configs.items():
                 for learners in LEARNERS:
-                    rows.append({"run": name} | _measure_run(_with_learners(config, learners)))
+                    rows.append({"run": name} | _measure_run(_changed(config, "learner", workers=learners)))
                     yield rows[-1]
                     on_run()
             config = next(iter(configs.values()))
@@ -74,29 +74,19 @@ def measure_runs(names: Sequence[str], on_run: Callable[[], None]) -> Iterator[d
 
 
 def _config(name: str, folder: Path) -> TrainConfig:
-    common = [
-        "evaluation.final=false",
-        f"checkpoint.every={10 * RUNS[name]}",
-        f"steps={RUNS[name] + WARM_UP}",
-        f"run.dir={folder / 'runs'}",
-    ]
-    if name == "quickstart":
-        return load_config(TrainConfig, "quickstart", common)
-    tokenizer = load_policy("shipped").tokenizer
-    policy = folder / "policy"
-    save_policy(endless_policy(replace(LARGE_SHAPE, context=512), tokenizer), tokenizer, policy)
-    problems = "{kind: single, degrees: [[4, 4]], coefficients: 5, leading: positive}"
-    large = [f"task.{part}.options={problems}" for part in ("train", "validation", "test")]
-    large += [f"task.{part}.count={count}" for part, count in (("train", 200), ("validation", 20), ("test", 20))]
-    large += [f"rollout.group_size={LARGE.size}", f"rollout.prompts_per_step={LARGE.groups}"]
-    large += [f"rollout.max_new_tokens={LARGE.new_tokens}", "rollout.prompts_per_request=2"]
-    return load_config(
-        TrainConfig, "quickstart", [*common, *large, "rollout.skip_uninformative=false", f"policy.path={policy}"]
-    )
-
-
-def _with_learners(config: TrainConfig, learners: int) -> TrainConfig:
-    return _changed(config, "learner", workers=learners)
+    options = ["evaluation.final=false", f"checkpoint.every={10 * RUNS[name]}", f"steps={RUNS[name] + WARM_UP}"]
+    options.append(f"run.dir={folder / 'runs'}")
+    if name != "quickstart":
+        tokenizer = load_policy("shipped").tokenizer
+        policy = folder / "policy"
+        save_policy(endless_policy(replace(LARGE_SHAPE, context=512), tokenizer), tokenizer, policy)
+        problems = "{kind: single, degrees: [[4, 4]], coefficients: 5, leading: positive}"
+        for part, problem_count in (("train", 200), ("validation", 20), ("test", 20)):
+            options += [f"task.{part}.options={problems}", f"task.{part}.count={problem_count}"]
+        options += [f"rollout.group_size={LARGE.size}", f"rollout.prompts_per_step={LARGE.groups}"]
+        options += [f"rollout.max_new_tokens={LARGE.new_tokens}", "rollout.prompts_per_request=2"]
+        options += ["rollout.skip_uninformative=false", f"policy.path={policy}"]
+    return load_config(TrainConfig, "quickstart", options)
 
 
 def _changed(config: TrainConfig, section: str, **values: object) -> TrainConfig:

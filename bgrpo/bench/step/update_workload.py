@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from bgrpo.bench.rollouts.cases import ModelShape
 from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.decoding import DecodeEngine
 from bgrpo.groups import Completion, Group, ScoredGroup
@@ -26,34 +27,15 @@ _SEED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
-    """A GPT-2-shaped policy with random weights."""
-
-    layers: int
-    heads: int
-    width: int
-    context: int
-
-
-@dataclass(frozen=True, slots=True)
 class UpdateCase:
-    """One update's groups.
+    """One update's groups."""
 
-    Attributes:
-        name: for people.
-        shape: of a policy with random weights; None: the shipped policy, on the quickstart's problems.
-        groups: per update.
-        size: completions of a group.
-        prompt_tokens: length of each prompt, where weights are random.
-        new_tokens: length of each completion, where weights are random.
-    """
-
-    name: str
-    shape: ModelShape | None
-    groups: int
-    size: int
-    prompt_tokens: int = 0
-    new_tokens: int = 0
+    name: str  # for people
+    shape: ModelShape | None  # of a policy with random weights; None: the shipped policy, on the quickstart's problems
+    groups: int  # per update
+    size: int  # completions of a group
+    prompt_tokens: int = 0  # of each prompt, where weights are random
+    new_tokens: int = 0  # of each completion, where weights are random
 
 
 SHIPPED = UpdateCase("shipped 0.6M, 32 × 10", None, 32, 10)
@@ -65,19 +47,12 @@ TINY = UpdateCase("tiny, 2 × 4", ModelShape(2, 2, 32, 64), 2, 4, 12, 6)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A case made ready.
+    """A case made ready."""
 
-    Attributes:
-        config: of the run that would make this update.
-        model: the policy, fp32.
-        tokenizer: of the policy.
-        groups: scored groups, one per problem.
-    """
-
-    config: TrainConfig
-    model: PreTrainedModel
+    config: TrainConfig  # of the run that would make this update
+    model: PreTrainedModel  # fp32
     tokenizer: PreTrainedTokenizerBase
-    groups: list[ScoredGroup]
+    groups: list[ScoredGroup]  # one per problem
 
 
 def build_workload(case: UpdateCase) -> Workload:
