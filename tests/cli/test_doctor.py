@@ -137,7 +137,7 @@ def test_a_policy_that_solves_nothing_is_damaged(tmp_path: Path, monkeypatch: py
     io.save_policy(untrained, tokenizer, tmp_path / "policy")
     monkeypatch.setattr(io, "SHIPPED_POLICY", tmp_path / "policy")
     check = doctor.check_policy()
-    assert (check.status, check.detail) == ("fail", "shipped policy solves 0 of 5 easy problems")
+    assert (check.status, check.detail) == ("fail", "shipped policy solves 0 of 5 problems")
 
 
 @pytest.mark.skipif(not SHIPPED_POLICY.is_dir(), reason=f"{SHIPPED_POLICY} is not there yet")

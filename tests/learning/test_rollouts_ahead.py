@@ -206,6 +206,15 @@ def test_groups_that_are_not_the_next_step_s_are_refused(tmp_path: Path, fault: 
         resumed_run(tmp_path, checkpoint)
 
 
+def test_rollouts_of_an_earlier_layout_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    _, store, _ = whole_run(tmp_path)
+    checkpoint = store.directory / f"step-{CUT:08d}"
+    old = {"index": 0, "prompt_ids": [2], "completions": [], "outcomes": [], "version": 1, "scores": None}
+    (checkpoint / "rollouts.json").write_text(json.dumps([old]))
+    with pytest.raises(UserError, match=rf"earlier bgrpo.*policy\.path={policy_folder(checkpoint)}"):
+        resumed_run(tmp_path, checkpoint)
+
+
 def test_only_zero_and_one_can_be_asked_for() -> None:
     for bound in (-1, 2):
         with pytest.raises(UserError, match=r"rollout\.max_staleness"):
