@@ -27,6 +27,14 @@ RAY_ENVIRONMENT = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Build the decoding kernel once, before several processes of pytest-xdist would each build it."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        from bgrpo.decoding.compiled import compiled_kernel
+
+        compiled_kernel()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data files beside the repository; tests that ask for it are skipped where it is absent."""
