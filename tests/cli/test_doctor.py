@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bgrpo.cli import doctor
@@ -90,8 +91,8 @@ def test_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_cores().status == "warn"
 
 
-def test_memory_of_this_machine_is_plausible() -> None:
-    assert 2**26 < doctor._free_memory_bytes() < 2**45
+def test_free_memory_is_in_bytes_and_no_more_than_there_is() -> None:
+    assert 2**26 < doctor._free_memory_bytes() <= psutil.virtual_memory().total
 
 
 def test_a_ray_that_hangs_is_ended_at_the_limit(tmp_path: Path) -> None:
