@@ -11,19 +11,22 @@ from typing import Any
 
 from rich.console import Console
 
-from bgrpo.bench.output import Output
+from bgrpo.bench.output import Output, make_table
 from bgrpo.bench.turns import DisagreementError
 from bgrpo.display.terminal import progress_bar
+from bgrpo.tasks.base import Task, ability
 
 
-def measure_task(seconds: float, as_json: bool) -> int:
+def measure_task(task: Task, seconds: float, as_json: bool) -> int:
     """Print the speed of the check and of the generator."""
-    from bgrpo.bench.task_speed import run, task_table
-
+    measure_speed = ability(task, "measure_speed", "bgrpo bench task")
     output = Output(None, as_json)
     with Console(stderr=True).status("measuring"):
-        result = run(seconds)
-    output.show(task_table(result))
+        result = measure_speed(seconds)
+    figures: dict[str, float] = {}
+    for name, found in result.items():
+        figures |= {f"{name}, {of}": value for of, value in found.items()} if isinstance(found, dict) else {name: found}
+    output.show(make_table(f"{task.name}, one core", ["", ""], [[name, f"{x:,.1f}"] for name, x in figures.items()]))
     output.finish(result)
     return 0
 

@@ -44,7 +44,7 @@ def draw_rollouts(result: Mapping[str, Any]) -> Figure:
     machine = result["machine"]
     models = _panels([row for row in result["rows"] if row["skipped"] is None])
     groups = max((sum(map(_width, panels.values())) for panels in models.values()), default=2)
-    figure = Figure(figsize=(2 + 1.6 * groups, 1.2 + 3.2 * len(models)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(8, 2 + 1.6 * groups), 1.2 + 3.2 * len(models)), dpi=DPI, layout="constrained")
     where = f"{machine['cpu']}, {machine['threads']} thread(s), torch {machine['versions']['torch']}"
     figure.suptitle(f"Rollouts per second: {where}, tuned malloc for all", fontsize=11, color=INK)
     handles: dict[str, Any] = {}

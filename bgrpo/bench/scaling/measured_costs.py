@@ -26,13 +26,12 @@ from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
 from bgrpo.distributed.rollout.service import start_service
 from bgrpo.distributed.session.session import Demand, ray_session
-from bgrpo.groups import Group, ScoredGroup
+from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters, load_flat_parameters
 from bgrpo.policies.io import LoadedPolicy, save_policy
 from bgrpo.runs.preparation import Preparation, check_input
-from bgrpo.scoring.check_process import CheckProcess, check_arguments
-from bgrpo.scoring.groups import completions_to_check
+from bgrpo.scoring.judge import Judge, finished_texts
 
 REQUESTS = 12
 """Of one measured batch."""
@@ -74,18 +73,19 @@ class Measured:
         simulated, published = self.simulated_rates(), sorted(self.large_publish_s)
         rates = [[str(n), f"{rate:.0f}", f"{simulated[n]:.0f}"] for n, rate in self.rollouts_per_s.items()]
         rows = []
-        for policy, costs in (("shipped", self.costs), ("19M", self.large)):
+        for costs in (self.costs, self.large):
             twentieths = statistics.quantiles(costs.request_s, n=20)
             decode = [statistics.median(costs.request_s), twentieths[0], twentieths[-1]]
             others = [getattr(costs, name) for name in _PER_REQUEST + _PER_VERSION]
-            rows.append([policy, *(f"{1e3 * seconds:.1f}" for seconds in decode + others)])
-        headings = ["decode", "5 %", "95 %", *(name.removesuffix("_s") for name in _PER_REQUEST + _PER_VERSION)]
+            rows.append([f"{1e3 * seconds:.1f}" for seconds in decode + others])
+        names = ["decode", "decode, 5 %", "decode, 95 %", *(name.removesuffix("_s") for name in _PER_REQUEST)]
+        names += [f"{name.removesuffix('_s')}, per version" for name in _PER_VERSION]
         weights = f"{self.large.weight_bytes / 1e6:.0f} MB of weights until {LARGE_ACTORS} actors hold them: seconds"
         held = [f"{statistics.median(published):.2f}", f"{published[-1]:.2f}", str(len(published))]
         return [
             make_table("completions/s at fixed weights", ["rollout actors", "measured", "simulated"], rates),
             make_table(weights, ["", "median", "worst", "of"], [["", *held]]),
-            make_table("milliseconds per request; publish, load: per version", ["", *headings], rows),
+            make_table("milliseconds per request", ["", "shipped", "19M"], zip(names, *rows, strict=True)),
         ]
 
 
@@ -96,7 +96,7 @@ class _Service:
         self.config = config
         self.model = prepared.policy.model
         settings = decode_settings(config, prepared.policy.tokenizer)
-        self.actor: Any = start_service(config, settings, prepared.prompts, self.model.config.vocab_size)
+        self.actor: Any = start_service(config, settings, prepared.splits.train, self.model.config.vocab_size)
         self.source = ServiceRolloutSource(self.actor, config)
 
     def wait_for_actors(self) -> None:
@@ -157,7 +157,7 @@ def _decode(
 ) -> tuple[dict[int, float], list[ScoredGroup], dict[str, Any]]:
     """Batches of requests on one actor and on two, in turns, with the same weights."""
     batch = REQUESTS * one.config.rollout.prompts_per_request
-    indices = [index % len(prepared.prompts) for index in range(batch)]
+    indices = [index % len(prepared.splits.train) for index in range(batch)]
     publish_s = [service.publish(0)[0] for service in (one, two)]
     for service in (one, two):  # first batches pay for what is set up on first use
         groups = service.source.collect(0, 0, indices, 0)
@@ -202,9 +202,8 @@ def _verification_and_learning(
     config: TrainConfig, prepared: Preparation, groups: list[ScoredGroup]
 ) -> dict[str, float]:
     """Seconds per request of one verifier and of one learner."""
-    texts = [prepared.prompts[group.index][0] for group in groups]
-    items = completions_to_check(texts, [Group(group.completions) for group in groups], prepared.policy.tokenizer)
-    with CheckProcess(**check_arguments(config)) as checks:
+    items = finished_texts([prepared.splits.train[group.index] for group in groups], groups)
+    with Judge(config).start() as checks:
         checks.run(items[:1])  # the child's start
         verify_s = timed(lambda: checks.run(items)).seconds / REQUESTS
     requests = config.rollout.prompts_per_step / config.rollout.prompts_per_request
@@ -240,7 +239,7 @@ def _large_policy(config: TrainConfig, prepared: Preparation, costs: Costs) -> t
     model = build_policy(tokenizer, **LARGE, seed=0)
     with tempfile.TemporaryDirectory(prefix="bgrpo-scaling-") as folder:
         save_policy(model, tokenizer, Path(folder) / "policy")
-        large = Preparation(LoadedPolicy(model, tokenizer, folder), prepared.splits, prepared.prompts)
+        large = Preparation(LoadedPolicy(model, tokenizer, folder), prepared.splits)
         policy = config.policy.model_copy(update={"path": str(Path(folder) / "policy")})
         with _service(config.model_copy(update={"policy": policy}), large, LARGE_ACTORS) as service:
             published = []

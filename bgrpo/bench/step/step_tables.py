@@ -103,9 +103,11 @@ def draw_step(result: Mapping[str, Any]) -> Figure:
         left.barh(names, widths, left=start, label=part, color=color)
         start = [a + b for a, b in zip(start, widths, strict=True)]
     left.set_title("share of a training step")
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
+    if runs:
+        left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
     names = [f"{row['case']}\n{row['completions']}" for row in sharing]
     bars = right.barh(names, [row["ratio"] for row in sharing], color=COLORS[0], height=0.6)
     right.bar_label(bars, [f" {row['ratio']:.1f}×" for row in sharing])
+    right.margins(x=0.12)
     right.set_title("packed update: times as fast as padded rows")
     return figure

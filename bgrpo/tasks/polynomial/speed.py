@@ -9,9 +9,6 @@ from itertools import count as count_from
 from itertools import cycle
 from typing import Any
 
-from rich.table import Table
-
-from bgrpo.bench.output import make_table
 from bgrpo.tasks.polynomial.generator import Generated, generate
 from bgrpo.tasks.polynomial.options import GeneratorOptions
 from bgrpo.tasks.polynomial.verifier import check, read_target
@@ -28,7 +25,7 @@ _PROBLEMS = 300
 _BLOCK = 50  # operations between two looks at the clock
 
 
-def run(seconds: float = 3.0) -> dict[str, Any]:
+def measure_speed(seconds: float = 3.0) -> dict[str, Any]:
     """Measure each of three things for ``seconds``; times are CPU time of this thread.
 
     Checks are of 4∘4 problems with coefficients up to 20: own answers, and as many wrong variants of them, each with
@@ -53,15 +50,6 @@ def run(seconds: float = 3.0) -> dict[str, Any]:
         "lines_per_s": lines_per_s,
         "speed_up": {"check": ORIGINAL_MICROSECONDS_PER_CHECK / microseconds, **speed_up},
     }
-
-
-def task_table(result: dict[str, Any]) -> Table:
-    """The result of :func:`run` for people."""
-    check, lines = result["microseconds_per_check"], result["lines_per_s"]
-    rows = [["µs per check", f"{check:.1f}", f"{ORIGINAL_MICROSECONDS_PER_CHECK:,}"]]
-    rows += [[f"lines/s, {name}", f"{lines[name]:,.0f}", str(ORIGINAL_LINES_PER_S[name])] for name in lines]
-    cells = [[*row, f"{times:,.0f}×"] for row, times in zip(rows, result["speed_up"].values(), strict=True)]
-    return make_table("one core", ["", "here", "original project", "times as fast"], cells)
 
 
 def _wrong_variant(problem: Generated) -> tuple[str, str]:
