@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from bgrpo.cluster.local_state import StateFolder
 from bgrpo.errors import UserError
-from bgrpo.runs.tracking import redact_credentials
+from bgrpo.runs.redaction import redact_credentials
 
 EXCLUDED = [".venv", ".git", "runs", "mlruns", "mlflow.db", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist"]
 POLL_S = 1.0

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from bgrpo.config import TrackingSection, load_config
 from bgrpo.errors import UserError
-from bgrpo.runs.tracking import Tracker, open_command, redact_credentials, tracking_uri, valid_name
+from bgrpo.runs.redaction import redact_credentials
+from bgrpo.runs.tracking import Tracker, open_command, tracking_uri, valid_name
 
 SECTION = load_config(TrackingSection, None)
 
