@@ -18,18 +18,7 @@ from bgrpo.cluster.local_state import StateFolder
 from bgrpo.errors import UserError
 from bgrpo.runs.redaction import redact_credentials
 
-EXCLUDED = [
-    ".venv",
-    ".git",
-    "*.egg-info",
-    ".*_cache",
-    ".hypothesis",
-    "/runs",
-    "/mlruns",
-    "/mlflow.db",
-    "/build",
-    "/dist",
-]
+EXCLUDED = ".venv .git *.egg-info .*_cache .hypothesis /runs /mlruns /mlflow.db /build /dist".split()
 """As in a .gitignore; those with a slash only in the folder itself: the package has a folder ``runs`` too."""
 
 POLL_S = 1.0
