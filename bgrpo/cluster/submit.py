@@ -18,7 +18,8 @@ from bgrpo.cluster.local_state import StateFolder
 from bgrpo.errors import UserError
 from bgrpo.runs.redaction import redact_credentials
 
-EXCLUDED = ".venv .git *.egg-info .*_cache .hypothesis /runs /mlruns /mlflow.db /build /dist".split()
+CACHES = [".venv", ".git", "*.egg-info", ".*_cache", ".hypothesis"]
+EXCLUDED = [*CACHES, "/runs", "/mlruns", "/mlflow.db", "/build", "/dist"]
 """As in a .gitignore; those with a slash only in the folder itself: the package has a folder ``runs`` too."""
 
 POLL_S = 1.0
