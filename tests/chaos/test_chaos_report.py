@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from bgrpo.chaos.comparison import ResultComparison, compare_metrics, compare_runs
-from bgrpo.chaos.faults import Fault, FaultKind
-from bgrpo.chaos.memory import MemoryTrend
+from bgrpo.chaos.chaos_report import ChaosReport
+from bgrpo.chaos.memory_growth import MemoryTrend
 from bgrpo.chaos.recovery import FaultRecord
-from bgrpo.chaos.report import ChaosReport
+from bgrpo.chaos.run_comparison import ResultComparison, compare_metrics, compare_runs
+from bgrpo.chaos.schedule import Fault, FaultKind
 from bgrpo.runs.folder import RunFolder
 
 STEPS = 4
@@ -41,7 +41,7 @@ WEIGHTS = np.array([1.0, -0.0, 3.0], np.float32)
 
 def test_equal_runs_are_the_same_whatever_their_times(tmp_path: Path) -> None:
     comparison = compare_runs(make_run(tmp_path / "a", WEIGHTS), make_run(tmp_path / "bb", WEIGHTS))
-    assert comparison == ResultComparison(True, 0.0, []) and comparison.same
+    assert comparison == ResultComparison(True, 0.0, [])
 
 
 @pytest.mark.parametrize(
