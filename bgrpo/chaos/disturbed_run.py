@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -232,10 +232,8 @@ class FollowedRun:
         """Wait until every process that was hit is gone, and kill what is not."""
         deadline = time.monotonic() + GONE_S
         left: list[Victim] = []
-        for node, victims in groupby(sorted(self._hit, key=lambda victim: victim.node), lambda victim: victim.node):
+        for victim in self._hit:
             limit_s = max(0.0, deadline - time.monotonic())
-            try:
-                left += self._hands.call(node, end_leftovers, list(victims), limit_s, patience_s=limit_s)
-            except RayError:  # gone with its node
-                continue
+            with suppress(RayError):  # gone with its node
+                left += self._hands.call(victim.node, end_leftovers, [victim], limit_s, patience_s=limit_s)
         return [f"{victim.name} (pid {victim.pid})" for victim in left]

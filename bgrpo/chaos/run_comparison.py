@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,11 @@ def compare_metrics(expected: Sequence[Mapping[str, Any]], found: Sequence[Mappi
     """What differs between the steps of two runs, in words; times are not compared."""
     steps, others = [line["step"] for line in expected], [line["step"] for line in found]
     if steps != others:
-        return [f"the steps differ: {_steps_text(steps)} undisturbed, {_steps_text(others)} disturbed"]
+        lost, more = Counter(steps) - Counter(others), Counter(others) - Counter(steps)
+        shown = [sorted(count)[:DIFFERENCES_SHOWN] for count in (lost, more)]
+        return [
+            f"the steps differ: {len(steps)} undisturbed, {len(others)} disturbed; lost {shown[0]}, added {shown[1]}"
+        ]
     problems = [
         f"step {before['step']}: {name} is {after.get(name)}, undisturbed {before.get(name)}"
         for before, after in zip(expected, found, strict=True)
@@ -75,13 +80,3 @@ def _compare_policies(expected: Path, found: Path) -> tuple[bool, float | None]:
 
 def _is_timed(name: str) -> bool:
     return name in TIMED or name.startswith(TIMED_PREFIX)
-
-
-def _steps_text(steps: Sequence[int]) -> str:
-    if not steps:
-        return "none"
-    missing = sorted(set(range(steps[0], steps[-1] + 1)) - set(steps))
-    doubled = sorted({step for step in steps if steps.count(step) > 1})
-    notes = {"without": missing, "twice": doubled}
-    texts = [f"{word} {', '.join(map(str, found[:5]))}" for word, found in notes.items() if found]
-    return " ".join([f"{steps[0]} to {steps[-1]}", *texts])

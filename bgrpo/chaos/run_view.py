@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from bgrpo.chaos.faults import TITLES, Missed, Victim, hit, last_step, private_memory
+from bgrpo.chaos.faults import TITLES, Missed, Victim, end_leftovers, hit, last_step, private_memory
 from bgrpo.chaos.memory_growth import MemorySample
 from bgrpo.chaos.recovery import LearnerLife, Sight
 from bgrpo.distributed.rollout.service import SERVICE_NAMESPACE
@@ -135,13 +135,9 @@ class Driver:
 
     def end(self) -> None:
         """Have it save a checkpoint and end, within a bound."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        if self._process is not None and (pid := self.pid) is not None:
+            self._process.terminate()
+            end_leftovers([Victim(pid)], END_S)
             self._process.wait()
 
     def last_words(self, lines: int = 15) -> str:

@@ -12,12 +12,7 @@ from typing import TypeVar
 from bgrpo.errors import UserError
 
 T = TypeVar("T")
-SIGNALS = {
-    "kill": signal.SIGKILL,
-    "stop": signal.SIGSTOP,
-    "terminate": signal.SIGTERM,
-    "remove": signal.SIGKILL,
-}
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM, "remove": signal.SIGKILL}
 
 
 class FaultKind(StrEnum):

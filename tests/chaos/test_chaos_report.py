@@ -71,9 +71,10 @@ def test_steps_lost_or_doubled_are_named() -> None:
     lost, doubled = lines(), lines()
     del lost[2]
     doubled.insert(3, doubled[2])
-    assert compare_metrics(lines(), lost) == ["the steps differ: 1 to 5 undisturbed, 1 to 5 without 3 disturbed"]
-    assert compare_metrics(lines(), doubled) == ["the steps differ: 1 to 5 undisturbed, 1 to 5 twice 3 disturbed"]
-    assert compare_metrics(lines(), []) == ["the steps differ: 1 to 5 undisturbed, none disturbed"]
+    assert compare_metrics(lines(), lost) == ["the steps differ: 5 undisturbed, 4 disturbed; lost [3], added []"]
+    assert compare_metrics(lines(), doubled) == ["the steps differ: 5 undisturbed, 6 disturbed; lost [], added [3]"]
+    assert compare_metrics(lines(), [])[0].endswith("5 undisturbed, 0 disturbed; lost [1, 2, 3, 4, 5], added []")
+    assert compare_metrics(lines(), lines()[::-1])[0].endswith("lost [], added []"), "in another order"
 
 
 def test_a_lost_group_is_named_and_long_lists_are_cut() -> None:
