@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bgrpo.chaos import disturbed_run
 from bgrpo.chaos.schedule import DEFAULT_KINDS
 from bgrpo.cli.app import main
 from bgrpo.config import TrainConfig, load_config
@@ -42,6 +43,12 @@ def write_config(folder: Path, steps: int) -> Path:
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(tree))
     return file
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fault is left out because learners or a driver start slowly on a busy machine."""
+    monkeypatch.setattr(disturbed_run, "PATIENCE_S", 600.0)
 
 
 def disturb(capsys: pytest.CaptureFixture[str], folder: Path, kinds: str, *arguments: str) -> dict[str, Any]:
