@@ -13,7 +13,7 @@ from typing import Any
 from ray.exceptions import RayActorError, RayError
 
 from bgrpo.chaos.chaos_report import ChaosReport
-from bgrpo.chaos.faults import Victim, end_leftovers, hit
+from bgrpo.chaos.faults import Missed, Victim, end_leftovers, hit
 from bgrpo.chaos.memory_growth import MemorySample, memory_trends
 from bgrpo.chaos.recovery import Recoveries, Sight
 from bgrpo.chaos.run_comparison import compare_runs
@@ -196,6 +196,8 @@ class FollowedRun:
                     found = self._hit_worker(fault, self._view.victims(role))
         except RayError as error:
             return f"its node does not answer: {type(error).__name__}"
+        except Missed as miss:  # the driver ended just now
+            return str(miss)
         if isinstance(found, str):
             return found
         words = f"node {found.node[:8]}" if fault.kind.target == "node" else f"{found.name} (pid {found.pid})"
@@ -214,8 +216,9 @@ class FollowedRun:
         pid = self._driver.pid
         if pid is None or self._ending or len(self._view.learners()) < self._learners:
             return "the driver is starting or ending"
+        found = hit(Victim(pid, name="driver"), fault.kind.signal)
         self._ending = True
-        return hit(Victim(pid, name="driver"), fault.kind.signal)
+        return found
 
     def _remove_node(self, fault: Fault) -> Victim | str:
         """The victim is one of the actors that the node takes with it."""

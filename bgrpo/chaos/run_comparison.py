@@ -53,7 +53,7 @@ def compare_metrics(expected: Sequence[Mapping[str, Any]], found: Sequence[Mappi
     """What differs between the steps of two runs, in words; times are not compared."""
     steps, others = [line["step"] for line in expected], [line["step"] for line in found]
     if steps != others:
-        lost, more = Counter(steps) - Counter(others), Counter(others) - Counter(steps)
+        lost, added = Counter(steps) - Counter(others), Counter(others) - Counter(steps)
         shown = [sorted(count)[:DIFFERENCES_SHOWN] for count in (lost, more)]
         return [
             f"the steps differ: {len(steps)} undisturbed, {len(others)} disturbed; lost {shown[0]}, added {shown[1]}"

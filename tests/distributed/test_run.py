@@ -24,7 +24,7 @@ from bgrpo.policies.model import build_policy
 from bgrpo.runs.folder import RunFolder
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 STEPS = 8
 
 

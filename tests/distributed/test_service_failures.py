@@ -122,6 +122,7 @@ def test_a_stopped_verifier_is_replaced(policy_dir: Path) -> None:
         wait_until(lambda: not alive(victim), "its end: Ray asks it to end first")
 
 
+@pytest.mark.timeout(600)  # the service starts four times
 def test_the_start_and_an_evaluation_outlive_the_service_itself(policy_dir: Path) -> None:
     """Ray starts it again, empty; the weights are published again, and the batch that was open is decoded again."""
     with service(configuration(policy_dir, rollout={"actors": 1})) as client:
