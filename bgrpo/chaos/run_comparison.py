@@ -54,10 +54,8 @@ def compare_metrics(expected: Sequence[Mapping[str, Any]], found: Sequence[Mappi
     steps, others = [line["step"] for line in expected], [line["step"] for line in found]
     if steps != others:
         lost, added = Counter(steps) - Counter(others), Counter(others) - Counter(steps)
-        shown = [sorted(count)[:DIFFERENCES_SHOWN] for count in (lost, more)]
-        return [
-            f"the steps differ: {len(steps)} undisturbed, {len(others)} disturbed; lost {shown[0]}, added {shown[1]}"
-        ]
+        texts = [f"{what} {sorted(count)[:DIFFERENCES_SHOWN]}" for what, count in (("lost", lost), ("added", added))]
+        return [f"the steps differ: {len(steps)} undisturbed, {len(others)} disturbed; {', '.join(texts)}"]
     problems = [
         f"step {before['step']}: {name} is {after.get(name)}, undisturbed {before.get(name)}"
         for before, after in zip(expected, found, strict=True)

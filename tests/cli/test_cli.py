@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -84,15 +83,6 @@ def test_help_needs_no_heavy_import() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "HEAVY []"
     assert done.stdout.count("Usage: bgrpo") == 1 + len(COMMANDS)
-
-
-def test_help_takes_less_than_a_second_of_processor_time() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "bgrpo.cli.app", "train", "--help"], check=True, capture_output=True, timeout=60
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -389,7 +379,7 @@ def test_doctor_fails_only_when_something_must_be_mended(
 def test_bench_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "task", "--seconds", "0.2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert "microseconds_per_check" in result
+    assert set(result) == {"microseconds_per_check", "lines_per_s", "speed_up"}
     assert set(result["lines_per_s"]) == {"single_4_4", "multi_3"}
 
 

@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bgrpo.cli import doctor
@@ -90,8 +91,8 @@ def test_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_cores().status == "warn"
 
 
-def test_memory_of_this_machine_is_plausible() -> None:
-    assert 2**26 < doctor._free_memory_bytes() < 2**45
+def test_free_memory_is_in_bytes_and_no_more_than_there_is() -> None:
+    assert 2**26 < doctor._free_memory_bytes() <= psutil.virtual_memory().total
 
 
 def test_a_ray_that_hangs_is_ended_at_the_limit(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_policy_that_solves_nothing_is_damaged(tmp_path: Path, monkeypatch: py
     io.save_policy(untrained, tokenizer, tmp_path / "policy")
     monkeypatch.setattr(io, "SHIPPED_POLICY", tmp_path / "policy")
     check = doctor.check_policy()
-    assert (check.status, check.detail) == ("fail", "shipped policy solves 0 of 5 easy problems")
+    assert (check.status, check.detail) == ("fail", "shipped policy solves 0 of 5 problems")
 
 
 @pytest.mark.skipif(not SHIPPED_POLICY.is_dir(), reason=f"{SHIPPED_POLICY} is not there yet")

@@ -245,7 +245,6 @@ def test_status_and_report(trio: Client) -> None:
     status = trio.status()
     assert {actor["version"] for actor in status["rollout"]["actors"]} <= {None, 50}
     assert all(actor["pid"] and actor["host"] and actor["node"] for actor in status["verifier"]["actors"])
-    assert status["rollouts_per_s"] > 0
     assert status["rollout"]["queue"] == 0 and status["rollout"]["oldest_wait_s"] == 0.0
     assert "rollout actors: actor" in trio.stall_report()
 
