@@ -1,10 +1,11 @@
-# make train: a first result on this machine.  make test: everything that CI runs.  Both set up what they need.
+# make train: a first result on this machine.  make test: everything that CI runs.  make docs: the documentation, in
+# docs/_build/html.  Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= quickstart
 
-.PHONY: train test lint check install clean
+.PHONY: train test docs lint check install clean
 
 install: $(VENV)/.installed
 
@@ -29,5 +30,8 @@ check: install
 
 test: lint check
 
+docs: install
+	$(BIN)/python -m sphinx -W -n --keep-going -E -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache
