@@ -28,8 +28,7 @@ from bgrpo.tasks.base import load_task
 
 GIB = 1024**3
 CHECKED_PACKAGES = ("torch", "transformers", "trl", "ray", "mlflow")
-KNOWN_PROBLEMS = 5  # easy ones that the shipped policy is asked to solve
-KNOWN_OPTIONS = {"degrees": [[2, 2]], "coefficients": 3, "leading": "positive"}
+KNOWN_PROBLEMS = 5  # that the shipped policy is asked to solve
 RAY_LIMIT_S = 90.0
 
 _RAY_SCRIPT = """
@@ -186,18 +185,21 @@ def check_kernel() -> Check:
 
 
 def check_policy() -> Check:
-    """The shipped policy loads, decodes, and solves at least one easy problem, exactly checked."""
+    """The shipped policy loads, decodes, and solves at least one problem of its kind, exactly checked."""
+    from bgrpo.config import TrainConfig, load_config
     from bgrpo.evaluation.decoders import LocalDecoder
     from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
     from bgrpo.policies.io import load_policy
-    from bgrpo.scoring.check_process import CheckProcess
+    from bgrpo.scoring.judge import Judge
 
     policy = load_policy("shipped")
-    problems = load_task("polynomial").generate(KNOWN_OPTIONS, KNOWN_PROBLEMS, seed=0)
-    with CheckProcess("task:polynomial") as checks:
-        metrics = evaluate(LocalDecoder(policy, checks, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
+    config = load_config(TrainConfig, "quickstart")
+    test = config.task.test
+    problems = load_task(config.task.name, config.task.options).generate(test.options, KNOWN_PROBLEMS, test.seed)
+    with Judge(config).start() as checks:
+        metrics = evaluate(LocalDecoder(policy, checks.run, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
     solved = round(metrics[f"beam@{RANK_WIDTH}"] * KNOWN_PROBLEMS)
-    detail = f"shipped policy solves {solved} of {KNOWN_PROBLEMS} easy problems"
+    detail = f"shipped policy solves {solved} of {KNOWN_PROBLEMS} problems"
     if not solved:
         return Check("policy", "fail", detail, "its weights are damaged: install the package again")
     return Check("policy", "ok", detail)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
-from bgrpo.groups import Completion, ScoredGroup
+from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.batch import check_drawn, indices_of_draw
 from bgrpo.policies.io import write_policy
 
@@ -129,7 +129,10 @@ def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems
 
 
 def _read_group(record: dict[str, Any]) -> ScoredGroup:
-    completions = [Completion(**completion) for completion in record["completions"]]
+    completions = [
+        Completion(**(completion | {"verdict": Verdict(**completion["verdict"])}))
+        for completion in record["completions"]
+    ]
     return ScoredGroup(**(record | {"completions": completions}))
 
 

@@ -22,6 +22,7 @@ from learner_cases import (
 from transformers import PreTrainedModel
 
 from bgrpo.errors import UserError
+from bgrpo.groups import Verdict
 from bgrpo.learning.batch import LearningGroup, indices_of_draw
 from bgrpo.learning.checkpoint import policy_folder
 from bgrpo.learning.packing import packed_logps
@@ -29,7 +30,6 @@ from bgrpo.learning.rollout_source import LocalRolloutSource
 from bgrpo.learning.trainer import _rollout_logps
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.scoring.check_process import CheckResult
 from bgrpo.scoring.rewards import group_rewards
 from bgrpo.tasks.base import Problem
 
@@ -43,9 +43,9 @@ AHEAD: dict[str, Any] = {
 }
 
 
-def even_sum(items: Sequence[tuple[str, str]]) -> list[CheckResult]:
+def even_sum(items: Sequence[tuple[str, str]]) -> list[Verdict]:
     """Correct rarely enough for some groups to have no signal, so that further prompts are drawn."""
-    return [CheckResult("correct" if sum(text.encode()) % 11 < 1 else "wrong") for _, text in items]
+    return [Verdict("correct" if sum(text.encode()) % 11 < 1 else "wrong") for _, text in items]
 
 
 class RecordedSource(LocalRolloutSource):
@@ -126,7 +126,7 @@ def test_the_old_policy_is_the_rollout_s_own_log_probs(tmp_path: Path, minibatch
     groups = [source.group(step, index, draw, version) for index in indices][::minibatches]
     values = []
     for group in groups:
-        rewards = group_rewards(group.outcomes, "rank", 5.0, 0.0, False, None)
+        rewards = group_rewards([Verdict(outcome) for outcome in group.outcomes], "rank", 5.0)
         values.append([reward - sum(rewards) / len(rewards) for reward in rewards])
     policy = tiny_policy()
     row_by_row_loss(

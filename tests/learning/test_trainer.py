@@ -22,6 +22,7 @@ from learner_cases import (
     make_trainer,
     row_by_row_loss,
     row_logps,
+    scored,
     tiny_policy,
     train_config,
 )
@@ -155,6 +156,7 @@ def test_the_ratio_is_exactly_one_on_the_first_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["bgrpo", "grpo", "reinforce"])
 def test_a_rewarded_completion_becomes_more_probable(tmp_path: Path, algorithm: str) -> None:
+    config = train_config(steps=1, algorithm=algorithm, learner={"learning_rate": 1e-3})
     source = ScriptedSource(outcome=lambda rng: "wrong")
     plain = source.group
 
@@ -162,10 +164,9 @@ def test_a_rewarded_completion_becomes_more_probable(tmp_path: Path, algorithm: 
         group = plain(step, index, draw, version)
         outcomes = ["wrong"] * len(group.completions)
         outcomes[2] = "correct"
-        return ScoredGroup(index, group.prompt_ids, group.completions, outcomes, version)
+        return scored(index, group.prompt_ids, group.completions, outcomes, version, config)
 
     source.group = one_correct  # type: ignore[method-assign]
-    config = train_config(steps=1, algorithm=algorithm, learner={"learning_rate": 1e-3})
     trainer = make_trainer(config, source, tmp_path)
     trainer.run()
     before, after = tiny_policy(), trainer._policy.eval()
@@ -295,7 +296,7 @@ def one_missing(groups: list[ScoredGroup]) -> list[ScoredGroup]:
 
 def empty_completion(groups: list[ScoredGroup]) -> list[ScoredGroup]:
     first = groups[0]
-    return [ScoredGroup(first.index, first.prompt_ids, [Completion([], [], False)], ["wrong"], 0), *groups[1:]]
+    return [scored(first.index, first.prompt_ids, [Completion([], [], False)], ["wrong"], 0), *groups[1:]]
 
 
 @pytest.mark.parametrize("change", [wrong_order, one_missing, empty_completion])

@@ -204,7 +204,7 @@ def run_processes(settings: PretrainConfig, run_dir: Path, count: int) -> None:
         "train(load_config(PretrainConfig, sys.argv[1] + '/config.yaml'), Path(sys.argv[1]), lambda metrics: None)\n"
         "torch.distributed.barrier()\ntorch.distributed.destroy_process_group()\n"
     )
-    tests = Path(__file__).resolve().parent
+    tests = Path(__file__).resolve().parents[1]
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),

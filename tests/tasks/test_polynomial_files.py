@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bgrpo.bench import task as bench_task
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome
-from bgrpo.tasks.polynomial import files
+from bgrpo.tasks.polynomial import files, speed
 from bgrpo.tasks.polynomial.files import generate_file, verify_file
 from bgrpo.tasks.polynomial.generator import generate
 from bgrpo.tasks.polynomial.options import GeneratorOptions
@@ -138,7 +137,7 @@ def test_unwritable_places(tmp_path: Path) -> None:
 
 
 def test_benchmark() -> None:
-    result = bench_task.run(seconds=0.05)
+    result = speed.measure_speed(seconds=0.05)
     assert result["lines_per_s"].keys() == {"single_4_4", "multi_3"}
     assert result["speed_up"]["check"] == pytest.approx(12_000 / result["microseconds_per_check"])
     assert result["speed_up"]["multi_3"] == pytest.approx(result["lines_per_s"]["multi_3"] / 106)
