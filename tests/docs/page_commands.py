@@ -12,17 +12,17 @@ import click
 import typer
 
 from bgrpo.cli.app import app
+from bgrpo.cli.data import generator_options
 from bgrpo.config import PretrainConfig, Section, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.trials import TrialConfigs
-from ray_jobs import pretrain, sweep, train
+from bgrpo.tasks.polynomial.options import GeneratorOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((REPOSITORY / "docs").rglob("*.md"))
 
-ENTRY_POINTS = {"ray_jobs.train": train, "ray_jobs.sweep": sweep, "ray_jobs.pretrain": pretrain}
 CONFIGURED: dict[str, type[Section]] = {
     "train": TrainConfig,
     "chaos": TrainConfig,
@@ -49,24 +49,18 @@ def commands_of(text: str) -> Iterator[tuple[str, str]]:
 def check(command: str, mark: str = "") -> str | None:
     """What is wrong with a command; it is not run. One that the project does not have must be marked ``needs …``."""
     words = shlex.split(command.replace("…", ""))
+    if mark == "needs a finished run":
+        words = [word.replace("runs/RUN/config.yaml", "quickstart") for word in words]
     if words[:3] == ["ray", "job", "submit"]:
         words = words[words.index("--") + 1 :] if "--" in words else ["bgrpo", "train"]
     if words[:2] == ["python", "-m"]:
-        return _check_entry_point(words[2], words[3:])
+        words = ["bgrpo", words[2].removeprefix("ray_jobs."), *words[3:]]
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)
         return None if set(words[1:]) <= set(targets) else f"{command}: no such target in the Makefile"
     if words[0] == "bgrpo":
         return _check_bgrpo(words[1:])
     return None if mark.startswith("needs ") else f"{command}: cannot be checked, and is not marked '# needs …'"
-
-
-def _check_entry_point(module: str, arguments: list[str]) -> str | None:
-    try:
-        options = ENTRY_POINTS[module].parse(arguments)
-    except SystemExit:
-        return f"{module}: {shlex.join(arguments)} is refused"
-    return _check_config(module.removeprefix("ray_jobs."), options.config, options.overrides)
 
 
 def _check_bgrpo(words: list[str]) -> str | None:
@@ -79,10 +73,13 @@ def _check_bgrpo(words: list[str]) -> str | None:
             return f"bgrpo: no command {words[:1]}"
         command, words = command.commands[words[0]], words[1:]
     try:
-        given = command.make_context(name, [word for word in words if word != "--help"]).params
-    except USAGE_ERRORS as error:
+        context = command.make_context(name, [word for word in words if word != "--help"])
+        if name == "generate-data":
+            GeneratorOptions.from_dict(generator_options(context.args))
+    except (*USAGE_ERRORS, UserError) as error:
         # A sentence may name a command without all that it needs.
         return None if not words and "Missing" in str(error) else f"bgrpo {name} {shlex.join(words)}: {error}"
+    given = context.params
     if name in CONFIGURED and given.get("resume") is None:
         return _check_config(name, given["config"], given.get("overrides") or [])
     return None

@@ -42,7 +42,8 @@ def test_every_command_is_one_that_the_command_line_takes(command: str, mark: st
         ("bgrpo bench rolouts", "no command"),
         ("bgrpo decode --data FILE", "Missing"),
         ("make tests", "no such target"),
-        ("python -m ray_jobs.train --confg quickstart", "is refused"),
+        ("bgrpo generate-data --degres 2,2 --coefficients 5 --count 3 --out x.txt", "did you mean 'degrees'"),
+        ("python -m ray_jobs.train --confg quickstart", "No such option"),
         ("ray job submit --working-dir . -- python -m ray_jobs.train --config quickest", "no such file"),
         ("mlflow ui", "is not marked"),
     ],
@@ -64,9 +65,8 @@ def test_the_commands_on_data_and_policies_run_in_their_order(
     """With fewer problems. What a page reads, a line above it has written."""
     monkeypatch.chdir(tmp_path)
     text = (REPOSITORY / "docs" / page).read_text("utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("bgrpo ")]
-    cheap = [words for words in lines if words[0] in CHEAP and "FILE" not in words]
+    lines = [shlex.split(command)[1:] for command, mark in commands_of(text) if not mark]
+    cheap = [words for words in lines if len(words) > 1 and words[0] in CHEAP and "FILE" not in words]
     made = [words for words in cheap if words[0] == "generate-data"]
     assert len(made) < len(cheap)
     for words in made + [words for words in cheap if words not in made]:
