@@ -95,11 +95,11 @@ class DecodeEngine:
         return [groups[index] for index in range(len(prompts))]
 
     def _search(
-        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int
+        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, group_size: int, steps: int
     ) -> Traces:
         if self._model.device.type == "cpu":
-            return search(fast, prompts, chooser, width, steps, self._kernel)
-        return replayed_search(fast, prompts, chooser, width, steps)
+            return search(fast, prompts, chooser, group_size, steps, self._kernel)
+        return replayed_search(fast, prompts, chooser, group_size, steps)
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":

@@ -188,30 +188,39 @@ def with_runs_in(text: str) -> str:
 
 def runs_in(row: str) -> str:
     """Which command runs the tests that a row names."""
-    kinds = {kind for file in _TEST.findall(row) for kind in speeds(REPOSITORY / file)}
+    kinds = {kind for file in _TEST.findall(row) for kind in lengths(REPOSITORY / file)}
     if not kinds:
         raise ExtensionError(f"no test is named in the row {row!r}")
-    return {"quick": "`make test`", "slow": "`make test-all`", "quickslow": "both"}["".join(sorted(kinds))]
+    return {
+        "short": "`make test`",
+        "long": "`make test-all`",
+        "longshort": "`make test`, more in `make test-all`",
+    }["".join(sorted(kinds))]
 
 
-def speeds(file: Path) -> set[str]:
-    """``quick``, ``slow`` or both: what the tests of a file are, by their marks."""
+def lengths(file: Path) -> set[str]:
+    """``short``, ``long`` or both: what the tests of a file are, by their marks."""
     if not file.is_file():
         raise ExtensionError(f"{file.relative_to(REPOSITORY)} is named as keeping a promise, and does not exist")
     tree = ast.parse(file.read_text("utf-8"))
     whole = [node.value for node in tree.body if isinstance(node, ast.Assign) and _targets(node) == ["pytestmark"]]
-    if any(_is_slow(mark) for mark in whole):
-        return {"slow"}
-    tests = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
-    return {"slow" if any(_is_slow(mark) for mark in test.decorator_list) else "quick" for test in tests}
+    if any(_mentions_long(mark) for mark in whole):
+        return {"long"}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            marks = [mark for mark in node.decorator_list if _mentions_long(mark)]
+            found |= {"long"} if marks else {"short"}
+            found |= {"short"} if marks and all(isinstance(mark, ast.Call) for mark in marks) else set()  # some cases
+    return found
 
 
 def _targets(node: ast.Assign) -> list[str]:
     return [target.id for target in node.targets if isinstance(target, ast.Name)]
 
 
-def _is_slow(mark: ast.expr) -> bool:
-    return any(isinstance(part, ast.Attribute) and part.attr == "slow" for part in ast.walk(mark))
+def _mentions_long(mark: ast.expr) -> bool:
+    return any(isinstance(part, ast.Attribute) and part.attr == "long" for part in ast.walk(mark))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

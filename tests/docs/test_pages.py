@@ -21,7 +21,7 @@ DOCS = REPOSITORY / "docs"
 NOT_BUILT = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 
 sys.path.insert(0, str(DOCS / "_extensions"))
-from repository_pages import moved_links, runs_in, with_runs_in  # noqa: E402
+from repository_pages import lengths, moved_links, runs_in, with_runs_in  # noqa: E402
 
 
 def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
@@ -84,7 +84,7 @@ def test_the_promises_say_which_command_runs_their_tests(built: Path) -> None:
     promises = [row for row in rows if "tests/" in row]
     assert len(promises) > 30
     cells = [re.sub(r"<[^>]+>", "", "<td" + row.rpartition("<td")[2]).strip() for row in promises]
-    assert set(cells) <= {"make test", "make test-all", "both"}
+    assert set(cells) <= {"make test", "make test, more in make test-all"}, "each promise keeps a short test"
 
 
 def test_a_broken_reference_fails_the_build(tmp_path: Path) -> None:
@@ -103,6 +103,20 @@ def test_a_promise_whose_test_is_missing_fails() -> None:
         runs_in("| a | `tests/test_that_was_never_written.py` |")
     with pytest.raises(Exception, match="no test is named"):
         with_runs_in("| promise | kept by |\n|---|---|\n| a | somebody |\n")
+
+
+def test_marks_say_how_long_the_tests_of_a_file_are(tmp_path: Path) -> None:
+    def marked(text: str) -> set[str]:
+        (tmp_path / "test_it.py").write_text(text)
+        return lengths(tmp_path / "test_it.py")
+
+    short, long = "def test_a(): ...\n", "@pytest.mark.long\ndef test_b(): ...\n"
+    assert marked(short) == {"short"}
+    assert marked(long) == {"long"}
+    assert marked(short + long) == {"short", "long"}
+    assert marked("pytestmark = [pytest.mark.ray, pytest.mark.long]\n" + short) == {"long"}
+    some = "@pytest.mark.parametrize('n', [1, pytest.param(2, marks=pytest.mark.long)])\ndef test_c(n): ...\n"
+    assert marked(some) == {"short", "long"}
 
 
 def test_links_of_an_included_file_follow_it() -> None:

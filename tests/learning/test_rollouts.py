@@ -93,7 +93,6 @@ def starts_with_an_even_token(items: Sequence[tuple[str, str]]) -> list[Verdict]
     return [Verdict("correct" if re.match(r"t\d*[02468]\b", text) else "wrong") for _, text in items]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["bgrpo", "grpo", "reinforce"])
 def test_a_policy_learns_from_its_own_rollouts(tmp_path: Path, algorithm: str) -> None:
     config = train_config(

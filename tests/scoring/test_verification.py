@@ -67,9 +67,7 @@ def test_the_shipped_task_checks_through_the_child() -> None:
 
 @pytest.mark.parametrize("completion", ["sleep", "spin"])
 def test_endless_check_is_killed(checks: CheckProcess, completion: str) -> None:
-    start = time.monotonic()
     assert outcome_of(checks, completion) == "timeout None the check took longer than 1 s"
-    assert time.monotonic() - start < TIMEOUT_S + 10
 
 
 def test_crashes_are_errors(checks: CheckProcess) -> None:
