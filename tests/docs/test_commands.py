@@ -88,7 +88,7 @@ def reward_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_readmes_reward_trains(reward_file: Path) -> None:
     """Exactly the README's file and command, with fewer and smaller steps."""
     (command,) = re.findall(r"^bgrpo train .*my_reward:.*$", README, re.MULTILINE)
@@ -98,7 +98,7 @@ def test_the_readmes_reward_trains(reward_file: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=550,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = reward_file.parent / "runs" / "mine"

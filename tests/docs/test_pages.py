@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import os
 import re
 import subprocess
@@ -134,6 +135,14 @@ def test_links_of_pages_that_sphinx_does_not_follow_lead_somewhere(page: Path) -
         if anchor:
             titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
             assert anchor in [slug(title) for title in titles], f"{file}#{anchor}"
+
+
+def test_the_modules_that_the_changelog_sends_to_are_there() -> None:
+    text = (REPOSITORY / "CHANGELOG.md").read_text("utf-8").split("### Layout")[1].split("###")[0]
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| `")]
+    modules = {module for row in rows for module in re.findall(r"`(bgrpo[\w.]+)`", row)}
+    assert len(modules) > 15
+    assert [name for name in sorted(modules) if importlib.util.find_spec(name) is None] == []
 
 
 def slug(title: str) -> str:
