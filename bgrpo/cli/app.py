@@ -29,7 +29,11 @@ app.add_typer(cluster_app, name="cluster")
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, for example rollout.group_size=20."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Dotted overrides, for example rollout.group_size=20. Every key: make docs, then "
+        "docs/_build/html/reference/configuration.html; without the documentation: bgrpo/config.py.",
+    ),
 ]
 ConfigName = Annotated[str | None, typer.Option("--config", help="Name of a shipped configuration, or a YAML file.")]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")]
