@@ -21,7 +21,7 @@ from bgrpo.config import build_config, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 from bgrpo.runs.folder import installed_versions, settle_runs
-from bgrpo.runs.tracking import REDACTED, redact_credentials
+from bgrpo.runs.redaction import REDACTED, redact_credentials
 from bgrpo.sweep.config import SweepConfig
 
 CONFIG, TRIALS, VERSIONS, LOCK = "sweep.yaml", "trials.json", "versions.json", "driver.lock"
