@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run, and turn the user's errors into one line."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        from bgrpo.sweep.run import sweep_from_command_line  # heavy: after parsing
+        from bgrpo.sweep.sweep_driver import sweep_from_command_line  # heavy: after parsing
 
         return sweep_from_command_line(
             options.config, options.overrides, options.resume, options.retry_failed, options.json

@@ -31,7 +31,7 @@ MAY_KNOW_RAY = (
     "chaos/run.py",
     "chaos/view.py",
     "chaos/hands.py",
-    "sweep/run.py",
+    "sweep/sweep_driver.py",
     "sweep/tune/",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))

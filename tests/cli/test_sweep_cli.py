@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bgrpo.cli.app import main
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.folder import SweepFolder
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_folder import SweepFolder
 from ray_jobs import sweep as sweep_job
 
 
@@ -80,7 +80,7 @@ def test_a_job_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_resuming_takes_the_options_that_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bgrpo.sweep.run as driver
+    import bgrpo.sweep.sweep_driver as driver
 
     SweepFolder.create(SweepConfig.model_validate({"run": {"dir": str(tmp_path), "name": "mine"}}), None)
     ran: list[Any] = []
