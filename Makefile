@@ -1,10 +1,15 @@
-# make train: a first result on this machine.  make test: everything that CI runs.  Both set up what they need.
+# make train: a first result on this machine.  make test: everything that CI runs.  make test-all: the long tests as well.
+# Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= quickstart
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+PARTS := lint local-tests ray-tests
+SHORT := and not long
 
-.PHONY: train test lint check install clean
+.PHONY: train test test-all lint local-tests ray-tests install clean
 
 install: $(VENV)/.installed
 
@@ -24,10 +29,20 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: install
-	$(BIN)/python -m pytest
+# Tests without Ray, by file on all cores (one thread each, as tests/conftest.py sets it).
+local-tests: install
+	$(PYTEST) -m "not ray $(SHORT)" --numprocesses $(WORKERS) --dist loadfile
 
-test: lint check
+# Tests that start Ray: one process, one shared session.
+ray-tests: install
+	$(PYTEST) -m "ray $(SHORT)"
+
+# --keep-going: a part that fails does not hide the result of the next, and the whole fails.
+test: install
+	@$(MAKE) --no-print-directory --keep-going $(PARTS)
+
+test-all: install
+	@$(MAKE) --no-print-directory --keep-going $(PARTS) SHORT=
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

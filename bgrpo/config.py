@@ -31,7 +31,7 @@ class ProblemSource(Section):
     """Where problems come from: a data file, or the task's generator."""
 
     file: str | None = Field(None, description="data file; when set, nothing is generated")
-    options: dict[str, Any] = Field({}, description="the task's generator options, for example degrees, coefficients")
+    options: dict[str, Any] = Field({}, description="of the task's generator: see bgrpo generate-data --help")
     count: Positive = Field(1000, description="how many problems to generate, or at most to read from the file")
     seed: NonNegative = Field(0, description="seed of the generator")
 
@@ -39,8 +39,8 @@ class ProblemSource(Section):
 class TaskSection(Section):
     """The problems and their exact check."""
 
-    name: str = Field("polynomial", description="'polynomial' or 'module:Class'")
-    options: dict[str, Any] = Field({}, description="arguments of the task, for example ring: QQ")
+    name: str = Field("polynomial", description="a shipped task's name, or 'module:Class'")
+    options: dict[str, Any] = Field({}, description="arguments of the task")
     train: ProblemSource = Field(ProblemSource(count=50000, seed=1), description="problems to learn from")
     validation: ProblemSource = Field(ProblemSource(count=500, seed=2), description="problems for model selection")
     test: ProblemSource = Field(ProblemSource(count=1000, seed=3), description="problems for the before/after table")

@@ -1,28 +1,58 @@
-"""The records that travel between decoding, verification and learning. Plain lists: cheap to send, easy to compare."""
+"""The records that travel between decoding, scoring and learning. Plain lists: cheap to send, easy to compare."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the judge said about one completion.
+
+    Attributes:
+        outcome: an :class:`bgrpo.tasks.base.Outcome` value.
+        score: the reward function's value; None for a task's own check, and where there is no value.
+        detail: for ``timeout`` and ``error``, one line that says what happened.
+    """
+
+    outcome: str
+    score: float | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One completion of a prompt.
+    """One completion of a prompt, from the decoder to the loss.
 
     Attributes:
         tokens: token ids up to and including the end token when ``finished``; never empty, nothing after the end token.
         logprobs: natural-log probability of each token under the decoding policy at temperature 1, same length.
         finished: True when the last token is the end token, False when ``max_new_tokens`` cut it.
+        text: what the judge reads, without end token; empty until the tokens have been turned into text.
+        verdict: what the judge said; None until then.
     """
 
     tokens: list[int]
     logprobs: list[float]
     finished: bool
+    text: str = ""
+    verdict: Verdict | None = None
 
     @property
     def logprob(self) -> float:
         """Summed log-probability, no length normalisation."""
         return sum(self.logprobs)
+
+    @property
+    def outcome(self) -> str:
+        """Of the verdict.
+
+        Raises:
+            ValueError: there is no verdict yet.
+        """
+        if self.verdict is None:
+            raise ValueError("this completion has not been judged")
+        return self.verdict.outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +61,31 @@ class Group:
 
     Beams are distinct and may be fewer than asked for only when fewer sequences exist. Samples keep draw order and
     carry no rank meaning.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        completions: at least one.
     """
 
+    prompt_ids: list[int]
     completions: list[Completion]
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredGroup:
-    """A group with its prompt and what the verifier said.
+class ScoredGroup(Group):
+    """A group whose completions all have verdicts.
 
     Attributes:
+        rewards: one per completion.
         index: position of the problem in the training set.
-        prompt_ids: prompt tokens.
-        completions: as in :class:`Group`.
-        outcomes: one :class:`bgrpo.tasks.base.Outcome` value per completion.
-        scores: user reward function's value per completion, or None when rewards come from outcomes.
         version: policy version that decoded it.
     """
 
+    rewards: list[float]
     index: int
-    prompt_ids: list[int]
-    completions: list[Completion]
-    outcomes: list[str]
     version: int
-    scores: list[float] | None = field(default=None)
+
+    @property
+    def outcomes(self) -> list[str]:
+        """One :class:`bgrpo.tasks.base.Outcome` value per completion."""
+        return [completion.outcome for completion in self.completions]

@@ -1,41 +1,13 @@
-"""One training run: ``python -m ray_jobs.train --config quickstart key=value … [--resume RUN]``.
+"""One training run: ``python -m ray_jobs.train --config quickstart key=value …``, the same as ``bgrpo train …``.
 
-This is what ``bgrpo train`` runs, and what ``ray job submit --working-dir . -- python -m ray_jobs.train …`` runs on a
-cluster. Exit status: 0 finished, 1 failed, 2 wrong usage, 143 stopped with a complete checkpoint.
+This is what ``ray job submit --working-dir . -- python -m ray_jobs.train …`` runs on a cluster.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from bgrpo.errors import RunError, UserError
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; overrides are checked by the configuration, not here."""
-    parser = argparse.ArgumentParser(prog="python -m ray_jobs.train", description=__doc__)
-    parser.add_argument("--config", help="name of a shipped configuration, or a YAML file (default: the defaults)")
-    parser.add_argument("--resume", metavar="RUN", help="continue this run from its last complete checkpoint")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example rollout.group_size=20")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run, and turn the user's errors into one line."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        from bgrpo.distributed.train.run import run_from_command_line  # heavy: after parsing
-
-        return run_from_command_line(options.config, options.overrides, options.resume, options.json)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
+from bgrpo.cli.app import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

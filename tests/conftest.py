@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,22 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_metrics_report_interval_ms": "1000",  # the default is 10 s
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Build the decoding kernel once, before several processes of pytest-xdist would each build it."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        from bgrpo.decoding.compiled import compiled_kernel
+
+        compiled_kernel()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Commands set PyTorch's number of threads for their process; the next test has one again."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bgrpo.config import TrainConfig, build_config
-from bgrpo.groups import Completion, ScoredGroup
+from bgrpo.groups import Completion, ScoredGroup, Verdict
+from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.polynomial.tokenizer import tokenizer_from_tokens
 
 VOCABULARY = 31
@@ -52,6 +54,7 @@ class ScriptedSource:
         self.asked: list[tuple[int, int, list[int], int]] = []
         self.prefetched: list[tuple[int, int, list[int]]] = []
         self.version_offset = 0
+        self.config = train_config()  # whose rewards the groups get; make_trainer sets its own
 
     def publish(self, version: int, model: PreTrainedModel) -> None:
         self.published.append(version)
@@ -71,11 +74,30 @@ class ScriptedSource:
         completions = [self._completion(rng, stem) for _ in range(self.group_size - rng.randint(0, 1))]
         completions.sort(key=lambda completion: -completion.logprob)
         outcomes = [self.outcome(rng) for _ in completions]
-        return ScoredGroup(index, prompt, completions, outcomes, version)
+        return scored(index, prompt, completions, outcomes, version, self.config)
 
     def _completion(self, rng: random.Random, stem: Sequence[int]) -> Completion:
         tokens = [*stem[: rng.randint(0, 3)], *(rng.randrange(2, VOCABULARY) for _ in range(rng.randint(0, 4))), EOS]
         return Completion(tokens, [-rng.random() for _ in tokens], True)
+
+
+def scored(
+    index: int,
+    prompt: list[int],
+    completions: Sequence[Completion],
+    outcomes: Sequence[str],
+    version: int,
+    config: TrainConfig | None = None,
+) -> ScoredGroup:
+    """A group with these outcomes, and the rewards that ``config`` gives them."""
+    verdicts = [Verdict(outcome) for outcome in outcomes]
+    return ScoredGroup(
+        prompt_ids=prompt,
+        completions=[replace(item, verdict=verdict) for item, verdict in zip(completions, verdicts, strict=True)],
+        rewards=Judge(config or train_config()).rewards(verdicts),
+        index=index,
+        version=version,
+    )
 
 
 def row_logps(model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
@@ -131,6 +153,8 @@ def make_trainer(
 ) -> Any:
     """A trainer that also notes the gradient of every optimizer step in ``trainer.gradients``."""
     from bgrpo.learning.trainer import BGRPOTrainer
+
+    source.config = config
 
     class Watched(BGRPOTrainer):
         def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:

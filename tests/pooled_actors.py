@@ -68,7 +68,7 @@ class Garbler(RolloutActor):
             return reply
         first, *others = reply.groups
         garbage = [replace(completion, tokens=[10**6] * len(completion.tokens)) for completion in first.completions]
-        return replace(reply, groups=[Group(garbage), *others])
+        return replace(reply, groups=[Group(first.prompt_ids, garbage), *others])
 
 
 class Unpreparable(PooledActor):

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import LoadedProblems, Outcome, Problem
+from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 
 class ReverseTask:
     """Prompt ``P d e … ⁇``, answer the digits in reverse order."""
 
     name = "reverse"
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return build_tokenizer()
 
     def check(self, prompt: str, completion: str) -> Outcome:
         return Outcome.CORRECT if prompt.split()[1:-1][::-1] == completion.split() else Outcome.WRONG

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from bgrpo.config import TaskSection
+from bgrpo.tasks.base import shipped_tasks
+
 PACKAGE = Path(__file__).resolve().parents[1] / "bgrpo"
 FLOORS = {
     1: "errors seeds groups files",
@@ -90,6 +93,21 @@ def test_ray_is_known_only_where_it_is_listed() -> None:
         if name.split(".")[0] == "ray" and not module.relative_to(PACKAGE).as_posix().startswith(MAY_KNOW_RAY)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_domain_is_known_outside_its_folder() -> None:
+    """Only the default of ``task.name`` names one."""
+    domains = shipped_tasks()
+    assert domains, "the list of shipped tasks is empty"
+    found = [
+        f"{module.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for module in MODULES
+        if room(module) != "tasks" or module.parent.name == "tasks"
+        for number, line in enumerate(module.read_text("utf-8").splitlines(), start=1)
+        if any(domain in line.lower() for domain in domains) or "⁇" in line
+    ]
+    assert [line.split(": ")[1:] for line in found] == [["name", *found[0].split(": ")[2:]]], "\n".join(found)
+    assert found[0].startswith("config.py") and TaskSection().name in domains
 
 
 @pytest.mark.parametrize(

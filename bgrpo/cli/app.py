@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from bgrpo.errors import RunError, UserError
 
@@ -35,12 +36,32 @@ Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DataFile = Annotated[Path, typer.Option("--data", metavar="FILE", help="Data file, one problem per line.")]
 Policy = Annotated[str, typer.Option("--policy", help="'shipped', a directory, or a Hugging Face model id.")]
-Ring = Annotated[str, typer.Option("--ring", help="Coefficients that an outer polynomial may have: ZZ or QQ.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="A shipped task, or module:Class; default: as configured.")
+]
+TaskOptions = Annotated[
+    list[str] | None,
+    typer.Option("--task-option", metavar="KEY=VALUE", help="Argument of the task; may be repeated."),
+]
 NewTokens = Annotated[
     int | None,
     typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; default: the configuration's, or 64."),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Torch threads; 0: one per core.")]
+
+
+class GeneratorCommand(TyperCommand):
+    """A command whose further options are those of the task's generator; its help lists them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Help with the default task's generator options at the end."""
+        from bgrpo.cli.task_options import named_task
+        from bgrpo.tasks.base import ability
+
+        task = named_task(None, [])
+        lines = [f"--{key}: {text}" for key, text in ability(task, "generator_help", "this help")().items()]
+        self.epilog = "\n\n".join([f"Options of the generator of task '{task.name}':", *lines])
+        super().format_help(ctx, formatter)
 
 
 @app.callback(invoke_without_command=True)
@@ -109,83 +130,98 @@ def pretrain(overrides: Overrides = None, config: ConfigName = None, resume: Res
 
 @app.command()
 def evaluate(
+    overrides: Overrides = None,
     policy: Policy = "shipped",
     data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Data file to measure on.")] = None,
     config: Annotated[
-        str, typer.Option("--config", help="Configuration whose test problems serve when --data is not given.")
-    ] = "quickstart",
+        str | None,
+        typer.Option("--config", help="Says task, judge and test problems; quickstart when there is no --data."),
+    ] = None,
+    task: TaskName = None,
+    task_option: TaskOptions = None,
     problems: Annotated[int | None, typer.Option("--problems", min=1, help="At most so many problems.")] = None,
     beam_width: Annotated[
         list[int] | None, typer.Option("--beam-width", min=1, help="Width of beam@k; may be repeated.")
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=0, help="Samples per problem for pass@k; 0: none.")] = 10,
     max_new_tokens: NewTokens = None,
-    ring: Ring = "ZZ",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the samples.")] = 0,
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> int:
-    """Measure a policy: greedy, beam@k, pass@k and beam-rank score with 95 % intervals, and by category."""
-    from bgrpo.cli.measure import Decoding, evaluate_policy
+    """Measure a policy: greedy, beam@k, pass@k and beam-rank score with 95 % intervals, and by category.
 
-    widths = beam_width or [1, 3, 5, 10]
-    decoding = Decoding(policy, ring, max_new_tokens, threads)
-    return evaluate_policy(decoding, data, config, problems, widths, samples, seed, as_json)
+    --config runs/RUN/config.yaml judges as that run did.
+    """
+    from bgrpo.cli.measure import Decoding, evaluate_policy
+    from bgrpo.cli.task_options import task_overrides
+
+    given = [*task_overrides(task, task_option or []), *(overrides or [])]
+    chosen = config or ("quickstart" if data is None and task is None else None)
+    decoding = Decoding.chosen(policy, chosen, given, max_new_tokens, threads)
+    return evaluate_policy(decoding, data, problems, beam_width or [1, 3, 5, 10], samples, seed, as_json)
 
 
 @app.command()
 def decode(
     data: DataFile,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines to write.")],
+    overrides: Overrides = None,
     policy: Policy = "shipped",
+    config: ConfigName = None,
+    task: TaskName = None,
+    task_option: TaskOptions = None,
     beam_width: Annotated[int, typer.Option("--beam-width", min=1, help="Completions per problem.")] = 10,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems.")] = None,
     max_new_tokens: NewTokens = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Problems decoded at once.")] = 64,
-    ring: Ring = "ZZ",
     threads: Threads = 0,
 ) -> int:
-    """Write the checked beams of every problem of a file, best first."""
+    """Write the judged beams of every problem of a file, best first."""
     from bgrpo.cli.measure import Decoding, decode_file
+    from bgrpo.cli.task_options import task_overrides
 
-    return decode_file(Decoding(policy, ring, max_new_tokens, threads), data, out, beam_width, limit, batch)
+    given = [*task_overrides(task, task_option or []), *(overrides or [])]
+    decoding = Decoding.chosen(policy, config, given, max_new_tokens, threads)
+    return decode_file(decoding, data, out, beam_width, limit, batch)
 
 
 @app.command()
-def verify(data: DataFile, ring: Ring = "ZZ", as_json: AsJson = False) -> int:
+def verify(data: DataFile, task: TaskName = None, task_option: TaskOptions = None, as_json: AsJson = False) -> int:
     """Check every line's own answer."""
     from bgrpo.cli.data import verify_data
+    from bgrpo.cli.task_options import named_task
 
-    return verify_data(data, ring, as_json)
+    return verify_data(named_task(task, task_option or []), data, as_json)
 
 
-@app.command("generate-data")
+@app.command(
+    "generate-data",
+    cls=GeneratorCommand,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def generate_data(
-    degrees: Annotated[
-        list[str], typer.Option("--degrees", metavar="OUTER,INNER", help="Degrees, for example 2,3; may be repeated.")
-    ],
-    coefficients: Annotated[int, typer.Option("--coefficients", min=1, help="Coefficients lie within ± this.")],
+    context: typer.Context,
     count: Annotated[int, typer.Option("--count", min=1, help="How many problems.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Data file to write.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same file.")] = 0,
-    kind: Annotated[
-        str, typer.Option("--kind", help="What an answer holds: single, single_with_outer, multi or singlet.")
-    ] = "single",
-    variables: Annotated[int | None, typer.Option("--variables", min=1, help="Variables of multi and singlet.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the file does not depend on it.")] = 1,
-    leading: Annotated[
-        str, typer.Option("--leading", help="Sign of leading coefficients of the one-variable kinds: any, positive.")
-    ] = "any",
     exclude: Annotated[
         list[Path] | None,
         typer.Option("--exclude", metavar="FILE", help="Leave out the problems of this file; may be repeated."),
     ] = None,
+    task: TaskName = None,
+    task_option: TaskOptions = None,
 ) -> int:
-    """Write random problems with their answers, exact, distinct, and the same for the same seed."""
-    from bgrpo.cli.data import GeneratorRequest, generate_problems
+    """Write random problems with their answers, exact, distinct, and the same for the same seed.
 
-    request = GeneratorRequest(degrees, coefficients, kind, variables, leading, exclude or [])
-    return generate_problems(request, count, seed, out, workers)
+    Further options, --KEY VALUE, are the task's generator's.
+    """
+    from bgrpo.cli.data import generate_problems
+    from bgrpo.cli.task_options import named_task
+
+    chosen = named_task(task, task_option or [])
+    return generate_problems(chosen, context.args, count, seed, out, workers, exclude or [])
 
 
 @app.command()
@@ -268,12 +304,15 @@ def bench_step(
 @bench_app.command("task")
 def bench_task(
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for each measurement.")] = 3.0,
+    task: TaskName = None,
+    task_option: TaskOptions = None,
     as_json: AsJson = False,
 ) -> int:
     """Microseconds per check and generated problems per second, on one core."""
     from bgrpo.cli.bench import measure_task
+    from bgrpo.cli.task_options import named_task
 
-    return measure_task(seconds, as_json)
+    return measure_task(named_task(task, task_option or []), seconds, as_json)
 
 
 @bench_app.command("rollouts")

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from bgrpo.display.terminal import progress_bar, table_console
 from bgrpo.files import check_target
+from bgrpo.tasks.base import Task, ability
 
 
-def measure_task(seconds: float, as_json: bool) -> int:
+def measure_task(task: Task, seconds: float, as_json: bool) -> int:
     """Print the speed of the check and of the generator."""
-    from bgrpo.bench.task import run
-
+    measure_speed = ability(task, "measure_speed", "bgrpo bench task")
     with Console(stderr=True).status("measuring"):
-        result = run(seconds)
+        result = measure_speed(seconds)
     if as_json:
         print(json.dumps(result))
     else:

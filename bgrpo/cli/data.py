@@ -5,38 +5,25 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from bgrpo.cli.measure import _checked_ring, _load
+from bgrpo.cli.task_options import load_problems
 from bgrpo.display.terminal import progress_bar
 from bgrpo.errors import UserError
 from bgrpo.files import check_target
-from bgrpo.tasks.base import load_task
+from bgrpo.tasks.base import Task, ability
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratorRequest:
-    """What ``generate-data`` was asked for; see ``bgrpo generate-data --help``."""
-
-    degrees: list[str]
-    coefficients: int
-    kind: str
-    variables: int | None
-    leading: str
-    exclude: list[Path]
-
-
-def verify_data(data: Path, ring: str, as_json: bool) -> int:
+def verify_data(task: Task, data: Path, as_json: bool) -> int:
     """Print what every line's own answer is."""
-    from bgrpo.tasks.polynomial.files import verify_file
-
+    verify = ability(task, "verify", "bgrpo verify")
     with progress_bar("checking") as show:
-        result = verify_file(data, _checked_ring(ring), progress=lambda done: show(done, None))
+        result = verify(data, lambda done: show(done, None))
     if as_json:
         print(json.dumps(result))
         return 0
@@ -53,33 +40,51 @@ def verify_data(data: Path, ring: str, as_json: bool) -> int:
     return 0
 
 
-def generate_problems(request: GeneratorRequest, count: int, seed: int, out: Path, workers: int) -> int:
-    """Write a data file of random problems."""
-    from bgrpo.tasks.polynomial.files import generate_file
-    from bgrpo.tasks.polynomial.options import GeneratorOptions
+def generate_problems(
+    task: Task, generator: list[str], count: int, seed: int, out: Path, workers: int, exclude: list[Path]
+) -> int:
+    """Write a data file of random problems.
 
+    Args:
+        task: whose problems.
+        generator: the rest of the command line, ``--key value`` pairs for the task's generator.
+        count: how many.
+        seed: of the draw.
+        out: the file.
+        workers: processes.
+        exclude: data files whose problems are left out.
+    """
+    write_data = ability(task, "write_data", "bgrpo generate-data")
     check_target(out, "--out")
-    options: dict[str, Any] = {
-        "kind": request.kind,
-        "degrees": [_parse_degrees(text) for text in request.degrees],
-        "coefficients": request.coefficients,
-        "leading": request.leading,
-    }
-    if request.variables is not None:
-        options["variables"] = request.variables
-    drawn = GeneratorOptions.from_dict(options)
-    task = load_task("polynomial")
-    exclude = [problem.prompt for path in request.exclude for problem in _load(task, path)]
+    options = generator_options(generator)
+    prompts = [problem.prompt for path in exclude for problem in load_problems(task, path)]
     started = time.monotonic()
     with progress_bar("generating") as show:
-        generate_file(drawn, count, seed, out, workers, progress=lambda done: show(done, count), exclude=exclude)
+        write_data(options, count, seed, out, workers, lambda done: show(done, count), prompts)
     rate = count / (time.monotonic() - started)
     print(f"{out}: {count:,} problems, {rate:,.0f} per second", file=sys.stderr)
     return 0
 
 
-def _parse_degrees(text: str) -> list[int]:
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f"--degrees {text}: expected OUTER,INNER, for example 2,3")
-    return [int(part) for part in parts]
+def generator_options(words: list[str]) -> dict[str, Any]:
+    """``--key value`` or ``--key=value`` pairs as a dictionary; a key that comes again gives a list.
+
+    Raises:
+        UserError: a word that is neither a key nor its value.
+    """
+    options: dict[str, list[Any]] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise UserError(f"{word!r}: expected an option of the task's generator, --key value")
+        if not equals:
+            if not rest:
+                raise UserError(f"{word}: a value is missing")
+            text = rest.pop(0)
+        try:
+            options.setdefault(key.replace("-", "_"), []).append(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise UserError(f"{word} {text}: the value cannot be read") from None
+    return {key: values[0] if len(values) == 1 else values for key, values in options.items()}

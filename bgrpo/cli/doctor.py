@@ -28,9 +28,9 @@ from bgrpo.tasks.base import load_task
 
 GIB = 1024**3
 CHECKED_PACKAGES = ("torch", "transformers", "trl", "ray", "mlflow")
-KNOWN_PROBLEMS = 5  # easy ones that the shipped policy is asked to solve
-KNOWN_OPTIONS = {"degrees": [[2, 2]], "coefficients": 3, "leading": "positive"}
+KNOWN_PROBLEMS = 5  # that the shipped policy is asked to solve
 RAY_LIMIT_S = 90.0
+FASTER = 0.9  # of fp32's time: what bf16 must stay below to be worth its rounding
 
 _RAY_SCRIPT = """
 import logging, ray
@@ -73,6 +73,7 @@ def diagnose(runs: Path, with_ray: bool = True) -> Iterator[Check]:
     yield check_runs_folder(runs)
     probes: list[tuple[str, Callable[[], Check]]] = [
         ("accelerator", check_accelerator),
+        ("precisions", check_precisions),
         ("decode kernel", check_kernel),
         ("policy", check_policy),
         ("MLflow", partial(check_mlflow, runs)),
@@ -172,6 +173,23 @@ def check_accelerator() -> Check:
     return Check("accelerator", "ok", ", ".join(names))
 
 
+def check_precisions() -> Check:
+    """Which values of ``rollout.dtype`` are fast on this processor; bf16 works on every one."""
+    import torch
+
+    from bgrpo.decoding.onednn import onednn_multiplies
+
+    name, advice = "precisions", "use rollout.dtype=fp32"
+    if not onednn_multiplies(torch.bfloat16):
+        return Check(name, "ok", "bf16 computes in fp32 arithmetic here: same rounding, no faster", advice)
+    share = _bf16_share()
+    if share > FASTER:
+        return Check(
+            name, "ok", f"bf16 is no faster than fp32 here: its products take {share:.1f} times as long", advice
+        )
+    return Check(name, "ok", f"fp32 and bf16 are fast: products in bf16 take {share:.0%} of fp32's time")
+
+
 def check_kernel() -> Check:
     """The compiled attention kernel; decoding does without it, slower."""
     from bgrpo.decoding.compiled import KernelUnavailable, load_kernel
@@ -186,18 +204,21 @@ def check_kernel() -> Check:
 
 
 def check_policy() -> Check:
-    """The shipped policy loads, decodes, and solves at least one easy problem, exactly checked."""
+    """The shipped policy loads, decodes, and solves at least one problem of its kind, exactly checked."""
+    from bgrpo.config import TrainConfig, load_config
     from bgrpo.evaluation.decoders import LocalDecoder
     from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
     from bgrpo.policies.io import load_policy
-    from bgrpo.scoring.check_process import CheckProcess
+    from bgrpo.scoring.judge import Judge
 
     policy = load_policy("shipped")
-    problems = load_task("polynomial").generate(KNOWN_OPTIONS, KNOWN_PROBLEMS, seed=0)
-    with CheckProcess("task:polynomial") as checks:
-        metrics = evaluate(LocalDecoder(policy, checks, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
+    config = load_config(TrainConfig, "quickstart")
+    test = config.task.test
+    problems = load_task(config.task.name, config.task.options).generate(test.options, KNOWN_PROBLEMS, test.seed)
+    with Judge(config).start() as checks:
+        metrics = evaluate(LocalDecoder(policy, checks.run, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
     solved = round(metrics[f"beam@{RANK_WIDTH}"] * KNOWN_PROBLEMS)
-    detail = f"shipped policy solves {solved} of {KNOWN_PROBLEMS} easy problems"
+    detail = f"shipped policy solves {solved} of {KNOWN_PROBLEMS} problems"
     if not solved:
         return Check("policy", "fail", detail, "its weights are damaged: install the package again")
     return Check("policy", "ok", detail)
@@ -244,6 +265,25 @@ def check_ray(limit_s: float = RAY_LIMIT_S, script: str = _RAY_SCRIPT) -> Check:
         last = next((line for line in reversed(errors.splitlines()) if line.strip()), f"status {process.returncode}")
         return Check("Ray starts", "fail", last.strip()[:200], "look into /tmp/ray/session_latest/logs")
     return Check("Ray starts", "ok", f"in {time.monotonic() - started:.0f} s")
+
+
+def _bf16_share() -> float:
+    """Processor time of a matrix product in bf16 as a share of fp32's, each the least of a few, as decoding runs it."""
+    import torch
+
+    from bgrpo.decoding.fast_layers import Precision, matrix_product
+
+    def seconds(precision: Precision) -> float:
+        multiply, rows = matrix_product(torch.ones(512, 512), None, precision, then_gelu=False), torch.ones(256, 512)
+        best = float("inf")
+        for _ in range(6):
+            started = time.process_time()
+            multiply(rows)
+            best = min(best, time.process_time() - started)
+        return best
+
+    with torch.inference_mode():
+        return seconds("bf16") / seconds("fp32")
 
 
 def _guarded(name: str, probe: Callable[[], Check]) -> Check:

@@ -1,4 +1,4 @@
-"""What the commands of ``bgrpo`` do, apart from training. Each returns the exit status."""
+"""What the commands that run something for long do: train, pretrain, sweep, here or as a job on a cluster."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from bgrpo.runs.folder import load_run_config
 
 def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Reinforcement learning. Mistakes in the configuration are told before the slow imports."""
-    load_run_config(TrainConfig, config, overrides, resume)
-    from bgrpo.distributed.train.run import run_from_command_line
+    loaded = load_run_config(TrainConfig, config, overrides, resume)
+    from bgrpo.distributed.train.run import train_and_announce
 
-    return run_from_command_line(config, overrides, resume, as_json)
+    return train_and_announce(loaded, config, resume is not None, as_json)
 
 
 def pretrain_policy(config: str | None, overrides: list[str], resume: str | None) -> int:
     """Supervised training. Mistakes in the configuration are told before the slow imports."""
-    load_run_config(PretrainConfig, config, overrides, resume)
-    from bgrpo.distributed.train.pretrain import run_from_command_line
+    loaded = load_run_config(PretrainConfig, config, overrides, resume)
+    from bgrpo.distributed.train.pretrain import pretrain_and_announce
 
-    return run_from_command_line(config, overrides, resume)
+    return pretrain_and_announce(loaded, config, overrides, resume is not None)
 
 
 def sweep_arms(config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool) -> int:

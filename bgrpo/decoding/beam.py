@@ -15,33 +15,33 @@ class BeamChooser:
     ``torch.topk``, the same whenever the same tensors are compared.
 
     Args:
-        width: K, beams per prompt.
+        group_size: K, beams per prompt.
         eos_token_id: ends a completion.
     """
 
     roots = 1
 
-    def __init__(self, width: int, eos_token_id: int) -> None:
-        self._width = width
+    def __init__(self, group_size: int, eos_token_id: int) -> None:
+        self._group_size = group_size
         self._eos = eos_token_id
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
-        groups, width = slots.scores_GK.shape
-        fan = min(width, logits.vocabulary)  # the K best overall are among the K best of each row
+        groups, group_size = slots.scores_GK.shape
+        fan = min(group_size, logits.vocabulary)  # the K best overall are among the K best of each row
         logps_RF, tokens_RF = logits.best(fan, len(rows.flat_R))
         scores_R = slots.scores_GK.flatten()[rows.flat_R]
         extended_RF = (scores_R[:, None] + logps_RF).masked_fill_(
             ~slots.live_GK.flatten()[rows.flat_R, None], -torch.inf
         )
-        scores_GC = scores_R.new_full((groups, width * fan + width), -torch.inf)
-        scores_GC[:, : width * fan].unflatten(1, (width, fan))[rows.prompt_R, rows.slot_R] = extended_RF
-        scores_GC[:, width * fan :] = slots.scores_GK.masked_fill(slots.live_GK, -torch.inf)
-        scores_GK, picks_GK = scores_GC.topk(width, dim=-1)
-        extends_GK = picks_GK < width * fan
-        parents_GK = torch.where(extends_GK, picks_GK // fan, picks_GK - width * fan)
+        scores_GC = scores_R.new_full((groups, group_size * fan + group_size), -torch.inf)
+        scores_GC[:, : group_size * fan].unflatten(1, (group_size, fan))[rows.prompt_R, rows.slot_R] = extended_RF
+        scores_GC[:, group_size * fan :] = slots.scores_GK.masked_fill(slots.live_GK, -torch.inf)
+        scores_GK, picks_GK = scores_GC.topk(group_size, dim=-1)
+        extends_GK = picks_GK < group_size * fan
+        parents_GK = torch.where(extends_GK, picks_GK // fan, picks_GK - group_size * fan)
         # a pick among the extensions is place (row, nth best token); rows stand in the order of flat slots
-        row_GK = _rows_of_slots(rows, groups * width)[parents_GK + _first_slots(groups, width, parents_GK)]
+        row_GK = _rows_of_slots(rows, groups * group_size)[parents_GK + _first_slots(groups, group_size, parents_GK)]
         place_GK = row_GK * fan + picks_GK % fan
         extends_GK &= scores_GK > -torch.inf
         tokens_GK = tokens_RF.flatten()[place_GK].where(extends_GK, NO_TOKEN)
@@ -61,5 +61,5 @@ def _rows_of_slots(rows: Rows, slots: int) -> Tensor:
     return found
 
 
-def _first_slots(groups: int, width: int, like: Tensor) -> Tensor:
-    return torch.arange(0, groups * width, width, device=like.device)[:, None]
+def _first_slots(groups: int, group_size: int, like: Tensor) -> Tensor:
+    return torch.arange(0, groups * group_size, group_size, device=like.device)[:, None]

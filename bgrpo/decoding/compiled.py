@@ -30,7 +30,7 @@ LANES = 16
 TILE = 64
 """Prompt places whose keys lie together; prompts are padded to a multiple."""
 
-_BUILD_LIMIT_S = 120.0
+_BUILD_LIMIT_S = 300.0  # 4 to 10 s of processor time; a busy machine has a small part of one to give
 _POINTERS = ("prompt_keys", "prompt_values", "node_keys", "node_values", "prompt_lengths", "first_rows", "paths")
 _SIZES = ("prompts", "heads", "key_heads", "head_width", "width", "places", "chunks", "chunk", "path_stride", "depth")
 logger = logging.getLogger(__name__)
@@ -179,7 +179,8 @@ def load_kernel() -> TreeAttentionKernel:
     if not path.is_file():
         _build(path)
     kernel = TreeAttentionKernel(path)
-    _check(kernel)
+    for kept in (torch.float32, torch.bfloat16):
+        _check(kernel, kept)
     return kernel
 
 
@@ -232,29 +233,30 @@ def _build(path: Path) -> None:
         target.replace(path)
 
 
-def _check(kernel: TreeAttentionKernel) -> None:
+def _check(kernel: TreeAttentionKernel, kept: torch.dtype) -> None:
     """A small attention with grouped heads, ragged prompts, chunks and fillers, against the plain formula in fp64."""
     heads, key_heads, head_width, lengths, rows, depth = 4, 2, 8, [0, 3, TILE + 21], [2, 1, 19], 2
     draw = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(count, sum(rows) + 1, head_width, generator=draw) for count in (heads, key_heads, key_heads)
     )
-    prompt_keys = torch.zeros(3, key_heads, 2, LANES, TILE)
-    prompt_values = torch.zeros(3, key_heads, 2 * TILE, LANES)
+    kept_key, kept_value = key.to(kept), value.to(kept)
+    prompt_keys = torch.zeros(3, key_heads, 2, LANES, TILE, dtype=kept)
+    prompt_values = torch.zeros(3, key_heads, 2 * TILE, LANES, dtype=kept)
     node_keys, node_values = (
-        [torch.zeros(3, key_heads, 7, LANES) for _ in range(0, 1 + max(rows), 7)] for _ in range(2)
+        [torch.zeros(3, key_heads, 7, LANES, dtype=kept) for _ in range(0, 1 + max(rows), 7)] for _ in range(2)
     )
     for nodes in (node_keys[0], node_values[0]):
         nodes[:, :, 0, :head_width] = torch.randn(3, key_heads, head_width, generator=draw)
     paths, first, expected = [], [0], []
     for g, (length, count) in enumerate(zip(lengths, rows, strict=True)):
-        keys_of_prompt = torch.randn(key_heads, length, head_width, generator=draw)
+        keys_of_prompt = torch.randn(key_heads, length, head_width, generator=draw).to(kept)
         prompt_keys[g, :, :, :head_width] = tiles_of(keys_of_prompt, prompt_keys.shape[2])
         prompt_values[g, :, :length, :head_width] = torch.randn(key_heads, length, head_width, generator=draw)
         for row in range(first[-1], first[-1] + count):
-            own = [node_keys[0][g, :, :1, :head_width], key[:, row : row + 1]]
+            own = [node_keys[0][g, :, :1, :head_width], kept_key[:, row : row + 1]]
             keys = torch.cat([keys_of_prompt, *own], 1).double()
-            own = [node_values[0][g, :, :1, :head_width], value[:, row : row + 1]]
+            own = [node_values[0][g, :, :1, :head_width], kept_value[:, row : row + 1]]
             values = torch.cat([prompt_values[g, :, :length, :head_width], *own], 1).double()
             queries = query[:, row].double().view(key_heads, -1, head_width)
             expected.append(((queries @ keys.transpose(1, 2) * 0.3).softmax(-1) @ values).view(heads, head_width))

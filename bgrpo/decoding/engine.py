@@ -75,9 +75,9 @@ class DecodeEngine:
             return []
         seeds = _checked_seeds(seeds, len(prompts)) if settings.mode == "sample" else [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
-        size = max(1, self._max_rows // settings.completions)
+        size = max(1, self._max_rows // settings.group_size)
         groups: dict[int, Group] = {}
-        rows = min(size, len(prompts)) * settings.completions
+        rows = min(size, len(prompts)) * settings.group_size
         with _evaluation_mode(self._model), fast_layers(self._model, self._precision, rows) as fast:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
@@ -85,24 +85,26 @@ class DecodeEngine:
                     fast,
                     [prompts[index] for index in batch],
                     self._chooser(settings, [seeds[index] for index in batch]),
-                    settings.completions,
+                    settings.group_size,
                     settings.max_new_tokens,
                 )
                 _check_numbers(traces, batch)
-                groups.update(zip(batch, _assemble(traces, settings), strict=True))
+                groups.update(
+                    zip(batch, _assemble(traces, [list(prompts[index]) for index in batch], settings), strict=True)
+                )
         return [groups[index] for index in range(len(prompts))]
 
     def _search(
-        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int
+        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, group_size: int, steps: int
     ) -> Traces:
         if self._model.device.type == "cpu":
-            return search(fast, prompts, chooser, width, steps, self._kernel)
-        return replayed_search(fast, prompts, chooser, width, steps)
+            return search(fast, prompts, chooser, group_size, steps, self._kernel)
+        return replayed_search(fast, prompts, chooser, group_size, steps)
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":
-            return BeamChooser(settings.completions, settings.eos_token_id)
-        uniforms_GKT = uniform_streams(seeds, settings.completions, settings.max_new_tokens)
+            return BeamChooser(settings.group_size, settings.eos_token_id)
+        uniforms_GKT = uniform_streams(seeds, settings.group_size, settings.max_new_tokens)
         return SampleChooser(uniforms_GKT.to(self._model.device), settings.eos_token_id, settings.temperature)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
@@ -157,7 +159,7 @@ def _check_numbers(traces: Traces, batch: Sequence[int]) -> None:
         )
 
 
-def _assemble(traces: Traces, settings: DecodeSettings) -> list[Group]:
+def _assemble(traces: Traces, prompts: list[list[int]], settings: DecodeSettings) -> list[Group]:
     lengths = (traces.tokens_GKT != NO_TOKEN).sum(-1).tolist()
     exists = (traces.scores_GK > -torch.inf).tolist()
     tokens, logps = traces.tokens_GKT.tolist(), traces.logps_GKT.tolist()
@@ -170,5 +172,5 @@ def _assemble(traces: Traces, settings: DecodeSettings) -> list[Group]:
         ]
         if settings.mode == "beam":
             completions.sort(key=lambda completion: (-completion.logprob, completion.tokens))
-        groups.append(Group(completions))
+        groups.append(Group(prompts[g], completions))
     return groups

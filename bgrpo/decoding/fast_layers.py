@@ -2,7 +2,8 @@
 
 - Matrix products of the layers run on weights that were packed (fp32) or rounded (bf16) once per call. In bf16 only
   these products are, and the keys and values that attention keeps: residual stream, norms, the arithmetic of attention,
-  head and scores stay fp32.
+  head and scores stay fp32. A processor without bf16 products multiplies the rounded values in fp32: products of two
+  bf16 numbers are exact in fp32, so the roundings are the same.
 - The head is cut into blocks of the vocabulary, so that only the logits of one block need to exist at a time.
 - ``gelu_new`` is computed in one pass instead of eight; where it follows a matrix product, within that.
 - Attention is the search tree's, see :mod:`bgrpo.decoding.attention`.
@@ -25,6 +26,7 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.decoding.attention import TREE_ATTENTION
+from bgrpo.decoding.onednn import TYPICAL_ROWS, onednn_multiplies
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
 
 Precision = Literal["fp32", "bf16"]
@@ -34,7 +36,6 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1024, 16384  # tokens; larger ones leave the processor's cache for nothing
 _GELU_ROWS = 256  # see _in_pieces
-_TYPICAL_ROWS = 256  # what packed weights are laid out for; any number of rows may follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _in_blocks(head: nn.Linear, rows: int) -> Head:
     for start in range(0, vocabulary, size):
         weight_OI = head.weight[start : start + size]
         bias_O = None if head.bias is None else head.bias[start : start + size]
-        blocks.append(_matrix_product(weight_OI, bias_O, "fp32", then_gelu=False))
+        blocks.append(matrix_product(weight_OI, bias_O, "fp32", then_gelu=False))
     return Head(tuple(blocks), vocabulary)
 
 
@@ -114,27 +115,42 @@ def _fast_forward(
         if precision == "fp32" and not _packs(module.weight):
             return None
         weight_OI = module.weight if isinstance(module, nn.Linear) else module.weight.t()
-        return _matrix_product(weight_OI, module.bias, precision, module in before_gelu)
+        return matrix_product(weight_OI, module.bias, precision, module in before_gelu)
     if isinstance(module, NewGELUActivation):
         return _gelu
     return None
 
 
-def _matrix_product(
+def matrix_product(
     weight_OI: Tensor, bias_O: Tensor | None, precision: Precision, then_gelu: bool
 ) -> Callable[[Tensor], Tensor]:
-    dtype = _DTYPES[precision]
-    weight = weight_OI.detach().to(dtype)
-    bias = None if bias_O is None else bias_O.detach().to(dtype)
+    """``inputs @ weight.T + bias`` in the fastest way that this processor has for the precision.
+
+    Args:
+        weight_OI: fp32; packed or rounded now, so later changes are not seen.
+        bias_O: likewise.
+        precision: bf16 rounds weight, bias, inputs and results; sums are fp32.
+        then_gelu: apply the tanh-GELU to the sums, before they are rounded. Needs fp32 products of oneDNN.
+
+    Returns:
+        The product of rows [..., I], as fp32; with ``then_gelu``, in the dtype of the precision.
+    """
+    rounded = _DTYPES[precision]
+    # Where the processor has no bf16 products, the rounded values are multiplied in fp32.
+    dtype = torch.float32 if weight_OI.device.type == "cpu" and not onednn_multiplies(rounded) else rounded
+    weight = weight_OI.detach().to(rounded).to(dtype)
+    bias = None if bias_O is None else bias_O.detach().to(rounded).to(dtype)
     if _packs(weight):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
         multiply = torch.ops.mkldnn._linear_pointwise
         if then_gelu:  # the next product takes what this one gives, without a detour through fp32
             return lambda inputs: _in_pieces(
-                lambda piece: multiply(piece, packed, bias, "gelu", [], "tanh"), inputs.to(dtype)
-            )
-        return lambda inputs: multiply(inputs.to(dtype), packed, bias, "none", [], "").float()
-    return lambda inputs: functional.linear(inputs.to(dtype), weight, bias).float()
+                lambda piece: multiply(piece, packed, bias, "gelu", [], "tanh"), inputs.to(rounded).to(dtype)
+            ).to(rounded)
+        return lambda inputs: (
+            multiply(inputs.to(rounded).to(dtype), packed, bias, "none", [], "").to(rounded).float()  # no-ops in fp32
+        )
+    return lambda inputs: functional.linear(inputs.to(rounded).to(dtype), weight, bias).to(rounded).float()
 
 
 def _in_pieces(multiply: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
@@ -147,12 +163,7 @@ def _in_pieces(multiply: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
 
 
 def _packs(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and can_pack()
-
-
-def can_pack() -> bool:
-    """Whether this build of PyTorch multiplies by packed weights (oneDNN)."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return weight.device.type == "cpu" and onednn_multiplies(weight.dtype)
 
 
 def _unchanged(inputs: Tensor) -> Tensor:

@@ -42,15 +42,15 @@ class ReusingPaths:
 
     Args:
         prompts: G.
-        width: K.
+        group_size: K.
         steps: T, the most calls of :meth:`add`.
         device: of the tensors.
     """
 
-    def __init__(self, prompts: int, width: int, steps: int, device: torch.device) -> None:
-        self.paths_GKT = torch.zeros(prompts, width, steps, dtype=torch.int32, device=device)
+    def __init__(self, prompts: int, group_size: int, steps: int, device: torch.device) -> None:
+        self.paths_GKT = torch.zeros(prompts, group_size, steps, dtype=torch.int32, device=device)
         self.depth = 0
-        self.chunk = width * min(4, steps)
+        self.chunk = group_size * min(4, steps)
         self.capacity = self.chunk * (2 if steps > 4 else 1)
         self._free_GN = torch.arange(self.capacity, device=device).expand(prompts, -1)
         self._given, self._limit = 0, self.capacity
@@ -101,21 +101,21 @@ class FixedPaths:
 
     Args:
         prompts: G.
-        width: K.
+        group_size: K.
         steps: T.
         device: of the tensors.
     """
 
-    def __init__(self, prompts: int, width: int, steps: int, device: torch.device) -> None:
-        self.capacity = width * steps
-        self._width = width
-        self._paths_GKT = torch.zeros(prompts, width, steps, dtype=torch.long, device=device)
+    def __init__(self, prompts: int, group_size: int, steps: int, device: torch.device) -> None:
+        self.capacity = group_size * steps
+        self._group_size = group_size
+        self._paths_GKT = torch.zeros(prompts, group_size, steps, dtype=torch.long, device=device)
         self._step = torch.zeros((), dtype=torch.long, device=device)
 
     def add(self, step: Tensor) -> None:
         """Give every slot its node of this step; later places of its path name the same node until they are filled."""
         self._step.copy_(step)
-        own_K1 = (step * self._width + torch.arange(self._width, device=step.device))[:, None]
+        own_K1 = (step * self._group_size + torch.arange(self._group_size, device=step.device))[:, None]
         later_T = torch.arange(self._paths_GKT.shape[2], device=step.device) >= step
         self._paths_GKT.copy_(torch.where(later_T, own_K1, self._paths_GKT))
 
@@ -129,4 +129,4 @@ class FixedPaths:
 
     def own_nodes(self, rows: Rows) -> Tensor:
         """See :class:`NodePaths`."""
-        return self._step * self._width + rows.slot_R
+        return self._step * self._group_size + rows.slot_R

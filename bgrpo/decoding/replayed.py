@@ -29,11 +29,11 @@ def replayed_search(
     fast: FastModel,
     prompts: Sequence[Sequence[int]],
     chooser: Chooser,
-    width: int,
+    group_size: int,
     steps: int,
 ) -> Traces:
     """Complete every prompt; arguments and result as :func:`bgrpo.decoding.search.search`."""
-    state = FixedState(fast, prompts, chooser, width, steps)
+    state = FixedState(fast, prompts, chooser, group_size, steps)
     state.advance()
     advance = _recorded(state.advance) if fast.model.device.type == "cuda" and steps > 1 else state.advance
     done = 1
@@ -54,22 +54,22 @@ class FixedState:
         fast: FastModel,
         prompts: Sequence[Sequence[int]],
         chooser: Chooser,
-        width: int,
+        group_size: int,
         steps: int,
     ) -> None:
         device = fast.model.device
         self._fast = fast
         self._chooser = chooser
         self._last_places_R = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device).repeat_interleave(
-            width
+            group_size
         )
-        lengths_G = self._last_places_R[::width]
-        self._paths = FixedPaths(len(prompts), width, steps, device)
+        lengths_G = self._last_places_R[::group_size]
+        self._paths = FixedPaths(len(prompts), group_size, steps, device)
         self._store = TorchStore(self._paths, lengths_G, max(map(len, prompts)) - 1, fast.kept)
         prefill(fast.model, prompts, self._store)
-        self._rows = Rows.of(torch.arange(len(prompts) * width, device=device), width)
+        self._rows = Rows.of(torch.arange(len(prompts) * group_size, device=device), group_size)
         last_G = torch.tensor([prompt[-1] for prompt in prompts], device=device)
-        roots = root_slots(last_G, width, chooser.roots)
+        roots = root_slots(last_G, group_size, chooser.roots)
         self._slots = Slots(*(tensor.clone() for tensor in _tensors(roots)))
         self._history = [tensor.new_zeros(steps, *tensor.shape) for tensor in _tensors(self._slots)]
         self._step = torch.zeros((), dtype=torch.long, device=device)

@@ -2,7 +2,7 @@
 
 Only live slots go through the model, side by side without padding, whichever prompts they belong to.
 
-Shape letters: G prompts, K slots per prompt, R rows, E model width, T steps.
+Shape letters: G prompts, K slots per prompt, R rows, E model group_size, T steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def search(
     fast: FastModel,
     prompts: Sequence[Sequence[int]],
     chooser: Chooser,
-    width: int,
+    group_size: int,
     steps: int,
     kernel: TreeAttentionKernel | None,
 ) -> Traces:
@@ -54,20 +54,20 @@ def search(
         fast: the model.
         prompts: none of them empty.
         chooser: beam search or sampling.
-        width: K.
+        group_size: K.
         steps: T, the most tokens of a completion.
         kernel: compiled attention; None: PyTorch's.
     """
     lengths_G = torch.tensor([len(prompt) for prompt in prompts], device=fast.model.device)
     last_G = torch.tensor([prompt[-1] for prompt in prompts], device=fast.model.device)
-    paths = ReusingPaths(len(prompts), width, steps, fast.model.device)
+    paths = ReusingPaths(len(prompts), group_size, steps, fast.model.device)
     store: TreeStore
     if kernel is not None:
         store = CompiledStore(kernel, paths, lengths_G - 1, fast.kept)
     else:
         store = TorchStore(paths, lengths_G - 1, max(map(len, prompts)) - 1, fast.kept)
     prefill(fast.model, prompts, store)
-    slots = root_slots(last_G, width, chooser.roots)
+    slots = root_slots(last_G, group_size, chooser.roots)
     history: list[Slots] = []
     for step in range(steps):
         rows = Rows.live(slots)

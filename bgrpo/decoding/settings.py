@@ -14,7 +14,7 @@ class DecodeSettings:
 
     Attributes:
         mode: ``beam`` searches for the most probable completions, ``sample`` draws independent ones.
-        completions: K, beams or samples per prompt; may exceed the vocabulary size.
+        group_size: K, beams or samples per prompt; may exceed the vocabulary size.
         max_new_tokens: longest completion, end token included.
         eos_token_id: the one token that ends a completion.
         pad_token_id: fills unused places of the input tensors, always masked, so any id of the vocabulary serves. It
@@ -26,7 +26,7 @@ class DecodeSettings:
     """
 
     mode: Literal["beam", "sample"]
-    completions: int
+    group_size: int
     max_new_tokens: int
     eos_token_id: int
     pad_token_id: int
@@ -35,8 +35,8 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         if self.mode not in ("beam", "sample"):
             raise UserError(f"decode mode {self.mode!r}: expected 'beam' or 'sample'")
-        if self.completions < 1:
-            raise UserError(f"completions={self.completions}: expected at least 1 beam or sample per prompt")
+        if self.group_size < 1:
+            raise UserError(f"group_size={self.group_size}: expected at least 1 beam or sample per prompt")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
         if not 0 < self.temperature < float("inf"):

@@ -56,9 +56,9 @@ class Rows:
     slot_R: Tensor
 
     @classmethod
-    def of(cls, flat_R: Tensor, width: int) -> Rows:
-        """Rows of the given flat places among K = ``width`` slots per prompt."""
-        return cls(flat_R, flat_R // width, flat_R % width)
+    def of(cls, flat_R: Tensor, group_size: int) -> Rows:
+        """Rows of the given flat places among K = ``group_size`` slots per prompt."""
+        return cls(flat_R, flat_R // group_size, flat_R % group_size)
 
     @classmethod
     def live(cls, slots: Slots) -> Rows:
@@ -143,13 +143,13 @@ def _best(logits_RB: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return best_RF, places.gather(1, picks_RF)
 
 
-def root_slots(tokens_G: Tensor, width: int, live: int) -> Slots:
-    """The empty completion after each prompt's last token, in the first ``live`` of K = ``width`` slots."""
-    parents_GK = torch.zeros(len(tokens_G), width, dtype=torch.long, device=tokens_G.device)
-    live_GK = (torch.arange(width, device=tokens_G.device) < live).expand(len(tokens_G), -1)
+def root_slots(tokens_G: Tensor, group_size: int, live: int) -> Slots:
+    """The empty completion after each prompt's last token, in the first ``live`` of K = ``group_size`` slots."""
+    parents_GK = torch.zeros(len(tokens_G), group_size, dtype=torch.long, device=tokens_G.device)
+    live_GK = (torch.arange(group_size, device=tokens_G.device) < live).expand(len(tokens_G), -1)
     scores_GK = torch.zeros_like(parents_GK, dtype=torch.float64).masked_fill_(~live_GK, -torch.inf)
     logps_GK = torch.zeros_like(scores_GK, dtype=torch.float32)
-    return Slots(parents_GK, tokens_G[:, None].expand(-1, width), logps_GK, scores_GK, live_GK)
+    return Slots(parents_GK, tokens_G[:, None].expand(-1, group_size), logps_GK, scores_GK, live_GK)
 
 
 class Chooser(Protocol):

@@ -1,98 +1,60 @@
-"""What decodes and checks for an evaluation."""
+"""What decodes and judges for an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from bgrpo.tasks.base import Outcome
+from bgrpo.groups import Completion
+from bgrpo.scoring.judge import Check, finished_texts, with_verdicts
+from bgrpo.scoring.texts import complete
+from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
     from bgrpo.policies.io import LoadedPolicy
-    from bgrpo.scoring.check_process import CheckProcess
-
 
 DecodeMode = Literal["beam", "sample"]
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedCompletion:
-    """One completion and what the check said.
-
-    Attributes:
-        tokens: token ids, end token included when finished.
-        text: what was checked, without end token.
-        logprob: summed natural-log probability.
-        finished: False when the length limit cut it.
-        outcome: a :class:`bgrpo.tasks.base.Outcome` value.
-    """
-
-    tokens: list[int]
-    text: str
-    logprob: float
-    finished: bool
-    outcome: str
-
-
 class Decode(Protocol):
-    """Decodes and checks; here or on the rollout pool."""
+    """Decodes and judges; here or on the rollout pool."""
 
     def __call__(
-        self, prompts: Sequence[str], mode: DecodeMode, completions: int, seeds: Sequence[int] | None
-    ) -> list[list[JudgedCompletion]]:
-        """For each prompt its beams, best first, or its samples (one seed per prompt)."""
+        self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
+    ) -> list[list[Completion]]:
+        """For each problem its beams, best first, or its samples (one seed per problem); all with verdicts."""
         ...
 
 
 class LocalDecoder:
-    """:class:`Decode` in this process; the checks run in ``checks``, a child process with a time limit.
+    """:class:`Decode` in this process.
 
     Args:
         policy: what decodes.
-        checks: what judges.
+        check: what judges, for example :meth:`bgrpo.scoring.check_process.CheckProcess.run` of the judge's process.
         max_new_tokens: longest completion, end token included; longer ones are ``truncated``, unchecked.
     """
 
-    def __init__(self, policy: LoadedPolicy, checks: CheckProcess, max_new_tokens: int) -> None:
+    def __init__(self, policy: LoadedPolicy, check: Check, max_new_tokens: int) -> None:
         from bgrpo.decoding import DecodeEngine
 
-        self._policy = policy
-        self._checks = checks
+        self._tokenizer = policy.tokenizer
+        self._check = check
         self._max_new_tokens = max_new_tokens
         self._engine = DecodeEngine(policy.model)
 
     def __call__(
-        self, prompts: Sequence[str], mode: DecodeMode, completions: int, seeds: Sequence[int] | None
-    ) -> list[list[JudgedCompletion]]:
+        self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
+    ) -> list[list[Completion]]:
         from bgrpo.decoding import DecodeSettings
-        from bgrpo.policies.text import decode_completion, encode_texts
 
-        tokenizer = self._policy.tokenizer
         settings = DecodeSettings(
             mode=mode,
-            completions=completions,
+            group_size=group_size,
             max_new_tokens=self._max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=self._tokenizer.eos_token_id,
+            pad_token_id=self._tokenizer.pad_token_id,
         )
-        groups = self._engine.decode(encode_texts(tokenizer, prompts), settings, seeds)
-        decoded = [
-            (prompt, completion, decode_completion(tokenizer, completion.tokens))
-            for prompt, group in zip(prompts, groups, strict=True)
-            for completion in group.completions
-        ]
-        checked = iter(
-            self._checks.run([(prompt, text) for prompt, completion, text in decoded if completion.finished])
-        )
-        judged = iter(
-            JudgedCompletion(
-                completion.tokens,
-                text,
-                completion.logprob,
-                completion.finished,
-                next(checked).outcome if completion.finished else Outcome.TRUNCATED,
-            )
-            for _, completion, text in decoded
-        )
-        return [[next(judged) for _ in group.completions] for group in groups]
+        groups = complete(self._engine, self._tokenizer, problems, settings, seeds)
+        judged = with_verdicts(groups, self._check(finished_texts(problems, groups)))
+        return [group.completions for group in judged]

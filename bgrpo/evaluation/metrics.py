@@ -110,31 +110,31 @@ def evaluate(
         searches.append(("sample", samples))
     values: dict[str, list[float]] = {}
     outcomes: dict[str, dict[str, int]] = {}
-    for i, (mode, completions) in enumerate(searches):
+    for i, (mode, group_size) in enumerate(searches):
         verdicts: list[list[str]] = []
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             seeds = [rollout_seed(seed, 0, start + j) for j in range(len(part))] if mode == "sample" else None
-            groups = decode([problem.prompt for problem in part], mode, completions, seeds)
+            groups = decode(part, mode, group_size, seeds)
             verdicts += [[str(completion.outcome) for completion in group] for group in groups]
             if on_progress is not None:
                 on_progress(i * len(problems) + len(verdicts), len(searches) * len(problems))
-        outcomes[f"{mode} {completions}"] = count_outcomes(verdicts)
-        values |= _search_metrics(mode, completions, verdicts, set(beam_widths))
+        outcomes[f"{mode} {group_size}"] = count_outcomes(verdicts)
+        values |= _search_metrics(mode, group_size, verdicts, set(beam_widths))
     return Evaluation([problem.category for problem in problems], values, outcomes, problems_digest(problems))
 
 
 def _search_metrics(
-    mode: DecodeMode, completions: int, verdicts: list[list[str]], beam_widths: set[int]
+    mode: DecodeMode, group_size: int, verdicts: list[list[str]], beam_widths: set[int]
 ) -> dict[str, list[float]]:
     """Per-problem values of the metrics that one search gives; ``verdicts`` holds outcomes in rank order."""
     correct = [[outcome == Outcome.CORRECT for outcome in outcomes] for outcomes in verdicts]
     if mode == "sample":
-        ks = sorted({1, completions, *(width for width in beam_widths if width <= completions)})
-        return {f"pass@{k}": [pass_at_k(completions, sum(row), k) for row in correct] for k in ks}
-    metrics = {"greedy": [float(row[0]) for row in correct]} if completions == 1 else {}
-    metrics |= {f"beam@{completions}": [float(any(row)) for row in correct]} if completions in beam_widths else {}
-    if completions == RANK_WIDTH:
+        ks = sorted({1, group_size, *(width for width in beam_widths if width <= group_size)})
+        return {f"pass@{k}": [pass_at_k(group_size, sum(row), k) for row in correct] for k in ks}
+    metrics = {"greedy": [float(row[0]) for row in correct]} if group_size == 1 else {}
+    metrics |= {f"beam@{group_size}": [float(any(row)) for row in correct]} if group_size in beam_widths else {}
+    if group_size == RANK_WIDTH:
         metrics["top1"] = [float(row[0]) for row in correct]
         metrics["beam_rank_score"] = [rank_score(row) for row in correct]
     return metrics

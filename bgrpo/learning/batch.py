@@ -14,7 +14,6 @@ from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.scoring.advantages import advantages, is_informative
-from bgrpo.scoring.rewards import group_rewards
 
 if TYPE_CHECKING:
     pass
@@ -53,17 +52,15 @@ class Minibatch:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredStep:
+class LearningStep:
     """Everything drawn for one training step.
 
     Attributes:
         groups: all groups, in the order they were drawn.
-        rewards: per group and completion.
         learning: the groups that the update uses.
     """
 
     groups: list[ScoredGroup]
-    rewards: list[list[float]]
     learning: list[LearningGroup]
 
 
@@ -85,7 +82,7 @@ def draw_groups(
         drawn = source.collect(step, version, indices, draw)
         check_drawn(drawn, indices, step, version)
         groups += drawn
-        if sum(_is_used(_rewards(group, config), config) for group in groups) >= wanted:
+        if sum(_is_used(group, config) for group in groups) >= wanted:
             break
     return groups
 
@@ -114,19 +111,16 @@ def check_drawn(drawn: Sequence[ScoredGroup], indices: Sequence[int], step: int,
             raise RuntimeError(f"problem {group.index} came back without completions, or with an empty one")
 
 
-def score_step(groups: list[ScoredGroup], config: TrainConfig) -> ScoredStep:
-    """Rewards and advantages of a step's groups; uninformative ones may be left out of the update."""
-    rewards = [_rewards(group, config) for group in groups]
-    used = [index for index, values in enumerate(rewards) if _is_used(values, config)]
-    used = used[: config.rollout.prompts_per_step]
+def choose_groups(groups: list[ScoredGroup], config: TrainConfig) -> LearningStep:
+    """Advantages of a step's groups; uninformative ones may be left out of the update."""
+    used = [group for group in groups if _is_used(group, config)][: config.rollout.prompts_per_step]
     values = advantages(
-        [rewards[index] for index in used],
-        [[completion.logprob for completion in groups[index].completions] for index in used],
+        [group.rewards for group in used],
+        [[completion.logprob for completion in group.completions] for group in used],
         config.advantage_kind,
         config.advantage.alpha,
     )
-    learning = [_learning_group(groups[index], of_group) for index, of_group in zip(used, values, strict=True)]
-    return ScoredStep(groups, rewards, learning)
+    return LearningStep(groups, [_learning_group(*pair) for pair in zip(used, values, strict=True)])
 
 
 def micro_batches_per_minibatch(config: TrainConfig, world_size: int) -> int:
@@ -157,19 +151,8 @@ def split_update(groups: Sequence[LearningGroup], config: TrainConfig, rank: int
     return minibatches
 
 
-def _rewards(group: ScoredGroup, config: TrainConfig) -> list[float]:
-    return group_rewards(
-        group.outcomes,
-        config.reward_kind,
-        config.reward.tau or float(config.rollout.group_size),
-        config.reward.wrong_reward,
-        config.reward.balance_negatives,
-        group.scores,
-    )
-
-
-def _is_used(rewards: Sequence[float], config: TrainConfig) -> bool:
-    return not config.rollout.skip_uninformative or is_informative(rewards, config.advantage_kind)
+def _is_used(group: ScoredGroup, config: TrainConfig) -> bool:
+    return not config.rollout.skip_uninformative or is_informative(group.rewards, config.advantage_kind)
 
 
 def _learning_group(group: ScoredGroup, values: list[float]) -> LearningGroup:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
-from bgrpo.groups import Completion, ScoredGroup
+from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.batch import check_drawn, indices_of_draw
 from bgrpo.policies.io import write_policy
 
@@ -114,7 +114,13 @@ def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems
     if not path.exists():
         return None
     try:
-        groups = [_read_group(record) for record in json.loads(path.read_text("utf-8"))]
+        records = json.loads(path.read_text("utf-8"))
+        if records and "outcomes" in records[0]:
+            raise UserError(
+                f"{path}: written by an earlier bgrpo, whose rollouts held no rewards: start a new run with "
+                f"policy.path={policy_folder(checkpoint)}"
+            )
+        groups = [_read_group(record) for record in records]
         size = config.rollout.prompts_per_step
         for draw, start in enumerate(range(0, max(size, len(groups)), size)):
             indices = indices_of_draw(config, step, problems, draw)
@@ -129,7 +135,10 @@ def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems
 
 
 def _read_group(record: dict[str, Any]) -> ScoredGroup:
-    completions = [Completion(**completion) for completion in record["completions"]]
+    completions = [
+        Completion(**(completion | {"verdict": Verdict(**completion["verdict"])}))
+        for completion in record["completions"]
+    ]
     return ScoredGroup(**(record | {"completions": completions}))
 
 

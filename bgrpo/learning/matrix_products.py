@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from bgrpo.decoding.onednn import onednn_multiplies
+
 
 class OneDNNProducts(TorchFunctionMode):
     """Inside this context ``linear`` and ``addmm`` on fp32 CPU tensors, biases included, are oneDNN's.
@@ -56,11 +58,13 @@ class _Product(torch.autograd.Function):
 
 
 def times_transposed(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``rows @ matrix.T + bias``, by oneDNN; strides may be any."""
+    """``rows @ matrix.T + bias`` in fp32, by oneDNN where there is one; strides may be any."""
+    if not onednn_multiplies(torch.float32):
+        return functional.linear(rows, matrix, bias)
     return torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, "none", [], "")
 
 
 def _is_plain(*tensors: Tensor) -> bool:
-    return torch.backends.mkldnn.is_available() and all(
+    return onednn_multiplies(torch.float32) and all(
         tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel() for tensor in tensors
     )

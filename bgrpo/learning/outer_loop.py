@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.batch import ScoredStep, draw_groups, indices_of_draw, score_step
+from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups, indices_of_draw
 from bgrpo.learning.checkpoint import load_groups_ahead, load_learner_state, write_checkpoint
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
@@ -63,7 +63,7 @@ class OuterLoop(TrainerCallback):
         self._validate = validate
         self._should_stop = should_stop
         self._clock = StepClock(overlapped=config.rollout.max_staleness > 0)
-        self._scored: ScoredStep | None = None
+        self._scored: LearningStep | None = None
         self._spent = Spent() if resume is None or store is None else Spent.from_metrics(store.metrics(resume))
         self._spent = replace(self._spent, steps=self.step)
         self._batches = self.step
@@ -83,13 +83,13 @@ class OuterLoop(TrainerCallback):
         """Training steps that the whole run will have made, as far as can be told now."""
         return expected_steps(self._config, self._spent, self._batches)
 
-    def begin_step(self) -> ScoredStep:
+    def begin_step(self) -> LearningStep:
         """Collect this step's groups, and have those of the next one begun where they are decoded ahead."""
         self.meter = LearnerMeter()
         with self._clock.measure("rollout"):
             groups = self._draw() if self._ahead is None else self._ahead
             self._ahead = None
-            self._scored = score_step(groups, self._config)
+            self._scored = choose_groups(groups, self._config)
         self._spent, self._batches = self._spent.with_rollouts(self._scored.groups), self._batches + 1
         ahead = self.step + 1
         if self._publishes and self._config.rollout.max_staleness and ahead < self._config.steps:
@@ -194,5 +194,5 @@ class OuterLoop(TrainerCallback):
             )
 
 
-def _completions(scored: ScoredStep | None) -> int:
+def _completions(scored: LearningStep | None) -> int:
     return sum(len(group.completions) for group in scored.groups) if scored is not None else 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
-from bgrpo.scoring.check_process import CheckResult
-from bgrpo.scoring.groups import completions_to_check, score_groups
+from bgrpo.scoring.judge import Check, Judge, finished_texts
+from bgrpo.scoring.texts import complete
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeEngine, DecodeSettings
-
-Check = Callable[[Sequence[tuple[str, str]]], Sequence[CheckResult]]
-"""Checks (prompt, completion) pairs of text, in order, as :meth:`bgrpo.scoring.check_process.CheckProcess.run` does."""
 
 
 class RolloutSource(Protocol):
@@ -66,13 +63,11 @@ class LocalRolloutSource:
     def __init__(
         self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, config: TrainConfig, check: Check
     ) -> None:
-        from bgrpo.policies.text import encode_texts
-
         self._config = config
         self._tokenizer = tokenizer
         self._check = check
-        self._texts = [problem.prompt for problem in problems]
-        self._prompts = encode_texts(tokenizer, self._texts)
+        self._judge = Judge(config)
+        self._problems = problems
         self._settings = decode_settings(config, tokenizer)
         self._buffers: dict[int, np.ndarray] = {}  # published weights by version, oldest first
         self._loaded = -1  # the version that the replica holds
@@ -101,12 +96,10 @@ class LocalRolloutSource:
         Raises:
             RuntimeError: this version is not held.
         """
-        engine = self._engine_with(version)
-        prompts = [self._prompts[index] for index in indices]
+        problems = [self._problems[index] for index in indices]
         seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
-        groups = engine.decode(prompts, self._settings, seeds)
-        items = completions_to_check([self._texts[index] for index in indices], groups, self._tokenizer)
-        return score_groups(indices, prompts, groups, self._check(items), version)
+        groups = complete(self._engine_with(version), self._tokenizer, problems, self._settings, seeds)
+        return self._judge.score(indices, groups, self._check(finished_texts(problems, groups)), version)
 
     def _engine_with(self, version: int) -> DecodeEngine:
         """The engine, its replica holding ``version``."""
@@ -126,7 +119,7 @@ def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
     return DecodeSettings(
         mode=config.decode_mode,
-        completions=config.rollout.group_size,
+        group_size=config.rollout.group_size,
         max_new_tokens=config.rollout.max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.batch import ScoredStep
+from bgrpo.learning.batch import LearningStep
 from bgrpo.scoring.advantages import is_informative
 from bgrpo.tasks.base import Outcome
 
@@ -21,7 +21,7 @@ _LOGGED = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_fra
 """TRL's names and ours."""
 
 
-def rollout_metrics(scored: ScoredStep, version: int, mode: str) -> dict[str, float]:
+def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, float]:
     """Statistics of all groups drawn for one step.
 
     Args:
@@ -36,7 +36,8 @@ def rollout_metrics(scored: ScoredStep, version: int, mode: str) -> dict[str, fl
         ``groups_used``; ``completion_length`` in tokens; ``staleness`` in versions, the largest, and ``staleness_mean``
         over completions; ``outcome/…``, a count each.
     """
-    groups, rewards = scored.groups, scored.rewards
+    groups = scored.groups
+    rewards = [group.rewards for group in groups]
     counts = Counter(outcome for group in groups for outcome in group.outcomes)
     lengths = [len(completion.tokens) for group in groups for completion in group.completions]
     metrics = {

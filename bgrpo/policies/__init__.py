@@ -1,1 +1,1 @@
-"""Policies: the polynomial tokenizer and model, loading, saving, and exchange with minGPT."""
+"""Policies: models, their text, loading and saving."""

@@ -1,4 +1,4 @@
-"""The tokenizer of the polynomial notation, and encoding that never loses a token silently."""
+"""From text to tokens and back, without losing a token silently."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of one prompt (``expanded ⁇``), as :func:`encode_texts`."""
+    """Token ids of one prompt, as :func:`encode_texts`."""
     return encode_texts(tokenizer, [text])[0]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 
 import torch
 import transformers
 import yaml
-from transformers import PreTrainedModel
 
 from bgrpo.config import PretrainConfig
+from bgrpo.policies.io import LoadedPolicy
+from bgrpo.tasks.base import Problem
 
 _WHERE = {"run", "out", "tracking"}  # sections that say where things go, not what is computed
 _CARD = """\
@@ -22,8 +24,9 @@ tags: [bgrpo, {task}]
 # Policy trained by supervision on the task `{task}`
 
 A causal language model of {parameters:,} parameters ({layers} layers, {heads} heads, width {width}, context {context},
-vocabulary {vocabulary}), trained from scratch on {lines:,} problems with their answers. It reads `problem ⁇` and writes
-an answer, then `⁇`. Load it with `bgrpo.policies.io.load_policy` or with transformers' `AutoModelForCausalLM`.
+vocabulary {vocabulary}), trained from scratch on {lines:,} problems with their answers. It reads a prompt, for example
+`{prompt}`, and writes an answer, then the end token `{end}`.
+Load it with `bgrpo.policies.io.load_policy` or with transformers' `AutoModelForCausalLM`.
 
 ## Scores
 On {problems} held-out problems of the same kind, none of which is in the training data:
@@ -48,34 +51,36 @@ Made with torch {torch}, transformers {transformers}, Python {python}. The confi
 
 def model_card(
     config: PretrainConfig,
-    model: PreTrainedModel,
+    policy: LoadedPolicy,
     command: str,
     step: int,
     metrics: dict[str, float],
     lines: int,
-    problems: int,
+    problems: Sequence[Problem],
 ) -> str:
     """Markdown with a YAML head.
 
     Args:
         config: of the run.
-        model: the policy.
+        policy: model and tokenizer.
         command: makes the policy again.
         step: optimizer step of the chosen checkpoint.
         metrics: its ``greedy_accuracy`` (0 to 1) and ``validation_loss`` (nats per answer token).
         lines: training problems.
-        problems: validation problems.
+        problems: held-out problems, at least one.
     """
     return _CARD.format(
         task=config.task.name,
-        parameters=model.num_parameters(),
+        parameters=policy.model.num_parameters(),
         layers=config.layers,
         heads=config.heads,
         width=config.width,
         context=config.context,
-        vocabulary=model.config.vocab_size,
+        vocabulary=policy.model.config.vocab_size,
         lines=lines,
-        problems=problems,
+        problems=len(problems),
+        prompt=problems[0].prompt,
+        end=policy.tokenizer.eos_token,
         accuracy=metrics["greedy_accuracy"],
         loss=metrics["validation_loss"],
         step=step,

@@ -35,8 +35,7 @@ from bgrpo.pretraining.model_card import model_card
 from bgrpo.pretraining.trainer import LOG_EVERY, Metrics, SupervisedTrainer, uses_gpu
 from bgrpo.pretraining.validation import SELECTION, Validator
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.tasks.base import Problem, load_task
-from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
+from bgrpo.tasks.base import Problem, Task, ability, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import load_splits
 
@@ -88,8 +87,9 @@ def make_data(config: PretrainConfig) -> SupervisedData:
     Raises:
         UserError: bad data, lines that do not fit ``context`` or ``max_new_tokens``, or too few for one batch.
     """
-    tokenizer = build_tokenizer()
-    splits = load_splits(load_task(config.task.name, config.task.options), config.task)
+    task = load_task(config.task.name, config.task.options)
+    tokenizer = _new_tokenizer(task)
+    splits = load_splits(task, config.task)
     data = SupervisedData(tokenise(splits.train, tokenizer), splits.validation[: config.validation_problems])
     _check_lengths(config, "training", data.train)
     _check_lengths(config, "validation", tokenise(data.validation, tokenizer))
@@ -118,7 +118,7 @@ def train(
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     if resume is None:
-        tokenizer = build_tokenizer()
+        tokenizer = _new_tokenizer(load_task(config.task.name, config.task.options))
         model = build_policy(tokenizer, config.layers, config.heads, config.width, config.context, config.seed)
     elif store.step_of(resume) >= config.steps:
         return
@@ -132,6 +132,11 @@ def train(
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
+def _new_tokenizer(task: Task) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = ability(task, "tokenizer", "training a policy from scratch")()
+    return tokenizer
+
+
 def export_best(config: PretrainConfig, run_dir: Path, command: str) -> Path:
     """Write the best checkpoint's policy, with its model card, to ``config.out`` or ``run_dir/policy``."""
     store = CheckpointStore(run_dir / "checkpoints", config.keep)
@@ -142,7 +147,7 @@ def export_best(config: PretrainConfig, run_dir: Path, command: str) -> Path:
     policy = load_policy(str(best))
     data = SupervisedData.load(run_dir)
     card = model_card(
-        config, policy.model, command, store.step_of(best), store.metrics(best), len(data.train), len(data.validation)
+        config, policy, command, store.step_of(best), store.metrics(best), len(data.train), data.validation
     )
     save_policy(policy.model, policy.tokenizer, out, card)
     return out

@@ -36,7 +36,7 @@ class Validator:
         self._prompts = encode_texts(tokenizer, [problem.prompt for problem in problems])
         self._settings = DecodeSettings(
             mode="beam",
-            completions=1,
+            group_size=1,
             max_new_tokens=config.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

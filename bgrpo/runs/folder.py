@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
-from bgrpo.config import PretrainConfig, TrainConfig, build_config, load_config
+from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 from bgrpo.runs.tracking import REDACTED, redact_credentials
@@ -251,9 +251,7 @@ def settle_runs(directory: str) -> Path:
 def load_new_config(model: type[RunConfig], config: str | None, overrides: Sequence[str]) -> RunConfig:
     """The configuration of a new run, see :func:`bgrpo.config.load_config`; ``run.dir`` becomes absolute."""
     loaded = load_config(model, config, overrides)
-    tree = loaded.model_dump(mode="json")
-    tree["run"]["dir"] = str(settle_runs(loaded.run.dir))
-    return build_config(model, tree, source=config or "defaults")
+    return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
 
 
 def load_run_config(
@@ -289,14 +287,17 @@ def load_resumed_config(
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
     config = load_config(model, str(run.config_path), overrides)
-    tree = config.model_dump(mode="json")
-    tree["run"] |= {"dir": str(run.path.parent), "name": run.name}
     if config.tracking.enabled and REDACTED in (config.tracking.uri or ""):
         raise UserError(
             f"run {run.name}: tracking.uri={config.tracking.uri} was stored without its password; give tracking.uri=… "
             f"again, or tracking.enabled=false"
         )
-    return build_config(model, tree, source=str(run.config_path))
+    return _placed(config, {"dir": str(run.path.parent), "name": run.name})
+
+
+def _placed(config: RunConfig, place: dict[str, str]) -> RunConfig:
+    """The configuration with another place for its run; nothing is validated again."""
+    return cast(RunConfig, config.model_copy(update={"run": config.run.model_copy(update=place)}))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

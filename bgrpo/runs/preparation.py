@@ -11,7 +11,7 @@ from bgrpo.errors import UserError
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.text import encode_texts
 from bgrpo.runs.folder import RunFolder
-from bgrpo.scoring.check_child import load_judge
+from bgrpo.scoring.check_child import load_check
 from bgrpo.tasks.base import Problem, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+SPLITS = ("train", "validation", "test")
+
+
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """The checked input of a run.
 
     Attributes:
         policy: the starting policy.
-        splits: disjoint problems.
-        prompts: training prompts as text and token ids.
+        splits: disjoint problems, whose prompts the policy can read.
     """
 
     policy: LoadedPolicy
     splits: Splits
-    prompts: list[tuple[str, list[int]]]
 
 
 def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparation:
@@ -47,37 +48,33 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
     """
     policy = load_policy(config.policy.path)
     if config.reward.function is not None:
-        load_judge(config.reward.function, {})
+        load_check(config.reward.function, {})
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task)
-    prompts = _fitting_prompts(splits.train, policy, config.rollout.max_new_tokens, "task.train")
-    for name, problems in (("validation", splits.validation), ("test", splits.test)):
-        _fitting_prompts(problems, policy, config.rollout.max_new_tokens, f"task.{name}")
-    if len(prompts) < config.rollout.prompts_per_step:
+    for name in SPLITS:
+        _check_prompts(getattr(splits, name), policy, config.rollout.max_new_tokens, f"task.{name}")
+    if len(splits.train) < config.rollout.prompts_per_step:
         raise UserError(
-            f"task.train has {len(prompts)} problems, fewer than rollout.prompts_per_step="
+            f"task.train has {len(splits.train)} problems, fewer than rollout.prompts_per_step="
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
-    return Preparation(policy, splits, prompts)
+    return Preparation(policy, splits)
 
 
 def save_problems(splits: Splits, folder: RunFolder) -> None:
     """Keep the problems in the run folder."""
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         write_problems(folder.data / f"{name}.jsonl", getattr(splits, name))
 
 
 def load_problems(folder: RunFolder) -> Splits:
     """The problems that :func:`save_problems` kept."""
-    return Splits(*(read_problems(folder.data / f"{name}.jsonl") for name in ("train", "validation", "test")))
+    return Splits(*(read_problems(folder.data / f"{name}.jsonl") for name in SPLITS))
 
 
-def _fitting_prompts(
-    problems: Sequence[Problem], policy: LoadedPolicy, max_new_tokens: int, where: str
-) -> list[tuple[str, list[int]]]:
-    """Prompts as text and ids; refuses unknown tokens and prompts that leave no room for an answer."""
-    texts = [problem.prompt for problem in problems]
-    ids = _encode(policy.tokenizer, texts, where)
+def _check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tokens: int, where: str) -> None:
+    """Refuse unknown tokens, and prompts that leave no room for an answer."""
+    ids = _encode(policy.tokenizer, [problem.prompt for problem in problems], where)
     context = getattr(policy.model.config, "max_position_embeddings", None)
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     if context is not None and len(ids[longest]) + max_new_tokens > context:
@@ -86,7 +83,6 @@ def _fitting_prompts(
             f"= {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave long problems out, "
             f"or take fewer new tokens"
         )
-    return list(zip(texts, ids, strict=True))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], where: str) -> list[list[int]]:

@@ -24,11 +24,11 @@ from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome, load_task
 
 Judgement = tuple[str, float | None, str]
-Judge = Callable[[str, str], Judgement]
+Check = Callable[[str, str], Judgement]
 TASK_PREFIX = "task:"
 
 
-def load_judge(target: str, options: dict[str, Any]) -> Judge:
+def load_check(target: str, options: dict[str, Any]) -> Check:
     """What to call for each item: ``task:NAME`` is the task's own check, ``module:function`` a user's reward function.
 
     Raises:
@@ -37,7 +37,7 @@ def load_judge(target: str, options: dict[str, Any]) -> Judge:
     if target.startswith(TASK_PREFIX):
         task = load_task(target.removeprefix(TASK_PREFIX), options)
         return lambda prompt, completion: (str(task.check(prompt, completion)), None, "")
-    return _judge_by_function(_import_function(target))
+    return _check_by_function(_import_function(target))
 
 
 def _import_function(target: str) -> Callable[[str, str], Any]:
@@ -53,8 +53,8 @@ def _import_function(target: str) -> Callable[[str, str], Any]:
     return function
 
 
-def _judge_by_function(function: Callable[[str, str], Any]) -> Judge:
-    def judge(prompt: str, completion: str) -> Judgement:
+def _check_by_function(function: Callable[[str, str], Any]) -> Check:
+    def check(prompt: str, completion: str) -> Judgement:
         value = function(prompt, completion)
         if not isinstance(value, numbers.Real):
             return Outcome.ERROR, None, f"the reward function returned {type(value).__name__}, expected a float"
@@ -63,7 +63,7 @@ def _judge_by_function(function: Callable[[str, str], Any]) -> Judge:
             return Outcome.ERROR, None, f"the reward function returned {score}, expected a finite float"
         return (Outcome.CORRECT if score > 0 else Outcome.WRONG), score, ""
 
-    return judge
+    return check
 
 
 def summary(error: BaseException) -> str:
@@ -74,12 +74,12 @@ def summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}{where}"
 
 
-def _check(judge: Judge, prompt: str, completion: str, limit_s: float) -> Judgement:
+def _guarded(check: Check, prompt: str, completion: str, limit_s: float) -> Judgement:
     # The parent kills a check that takes too long. The alarm does it if the parent is gone: its default action ends
     # the process even while native code runs.
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
-        return judge(prompt, completion)
+        return check(prompt, completion)
     except Exception as error:  # noqa: BLE001 - a user's function may raise anything, and the answer says what
         return Outcome.ERROR, None, summary(error)
     finally:
@@ -95,7 +95,7 @@ def _serve(channel: socket.socket) -> None:
     if setup["memory_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (setup["memory_bytes"], setup["memory_bytes"]))
     try:
-        judge = load_judge(setup["target"], setup["options"])
+        check = load_check(setup["target"], setup["options"])
     except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything, and the answer says what
         send({"refused": str(error) if isinstance(error, UserError) else f"{setup['target']!r}: {summary(error)}"})
         return
@@ -103,7 +103,7 @@ def _serve(channel: socket.socket) -> None:
     limit_s = 2 * setup["timeout_s"] + 1
     for line in requests:
         for prompt, completion in json.loads(line):
-            send(_check(judge, prompt, completion, limit_s))
+            send(_guarded(check, prompt, completion, limit_s))
 
 
 if __name__ == "__main__":

@@ -16,52 +16,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
+from bgrpo.groups import Verdict
 from bgrpo.tasks.base import Outcome
 
 START_LIMIT_S = 120.0  # importing the target, for example a reward model's libraries
 EXIT_LIMIT_S = 10.0
-SHIPPED_TASK_MEMORY_BYTES = 4 * 1024**3
 CRASHES_PER_ITEM = 2  # the first is forgiven: somebody else may have killed the child
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """What the check said about one completion.
-
-    Attributes:
-        outcome: an :class:`bgrpo.tasks.base.Outcome` value.
-        score: the user's reward function's value; None for a task's own check and for ``timeout`` and ``error``.
-        detail: for ``timeout`` and ``error``, one line that says what happened.
-    """
-
-    outcome: str
-    score: float | None = None
-    detail: str = ""
-
-
-def check_arguments(config: TrainConfig) -> dict[str, Any]:
-    """Arguments of :class:`CheckProcess` for a training run: the user's reward function, or else the task's check.
-
-    Shipped tasks get a memory limit; a user's function or task may be a model of any size and gets none.
-    """
-    timeout_s = config.verifier.timeout_s
-    if config.reward.function is not None:
-        return {"target": config.reward.function, "timeout_s": timeout_s}
-    name, shipped = config.task.name, ":" not in config.task.name
-    memory_bytes = SHIPPED_TASK_MEMORY_BYTES if shipped else None
-    return {
-        "target": f"task:{name}",
-        "options": config.task.options,
-        "timeout_s": timeout_s,
-        "memory_bytes": memory_bytes,
-    }
 
 
 class _Channel:
@@ -133,10 +98,10 @@ class CheckProcess:
         """Process id of the child; None while there is none."""
         return self._process.pid if self._process is not None else None
 
-    def run(self, items: Sequence[tuple[str, str]]) -> list[CheckResult]:
+    def run(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Check (prompt, completion) pairs, each distinct pair once; results in the order of ``items``."""
         distinct = list(dict.fromkeys((prompt, completion) for prompt, completion in items))
-        results: list[CheckResult] = []
+        results: list[Verdict] = []
         crashes: Counter[int] = Counter()  # by position in ``distinct``
         while len(results) < len(distinct):
             fault = self._run_until_fault(distinct, results)
@@ -163,23 +128,23 @@ class CheckProcess:
     ) -> None:
         self.close()
 
-    def _run_until_fault(self, items: list[tuple[str, str]], results: list[CheckResult]) -> CheckResult | None:
+    def _run_until_fault(self, items: list[tuple[str, str]], results: list[Verdict]) -> Verdict | None:
         """Append the results of the items that have none yet; on a fault, end the child and return the culprit's."""
         if self._process is None:
             self._start()
         try:
             self._channel.send(items[len(results) :], time.monotonic() + self._timeout_s)
         except (ConnectionError, TimeoutError):  # it ended, or was stopped, while it had nothing to do
-            return CheckResult(Outcome.ERROR, detail=f"the check process {self._stop()} before the check")
+            return Verdict(Outcome.ERROR, detail=f"the check process {self._stop()} before the check")
         try:
             while len(results) < len(items):
                 outcome, score, detail = self._channel.receive(time.monotonic() + self._timeout_s)
-                results.append(CheckResult(outcome, score, detail))
+                results.append(Verdict(outcome, score, detail))
         except TimeoutError:
             self._stop()
-            return CheckResult(Outcome.TIMEOUT, detail=f"the check took longer than {self._timeout_s:g} s")
+            return Verdict(Outcome.TIMEOUT, detail=f"the check took longer than {self._timeout_s:g} s")
         except ConnectionError:
-            return CheckResult(Outcome.ERROR, detail=f"the check process {self._stop(wait_s=1.0)}")
+            return Verdict(Outcome.ERROR, detail=f"the check process {self._stop(wait_s=1.0)}")
         return None
 
     def _start(self) -> None:

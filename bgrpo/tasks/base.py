@@ -1,9 +1,13 @@
-"""What a task is: problems to solve and an exact check of a completion. Nothing here knows about polynomials."""
+"""What a task is: problems to solve, and a check that says whether a completion solves one.
+
+A shipped task is a folder here with a module ``task.py``; a user's own is a class named as ``module:Class``.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -29,9 +33,9 @@ class Problem:
     """One problem of a data file.
 
     Attributes:
-        prompt: text that the tokenizer turns into the prompt (for polynomials it ends in the separator).
+        prompt: text that the tokenizer turns into the prompt.
         answer: the known answer, without terminator; empty when none is known.
-        category: label of the breakdown in evaluations, for example ``"2_3"`` (outer degree _ inner degree).
+        category: label of the breakdown in evaluations, empty for none.
     """
 
     prompt: str
@@ -53,7 +57,16 @@ class LoadedProblems:
 
 
 class Task(Protocol):
-    """A source of problems with a checker. Implementations must be cheap to construct (they live in every process)."""
+    """A source of problems with a checker. Implementations must be cheap to construct (they live in every process).
+
+    A task may have further methods, which some commands ask for; see :func:`ability`:
+
+    - ``tokenizer() -> PreTrainedTokenizerBase``: of policies trained from scratch (``bgrpo pretrain``).
+    - ``write_data(options, count, seed, out, workers, progress, exclude)``: write a data file (``generate-data``).
+    - ``verify(path, progress) -> dict``: check every line's own answer (``verify``).
+    - ``measure_speed(seconds) -> dict``: time its check and its generator (``bench task``).
+    - ``generator_help() -> dict[str, str]``: the generator's options, each with a line of help.
+    """
 
     name: str
 
@@ -75,15 +88,50 @@ class Task(Protocol):
         ...
 
 
+def shipped_tasks() -> list[str]:
+    """Names of the tasks that come with this package."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py"))
+
+
 def load_task(name: str, options: dict[str, Any] | None = None) -> Task:
-    """The task called ``name``: ``"polynomial"``, or ``"module:Class"`` for a user's own."""
-    target = {"polynomial": "bgrpo.tasks.polynomial.task:PolynomialTask"}.get(name, name)
+    """The task called ``name``.
+
+    Args:
+        name: of a shipped task, or ``module:Class``.
+        options: arguments of its class.
+
+    Raises:
+        UserError: there is no such task, it cannot be imported, or it has no such option.
+    """
+    shipped = shipped_tasks()
+    target = f"bgrpo.tasks.{name}.task:{name.title()}Task" if name in shipped else name
     module_name, _, attribute = target.partition(":")
-    if not attribute:
-        raise UserError(f"task.name={name!r}: expected 'polynomial' or 'module:Class'")
+    if not module_name or not attribute:
+        raise UserError(f"task.name={name!r}: expected {', '.join(map(repr, shipped))} or 'module:Class'")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"task.name={name!r}: cannot import it ({error})") from error
+    try:
+        inspect.signature(factory).bind(**(options or {}))
+    except TypeError as error:
+        raise UserError(f"task.options={options}: do not fit task {name!r} ({error})") from None
     task: Task = factory(**(options or {}))
     return task
+
+
+def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
+    """A method that a task may have.
+
+    Args:
+        task: whose method.
+        method: its name.
+        purpose: what it is needed for, for the message.
+
+    Raises:
+        UserError: the task does not have it.
+    """
+    found = getattr(task, method, None)
+    if found is None:
+        raise UserError(f"task {task.name!r} has no method {method}(), which {purpose} needs")
+    return found

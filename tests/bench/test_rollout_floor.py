@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -56,25 +57,53 @@ def test_turn_adds_up_prefill_steps_heads_and_attention(monkeypatch: pytest.Monk
     assert probe.turn().cpu_seconds == pytest.approx(expected / 2)
 
 
+@pytest.mark.parametrize("offered", [None, [torch.float32], []])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_way_computes_the_product(dtype: torch.dtype) -> None:
+def test_every_way_computes_the_product(
+    dtype: torch.dtype, offered: list[torch.dtype] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of this processor, and of one where oneDNN has fp32 products only, or none."""
+    if offered is not None:
+        monkeypatch.setattr(floor, "onednn_multiplies", offered.__contains__)
     x, weight = torch.randn(5, 16, dtype=dtype), torch.randn(16, 24, dtype=dtype)
-    for way in floor._ways():
+    for way in floor._ways(dtype):
         result = way(weight, 5)(x)
         torch.testing.assert_close(result.double(), x.double() @ weight.double(), rtol=2e-2, atol=5e-2)
 
 
-def test_the_fastest_way_is_taken() -> None:
-    def slow(weight: Tensor, rows: int) -> Multiply:
+def test_the_fastest_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the median, the first time aside: the clock is made up."""
+    seconds = {
+        "first": iter([0.1, 3.0, 3.0, 3.0]),
+        "fast": iter([9.0, 2.0, 7.0, 2.0]),
+        "last": iter([0.1, 1.0, 4.0, 4.0]),
+    }
+
+    def way(name: str) -> floor.Way:
+        return lambda weight, rows: lambda x: weight.new_tensor(next(seconds[name]))
+
+    def made_up(call: Callable[[], Tensor]) -> Turn:
+        return Turn(float(call()), 0.0)
+
+    monkeypatch.setattr(floor, "timed", made_up)
+    ways = [way(name) for name in seconds]
+    assert floor._fastest_way(4, 8, 8, torch.float32, ways) is ways[1]
+
+
+def test_a_turn_runs_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers' once per prefill and per pass of a step, the head's once each."""
+    counted = Counter[torch.dtype]()
+
+    def counting(weight: Tensor, rows: int) -> Multiply:
         def multiply(x: Tensor) -> Tensor:
-            time.sleep(0.01)
+            counted[x.dtype] += 1
             return x @ weight
 
         return multiply
 
-    assert floor._fastest_way(4, 8, 8, torch.float32, [slow, floor._plain, slow]) is floor._plain
-
-
-def test_probe_measures_something() -> None:
-    turn = FloorProbe(count_operations(random_model(SHAPES["tiny"]), CASE), "bf16").turn()
-    assert 0 < turn.seconds < 5
+    monkeypatch.setattr(floor, "_ways", lambda dtype: [counting])
+    probe = FloorProbe(count_operations(random_model(SHAPES["tiny"]), CASE), "bf16")
+    counted.clear()
+    probe.turn()
+    layers = len(count_operations(random_model(SHAPES["tiny"]), CASE).matrices)
+    assert counted == {torch.bfloat16: (1 + floor._PASSES) * layers, torch.float32: 2}

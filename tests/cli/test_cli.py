@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,8 +17,10 @@ from bgrpo.cli import bench, doctor, measure
 from bgrpo.cli.app import main
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import RunError
-from bgrpo.evaluation.decoders import JudgedCompletion, LocalDecoder
+from bgrpo.evaluation.decoders import LocalDecoder
+from bgrpo.groups import Completion, Verdict
 from bgrpo.runs.folder import RunFolder
+from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.task import PolynomialTask
 
 COMMANDS = [
@@ -38,7 +39,7 @@ COMMANDS = [
     "sweep",
     "report",
 ]
-HEAVY = ("torch", "transformers", "ray", "mlflow", "trl", "numpy", "sympy", "flint", "matplotlib")
+HEAVY = ("torch", "transformers", "ray", "mlflow", "trl", "numpy", "sympy", "matplotlib")
 GENERATE = ["generate-data", "--degrees", "2,2", "--coefficients", "3", "--count", "8"]
 
 
@@ -84,15 +85,6 @@ def test_help_needs_no_heavy_import() -> None:
     assert done.stdout.count("Usage: bgrpo") == 1 + len(COMMANDS)
 
 
-def test_help_takes_less_than_a_second_of_processor_time() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "bgrpo.cli.app", "train", "--help"], check=True, capture_output=True, timeout=60
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-
-
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "generate-data" in capsys.readouterr().out
@@ -110,21 +102,31 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("bench", "Missing command"),
         ("verify", "Missing option '--data'"),
         ("verify --data absent.txt", "absent.txt: no such file"),
-        ("verify --data absent.txt --ring RR", "--ring RR: expected one of ZZ, QQ"),
+        ("verify --data absent.txt --task-option ring=RR", "ring='RR': expected ZZ (integers) or QQ"),
+        ("verify --data absent.txt --task-option ring", "--task-option ring: expected KEY=VALUE"),
+        ("verify --data absent.txt --task nowhere", "expected 'polynomial' or 'module:Class'"),
+        ("verify --data absent.txt --task-option rnig=QQ", "unexpected keyword argument 'rnig'"),
         ("evaluate --data absent.txt", "absent.txt: no such file"),
         ("evaluate --problems 0", "'--problems'"),
         ("evaluate --config absent", "--config absent: no such file"),
         ("decode --data absent.txt --out out.jsonl", "absent.txt: no such file"),
         ("decode --data absent.txt --out /proc/out.jsonl", "the folder /proc cannot be written"),
         ("decode --data absent.txt --out .", "is a folder"),
-        ("generate-data --degrees 2 --coefficients 3 --count 1 --out x.txt", "--degrees 2: expected OUTER,INNER"),
-        ("generate-data --degrees a,b --coefficients 3 --count 1 --out x.txt", "--degrees a,b: expected OUTER,INNER"),
+        ("generate-data --degrees 2 --coefficients 3 --count 1 --out x.txt", "pair outer,inner"),
+        ("generate-data --degrees a,b --coefficients 3 --count 1 --out x.txt", "'a,b' is not a pair outer,inner"),
         ("generate-data --degrees 1,2 --coefficients 3 --count 1 --out x.txt", "1,2 makes trivial problems"),
-        ("generate-data --degrees 2,2 --coefficients 0 --count 1 --out x.txt", "'--coefficients'"),
+        (
+            "generate-data --degrees 2,2 --coefficients 0 --count 1 --out x.txt",
+            "coefficients=0: expected an integer from 1",
+        ),
         ("generate-data --degrees 2,2 --coefficients 3 --count 0 --out x.txt", "'--count'"),
         ("generate-data --degrees 2,2 --coefficients 3 --count 1 --out x.txt --kind many", "kind='many'"),
         ("generate-data --degrees 2,2 --coefficients 3 --count 1 --out x.txt --leading left", "leading='left'"),
         ("generate-data --degrees 2,2 --coefficients 1 --count 100000 --out x.txt", "100000"),
+        ("generate-data --degress 2,2 --count 1 --out x.txt", "did you mean 'degrees'?"),
+        ("generate-data --degrees --count 1 --out x.txt", "degrees"),
+        ("generate-data --count 1 --out x.txt --degrees", "--degrees: a value is missing"),
+        ("generate-data 2,2 --count 1 --out x.txt", "'2,2': expected an option of the task's generator"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -187,19 +189,22 @@ def test_training_is_handed_over_with_its_status(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def run_from_command_line(*arguments: Any) -> int:
-        calls.append(arguments)
+    def note(config: Any, *arguments: Any) -> int:
+        calls.append((config.seed, config.steps, *arguments))
         return 143
 
     stub = ModuleType(module)
-    stub.run_from_command_line = run_from_command_line  # type: ignore[attr-defined]
+    setattr(stub, f"{command}_and_announce", note)
     monkeypatch.setitem(sys.modules, f"bgrpo.distributed.train.{module}", stub)
     model = TrainConfig if command == "train" else PretrainConfig
     yesterday = RunFolder.create(load_config(model, None, [f"run.dir={tmp_path}"]), None)
     assert main([command, "steps=3", "seed=2"]) == 143
     assert main([command, "--resume", str(yesterday.path)]) == 143
-    rest = (False,) if command == "train" else ()
-    assert calls == [(None, ["steps=3", "seed=2"], None, *rest), (None, [], str(yesterday.path), *rest)]
+    default = model()
+    if command == "train":
+        assert calls == [(2, 3, None, False, False), (default.seed, default.steps, None, True, False)]
+    else:
+        assert calls == [(2, 3, None, ["steps=3", "seed=2"], False), (default.seed, default.steps, None, [], True)]
     assert main([command, "--resume", str(yesterday.path), "nonsense=1"]) == 2
     assert len(calls) == 2, "a mistake is told before anything is imported"
 
@@ -213,7 +218,6 @@ def test_verify_counts_every_outcome(capsys: pytest.CaptureFixture[str], tmp_pat
     assert result["outcomes"] == {
         "correct": 2, "wrong": 1, "trivial": 3, "unparseable": 1, "truncated": 0, "timeout": 0, "error": 0,
     }  # fmt: skip
-    assert 0 < result["microseconds_per_check"] < 10_000
     assert main(["verify", "--data", str(path)]) == 0
     assert f"{path}:5: unparseable" in capsys.readouterr().out
 
@@ -222,7 +226,7 @@ def test_rational_outer_polynomials_are_an_option(capsys: pytest.CaptureFixture[
     path = tmp_path / "halves.txt"
     path.write_text("^ a P 4 ⁇ * P 2 ^ a P 2\n")  # a^4 = (2a^2)^2 / 4
     for ring, outcome in (("ZZ", "wrong"), ("QQ", "correct")):
-        assert main(["verify", "--data", str(path), "--ring", ring, "--json"]) == 0
+        assert main(["verify", "--data", str(path), "--task-option", f"ring={ring}", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["outcomes"][outcome] == 1
 
 
@@ -273,11 +277,11 @@ def test_an_interrupted_decode_leaves_no_file(
 ) -> None:
     calls = []
 
-    def interrupted(self: LocalDecoder, prompts: Sequence[str], *rest: Any) -> list[list[JudgedCompletion]]:
-        calls.append(prompts)
+    def interrupted(self: LocalDecoder, problems: Sequence[Problem], *rest: Any) -> list[list[Completion]]:
+        calls.append(problems)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return [[] for _ in prompts]
+        return [[] for _ in problems]
 
     monkeypatch.setattr(LocalDecoder, "__call__", interrupted)
     out = tmp_path / "beams.jsonl"
@@ -326,10 +330,10 @@ def test_evaluate_takes_a_configurations_test_problems(
     def knowing(*arguments: Any) -> Any:
         """Solves every problem at rank 2."""
 
-        def decode(prompts: Sequence[str], mode: str, completions: int, seeds: Any) -> list[list[JudgedCompletion]]:
-            asked.extend(prompts)
-            wrong, right = (JudgedCompletion([1], "", 0.0, True, outcome) for outcome in ("wrong", "correct"))
-            return [[wrong, right, *[wrong] * completions][:completions] for _ in prompts]
+        def decode(problems: Sequence[Problem], mode: str, group_size: int, seeds: Any) -> list[list[Completion]]:
+            asked.extend(problem.prompt for problem in problems)
+            wrong, right = (Completion([1], [0.0], True, "", Verdict(outcome)) for outcome in ("wrong", "correct"))
+            return [[wrong, right, *[wrong] * group_size][:group_size] for _ in problems]
 
         yield decode
 
@@ -375,7 +379,7 @@ def test_doctor_fails_only_when_something_must_be_mended(
 def test_bench_prints_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "task", "--seconds", "0.2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert 0 < result["microseconds_per_check"] < 100_000
+    assert set(result) == {"microseconds_per_check", "lines_per_s", "speed_up"}
     assert set(result["lines_per_s"]) == {"single_4_4", "multi_3"}
 
 
@@ -390,12 +394,19 @@ def test_a_failed_run_ends_with_its_cause_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import bgrpo.distributed.train.run as driver
-    from ray_jobs.train import main as job
 
     def fail(*arguments: Any) -> int:
         raise RunError("training failed.\nlearner 0 (process 62 on node-7): it was killed")
 
-    monkeypatch.setattr(driver, "run_from_command_line", fail)
-    for entry in (main, job):
-        assert entry(["train"] if entry is main else []) == 1
-        assert capsys.readouterr().err == ("error: training failed.\nlearner 0 (process 62 on node-7): it was killed\n")
+    monkeypatch.setattr(driver, "train_and_announce", fail)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == ("error: training failed.\nlearner 0 (process 62 on node-7): it was killed\n")
+
+
+@pytest.mark.parametrize("job", ["train", "pretrain", "sweep"])
+def test_a_job_is_the_command_of_its_name(job: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"ray_jobs.{job}", "no_such_key=1"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "no_such_key" in done.stderr

@@ -1,6 +1,7 @@
 """One machine, no Docker: the runbook's commands, run on the cluster that ``bgrpo cluster local`` makes.
 
 One cluster serves all tests here, in their order: it starts, grows under a training run, is scanned, shrinks, and ends.
+Without the long ones its head alone starts, is scanned, and ends.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bgrpo.policies.model import build_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 OPTIONS = {"kind": "single", "degrees": [[2, 2]], "coefficients": 3}
 URI_CANARY, PASSWORD_CANARY = secrets.token_hex(16), secrets.token_hex(16)  # this file travels to the cluster
 
@@ -91,6 +92,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     return Training(config, folder / "runs")
 
 
+@pytest.mark.long
 def test_a_node_joins_for_actors_that_have_no_room(shell: RunbookShell, training: Training, tmp_path: Path) -> None:
     assert [node["is_head"] for node in shell.status()["nodes"]] == [True]
     command = ["ray", "job", "submit", "--address", shell.address, "--submission-id", "first", "--working-dir", "."]
@@ -112,7 +114,8 @@ def test_nothing_listens_beyond_this_machine_or_acts_without_the_token(shell: Ru
     state, token = shell.folder.read(), shell.folder.token()
     assert state is not None
     found = listeners(processes_of(state))
-    assert len(found) >= 10, found
+    for name in ("gcs_server", "raylet", "dashboard"):
+        assert any(name in listener.process for listener in found), f"no socket of the {name} was found"
     assert [listener for listener in found if not listener.is_loopback] == []
     with ThreadPoolExecutor(len(found)) as probes:  # each waits for answers, some for the time limit
         assert [problem for problems in probes.map(what_is_open, found) for problem in problems] == []
@@ -129,6 +132,7 @@ def test_nothing_listens_beyond_this_machine_or_acts_without_the_token(shell: Ru
     assert grpc_codes(gcs.port, token)[METHODS[0]] == grpc.StatusCode.OK, "the probe is one that works with the token"
 
 
+@pytest.mark.long
 def test_the_commands_to_watch_with(shell: RunbookShell) -> None:
     status = shell.status()
     assert status["address"] == shell.address
@@ -144,6 +148,7 @@ def test_the_commands_to_watch_with(shell: RunbookShell) -> None:
     assert (metrics / "grafana" / "dashboards" / "bgrpo.json").is_file()
 
 
+@pytest.mark.long
 def test_a_stopped_job_leaves_a_complete_checkpoint_goes_on_and_its_node_leaves(
     shell: RunbookShell, training: Training
 ) -> None:
@@ -162,12 +167,14 @@ def test_a_stopped_job_leaves_a_complete_checkpoint_goes_on_and_its_node_leaves(
     wait_for(lambda: len(shell.status()["nodes"]) == 1, 120, "the idle node to leave")
 
 
+@pytest.mark.long
 def test_a_users_error_fails_the_job_with_one_line(shell: RunbookShell, training: Training) -> None:
     text = shell.run(SUBMIT, f"run.dir={training.runs}", "policy.path=/nowhere", limit_s=200, expect=1)
     assert "error: policy /nowhere: no such directory" in text
     assert "Traceback" not in text
 
 
+@pytest.mark.long
 def test_no_secret_is_written_anywhere(shell: RunbookShell, training: Training) -> None:
     """After runs that were given all of them: logs of Ray and bgrpo, run folder, MLflow store, and the terminal."""
     state, token = shell.folder.read(), shell.folder.token()
@@ -183,6 +190,7 @@ def test_no_secret_is_written_anywhere(shell: RunbookShell, training: Training) 
     assert not any(secret.decode() in text for text in shell.output for secret in canaries)
 
 
+@pytest.mark.long
 def test_what_the_runbook_calls_run_was_run(shell: RunbookShell) -> None:
     assert COMMANDS - shell.used == {"bgrpo cluster down"}, "which comes last"
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import pytest
 import torch
 from decoding.engines import ENGINES
+from decoding.rounded_models import rounded_to_bf16
 from decoding.tiny_models import OPTIONS, bias_token, ragged_prompts, tiny_model
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference.beam_oracle import BeamResult, all_sequences, beam_search, next_logprobs
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.groups import Group
@@ -178,33 +174,6 @@ def test_bf16_searches_its_own_distribution(engine: str, kind: str) -> None:
             assert scores_of(group).keys() == expected.scores.keys()
     exact_scores = scores_of(DecodeEngine(model).decode([prompt], beams(6, 6))[0])
     assert exact_scores != pytest.approx(scores_of(group), abs=1e-4), "rounding must be noticeable here"
-
-
-def rounded_to_bf16(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy whose layers' matrix products see and give bf16 values, as keys and values do; the head's do not."""
-    rounded = copy.deepcopy(model)
-    rounded.config._attn_implementation = "rounding_keys_and_values"
-    for name, module in rounded.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not rounded.get_output_embeddings():
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.bfloat16().to(parameter.dtype)
-            module.register_forward_pre_hook(lambda _, inputs: (_as_bf16(inputs[0]),))
-            if not name.endswith(("c_fc", "dense_h_to_4h")):  # rounded after the activation, which is part of it
-                module.register_forward_hook(lambda _module, _inputs, output: _as_bf16(output))
-    return rounded
-
-
-def _rounding_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **options: Any
-) -> Any:
-    return sdpa_attention_forward(module, query, _as_bf16(key), _as_bf16(value), *rest, **options)
-
-
-AttentionInterface.register("rounding_keys_and_values", _rounding_attention)
-
-
-def _as_bf16(values: torch.Tensor) -> torch.Tensor:
-    return values.bfloat16().to(values.dtype)
 
 
 def test_equal_scores_give_the_same_beams_every_time() -> None:

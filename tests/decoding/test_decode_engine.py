@@ -217,7 +217,7 @@ def test_samples_need_a_seed_per_prompt(seeds: list[int] | None, message: str) -
     ("options", "message"),
     [
         ({"mode": "greedy"}, "decode mode 'greedy': expected 'beam' or 'sample'"),
-        ({"completions": 0}, "completions=0"),
+        ({"group_size": 0}, "group_size=0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"temperature": float("nan")}, "temperature=nan"),

@@ -38,12 +38,16 @@ def test_the_head_is_cut_so_that_few_logits_exist_at_a_time(vocabulary: int, row
     assert len(sizes) == 1 or rows * vocabulary > LOGITS_AT_ONCE
 
 
-@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("products", [None, "fp32", "no"])
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "relu"])
 @pytest.mark.parametrize("kind", sorted(OPTIONS))
-def test_layers_compute_what_they_did(kind: str, activation: str, packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not packs:
-        monkeypatch.setattr(module_under_test, "can_pack", lambda: False)
+def test_layers_compute_what_they_did(
+    kind: str, activation: str, products: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that this processor has, and where oneDNN has fp32 products only, or none."""
+    if products is not None:
+        offered = [torch.float32] if products == "fp32" else []
+        monkeypatch.setattr(module_under_test, "onednn_multiplies", lambda dtype: dtype in offered)
     name = "activation_function" if kind == "gpt2" else "hidden_act"
     model = tiny_model(kind, vocabulary=9, seed=1, **{name: activation})
     blocks = [module for name, module in model.named_modules() if name.endswith(".mlp")]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from bgrpo.display.run_report import comparison_table, evaluation_tables, plot_report
+from bgrpo.display import run_report
+from bgrpo.display.run_report import comparison_table, evaluation_tables, metric_label, plot_report
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation
 
@@ -88,27 +93,64 @@ def test_one_category_needs_no_breakdown() -> None:
     assert len(evaluation_tables(evaluation, "x")) == 2
 
 
-def _background_share(path: Path, left: float, right: float) -> float:
-    pixels = np.asarray(Image.open(path).convert("L"))
-    part = pixels[:, int(left * pixels.shape[1]) : int(right * pixels.shape[1])]
-    return float((part > 250).mean())
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
+    """:func:`plot_report` without writing a file: the figure itself, laid out."""
+
+    def draw(metrics: list[dict[str, Any]], comparison: EvaluationComparison | None = None) -> Figure:
+        figures: list[Figure] = []
+        monkeypatch.setattr(run_report, "write_png", lambda figure, out: figures.append(figure))
+        plot_report(metrics, comparison, "run · bgrpo", Path("nowhere.png"))
+        (figure,) = figures
+        figure.draw_without_rendering()
+        return figure
+
+    return draw
+
+
+def _panels(figure: Figure) -> dict[str, Axes]:
+    """Visible axes by their titles."""
+    return {axes.get_title(loc="left"): axes for axes in figure.axes if axes.get_visible()}
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 60])
-@pytest.mark.parametrize("compared", [False, True])
-def test_a_picture_is_made_from_any_number_of_steps(tmp_path: Path, steps: int, compared: bool) -> None:
-    out = tmp_path / "report.png"
-    plot_report(_metrics(steps), _comparison() if compared else None, "run · bgrpo", out)
-    with Image.open(out) as image:
-        assert image.size == ((2100, 960) if compared else (1350, 960))
-    if compared:
-        assert _background_share(out, 0.6, 1.0) < 0.9, "the right half holds bars"
-    if steps:
-        assert _background_share(out, 0.0, 0.4) < 0.995, "the left half holds curves"
+def test_curves_show_every_step_and_their_running_mean(drawing: Callable[..., Figure], steps: int) -> None:
+    figure = drawing(_metrics(steps))
+    if not steps:
+        assert [text.get_text() for part in figure.subfigs for text in part.texts] == ["no training step yet"]
+        return
+    panels = _panels(figure)
+    assert len(panels) == 4
+    raw, *mean = panels["KL to the starting policy (nats per token)"].lines
+    assert raw.get_xydata() == pytest.approx(np.array([[step, 0.01 * step] for step in range(1, steps + 1)]))
+    assert raw.get_marker() == ("o" if steps == 1 else ""), "one step alone is a point"
+    assert len(mean) == (steps == 60)
+    if mean:
+        assert mean[0].get_ydata()[-1] == pytest.approx((0.58 + 0.59 + 0.60) / 3)
 
 
-def test_metrics_that_are_missing_or_not_finite_do_not_stop_the_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [0, 60])
+def test_bars_show_the_means_before_and_after(drawing: Callable[..., Figure], steps: int) -> None:
+    axes = _panels(drawing(_metrics(steps), _comparison()))["40 held-out problems, 95 % intervals"]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    bars = {str(bars.get_label()): bars for bars in axes.containers if isinstance(bars, BarContainer)}
+    for label, expected in (("before", BEFORE), ("after", BEFORE | {"greedy": 0.7, "pass@1": 0.05})):
+        widths = dict(zip(names, [bar.get_width() for bar in bars[label]], strict=True))
+        assert widths == pytest.approx({metric_label(name): value for name, value in expected.items()})
+
+
+def test_metrics_that_are_missing_or_not_finite_do_not_stop_the_picture(drawing: Callable[..., Figure]) -> None:
     metrics = [*_metrics(30, kl=None), {"step": 31, "validation/greedy": 0.5}, {"step": 32, "reward_mean": None}]
-    plot_report(metrics, None, "grpo without reference", tmp_path / "report.png")
-    plot_report([{"step": 1, "reward_mean": -0.5}, {"step": 2, "reward_mean": math.pi}], None, "x", tmp_path / "2.png")
-    assert (tmp_path / "report.png").stat().st_size > 10_000
+    panels = _panels(drawing(metrics))
+    assert panels.keys() == {"mean reward", "groups with a correct completion", "rank-1 completion correct"}
+    assert panels["mean reward"].lines[0].get_xdata()[-1] == 30
+    values = [{"step": step, "reward_mean": value} for step, value in enumerate((-0.5, math.pi, math.nan), 1)]
+    low, high = _panels(drawing(values))["mean reward"].get_ylim()
+    assert low < -0.5 and high > math.pi
+
+
+def test_the_picture_is_wider_with_a_comparison(tmp_path: Path) -> None:
+    for comparison, size in ((None, (1350, 960)), (_comparison(), (2100, 960))):
+        plot_report(_metrics(3), comparison, "run · bgrpo", tmp_path / "report.png")
+        with Image.open(tmp_path / "report.png") as image:
+            assert image.size == size

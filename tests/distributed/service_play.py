@@ -14,12 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.rollout.service import Prompt, start_service
+from bgrpo.distributed.rollout.service import start_service
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import LocalRolloutSource, decode_settings
 from bgrpo.policies.flat import flatten_parameters
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.text import encode_prompt
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
@@ -28,6 +27,7 @@ TOKENIZER = build_tokenizer(0, 0)
 TEXTS = [f"+ {'* P 2 ' * (i % 3)}a P {i % 10} ⁇" for i in range(20)]
 INDICES = [7, 3, 19, 0, 11, 4, 16, 2, 9]
 WAIT_S = 60.0
+PROBLEMS = [Problem(text) for text in TEXTS]
 
 
 def policy(seed: int) -> PreTrainedModel:
@@ -57,9 +57,8 @@ class Client:
     """Calls the service's methods and waits."""
 
     def __init__(self, config: TrainConfig) -> None:
-        prompts: list[Prompt] = [(text, encode_prompt(TOKENIZER, text)) for text in TEXTS]
         self.config = config
-        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), prompts, len(TOKENIZER))
+        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), PROBLEMS, len(TOKENIZER))
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args: ray.get(getattr(self.actor, name).remote(*args), timeout=WAIT_S + 10)
@@ -108,7 +107,7 @@ def service(config: TrainConfig) -> Iterator[Client]:
 def local(config: TrainConfig, model: PreTrainedModel, step: int, draw: int = 0) -> list[ScoredGroup]:
     """The same groups without Ray."""
     with CheckProcess(str(config.reward.function), timeout_s=config.verifier.timeout_s) as checks:
-        source = LocalRolloutSource([Problem(text) for text in TEXTS], TOKENIZER, config, checks.run)
+        source = LocalRolloutSource(PROBLEMS, TOKENIZER, config, checks.run)
         source.publish(0, model)
         return source.collect(step, 0, INDICES, draw)
 
@@ -122,11 +121,7 @@ def assert_equal(groups: list[ScoredGroup], expected: list[ScoredGroup], version
         assert [c.tokens for c in group.completions] == [c.tokens for c in other.completions]
         assert [c.logprob for c in group.completions] == pytest.approx([c.logprob for c in other.completions], abs=1e-4)
         assert group.outcomes == other.outcomes
-        assert group.scores == other.scores
-
-
-def texts_and_ids(indices: list[int]) -> list[Prompt]:
-    return [(TEXTS[index], encode_prompt(TOKENIZER, TEXTS[index])) for index in indices]
+        assert group.rewards == other.rewards
 
 
 def children_of(pid: int) -> list[int]:

@@ -92,8 +92,7 @@ def test_idle_actor_killed_is_noticed_and_replaced() -> None:
             await until(lambda: len(idle_pids(pool)) == 1)
             victim = idle_pids(pool)[0]
             os.kill(victim, signal.SIGKILL)
-            seconds = await until(lambda: idle_pids(pool) not in ([], [victim]))
-            assert seconds < 20, "replaced though nobody asked for anything"
+            await until(lambda: idle_pids(pool) not in ([], [victim]))  # though nobody asked for anything
             assert pool.state.first_failure is not None
             assert f"pid {victim} on " in pool.state.first_failure.cause
             assert "it was killed (SIGKILL" in pool.state.first_failure.cause
@@ -125,7 +124,7 @@ def test_hung_actor_is_replaced_after_the_limit() -> None:
             start = time.monotonic()
             text, pid, _ = await pool.request("x", None, 1.0)
             assert text == "x" and pid != victim
-            assert 1.0 < time.monotonic() - start < 1.0 + 20
+            assert time.monotonic() - start > 1.0
             assert pool.state.first_failure is not None
             assert "killed because it was busy with request 0 for more than 1 s" in pool.state.first_failure.cause
 
@@ -143,7 +142,7 @@ def test_stopped_actors_are_noticed_by_their_silence_and_busy_ones_are_not_silen
             stopped, other = idle_pids(pool)
             os.kill(stopped, signal.SIGSTOP)
             seconds = await until(lambda: stopped not in idle_pids(pool))
-            assert 0.3 * silence_s < seconds < 20, "though nobody asked it for anything"
+            assert seconds > 0.3 * silence_s, "not at once, and though nobody asked it for anything"
             assert pool.state.first_failure is not None
             assert "gave no sign of life for more than 6 s" in pool.state.first_failure.cause
             assert f"pid {stopped} on " in pool.state.first_failure.cause
@@ -206,9 +205,7 @@ def test_busy_actors_say_what_they_do_and_stopped_ones_do_not_answer() -> None:
             os.kill(int(stopped.where.split()[1]), signal.SIGSTOP)
             report = []
             while not any("hang_for_ever" in line for line in report):  # their threads may not have come that far
-                start = time.monotonic()
-                report = await pool.stacks(0.0)
-                assert time.monotonic() - start < 3.0 + 20, "the wait is bounded"
+                report = await asyncio.wait_for(pool.stacks(0.0), 60)  # a stopped actor does not hold it up
             text = "\n".join(report)
             assert f"echo {stopped.number} ({stopped.where}):\n  {NO_ANSWER}" in text
             assert text.count("in hang_for_ever: time.sleep(1)") == 1, "equal stacks are shown once"

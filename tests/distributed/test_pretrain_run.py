@@ -68,7 +68,6 @@ def kill_worker() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_killed_worker_and_a_stop_change_nothing_in_the_result(tmp_path: Path) -> None:
     settings = config(tmp_path / "runs")

@@ -16,8 +16,8 @@ from bgrpo.distributed.rollout.reply_check import find_fault
 from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.groups import Completion, Group
 from bgrpo.policies.model import build_policy
-from bgrpo.policies.text import encode_prompt
-from bgrpo.scoring.groups import completions_to_check
+from bgrpo.scoring.texts import complete
+from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer(0, 0)
@@ -26,14 +26,14 @@ END = TOKENIZER.eos_token_id
 WEIGHTS = Weights(3, 7)
 BEAMS = DecodeSettings("beam", 4, 5, END, TOKENIZER.pad_token_id)
 TEXTS = ["+ a P 1 ⁇", "* P 2 a ⁇"]
-REQUEST = RolloutRequest(WEIGHTS, TEXTS, [encode_prompt(TOKENIZER, text) for text in TEXTS], [1, 2], BEAMS)
+REQUEST = RolloutRequest(WEIGHTS, [Problem(text) for text in TEXTS], [1, 2], BEAMS)
 
 
 def decoded(request: RolloutRequest) -> RolloutReply:
     """What a rollout actor answers."""
     engine = DecodeEngine(build_policy(TOKENIZER, 1, 2, 16, 32, seed=1))
-    groups = engine.decode(request.prompts, request.settings, request.seeds)
-    return RolloutReply(request.weights, groups, completions_to_check(request.texts, groups, TOKENIZER), 0.1)
+    groups = complete(engine, TOKENIZER, request.problems, request.settings, request.seeds)
+    return RolloutReply(request.weights, groups, 0.1)
 
 
 @pytest.mark.parametrize("mode", ["beam", "sample"])
@@ -51,7 +51,7 @@ def with_completion(**changes: Any) -> Callable[[RolloutReply], RolloutReply]:
 
     def change(reply: RolloutReply) -> RolloutReply:
         *others, last = reply.groups[1].completions
-        group = Group([*others, dataclasses.replace(last, **changes)])
+        group = Group([5], [*others, dataclasses.replace(last, **changes)])
         return dataclasses.replace(reply, groups=[reply.groups[0], group])
 
     return change
@@ -64,8 +64,8 @@ def with_reply(**changes: Any) -> Callable[[RolloutReply], RolloutReply]:
 def good() -> RolloutReply:
     """Hand-made: each group has one finished completion and three cut ones."""
     cut = [Completion([5, 6, 7, 8, first], [-0.5] * 5, False) for first in (9, 10, 11)]
-    groups = [Group([Completion([5, END], [-0.1, 0.0], True), *cut]) for _ in TEXTS]
-    return RolloutReply(WEIGHTS, groups, [(text, "P") for text in TEXTS], 0.1)
+    groups = [Group([5], [Completion([5, END], [-0.1, 0.0], True), *cut]) for _ in TEXTS]
+    return RolloutReply(WEIGHTS, groups, 0.1)
 
 
 GARBAGE: list[tuple[Callable[[RolloutReply], Any], str]] = [
@@ -73,11 +73,11 @@ GARBAGE: list[tuple[Callable[[RolloutReply], Any], str]] = [
     (lambda reply: reply.groups, "a list instead of a reply"),
     (with_reply(weights=Weights(2, 7)), "decoded with .*version=2"),
     (with_reply(weights=Weights(3, 6)), "decoded with .*publication=6"),
-    (lambda reply: dataclasses.replace(reply, groups=reply.groups[:1]), "1 groups for 2 prompts"),
-    (lambda reply: dataclasses.replace(reply, groups=reply.groups * 2), "4 groups for 2 prompts"),
-    (lambda reply: dataclasses.replace(reply, groups=[reply.groups[0], Group([])]), "group 1: 0 completions"),
+    (lambda reply: dataclasses.replace(reply, groups=reply.groups[:1]), "1 groups for 2 problems"),
+    (lambda reply: dataclasses.replace(reply, groups=reply.groups * 2), "4 groups for 2 problems"),
+    (lambda reply: dataclasses.replace(reply, groups=[reply.groups[0], Group([5], [])]), "group 1: 0 completions"),
     (lambda reply: dataclasses.replace(reply, groups=[reply.groups[0], 7]), "group 1: malformed"),
-    (with_reply(items=[]), "0 texts to check for 2 finished"),
+    (with_completion(text=None), "completion 4: its text is a NoneType"),
     (with_completion(tokens=[5, 6, 7, 8, VOCABULARY]), f"completion 4: token ids 5 to {VOCABULARY}, the vocabulary"),
     (with_completion(tokens=[5, -1, 7, 8, 9]), "token ids -1 to 9"),
     (with_completion(tokens=[]), "0 tokens, expected 1 to 5"),
@@ -91,7 +91,10 @@ GARBAGE: list[tuple[Callable[[RolloutReply], Any], str]] = [
     (with_completion(logprobs=[-0.5] * 4 + [-math.inf]), "log-probabilities from -inf"),
     (with_completion(logprobs=[-0.5] * 4 + [0.1]), "to 0.1"),
     (with_completion(tokens=[5, 6, 7, 8, 9]), "two beams are the same"),
-    (lambda r: dataclasses.replace(r, groups=[Group(g.completions * 2) for g in r.groups]), "8 completions instead"),
+    (
+        lambda r: dataclasses.replace(r, groups=[Group([5], g.completions * 2) for g in r.groups]),
+        "8 completions instead",
+    ),
 ]
 
 
@@ -107,7 +110,7 @@ def test_samples_may_repeat_but_not_be_fewer() -> None:
     samples = dataclasses.replace(REQUEST, settings=dataclasses.replace(BEAMS, mode="sample"))
     same = with_completion(tokens=[5, 6, 7, 8, 9])(good())
     assert find_fault(samples, same, VOCABULARY) is None
-    fewer = [Group(group.completions[:3]) for group in good().groups]
+    fewer = [Group([5], group.completions[:3]) for group in good().groups]
     assert find_fault(samples, dataclasses.replace(good(), groups=fewer), VOCABULARY) == (
         "group 0: 3 completions instead of 4"
     )

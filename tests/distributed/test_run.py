@@ -212,10 +212,8 @@ def test_rollouts_ahead_stopped_resumed_and_disturbed_change_nothing(
 
 def test_a_divergence_ends_the_run_with_its_reason(policy: Path, tmp_path: Path) -> None:
     learner = {"learning_rate": 10.0, "warmup_steps": 0, "max_kl": 0.01, "threads": 1}
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"diverged at step \d+: .*learner\.max_kl=0\.01"):
         run_training(config(policy, tmp_path, "diverging", learner=learner))
-    assert time.monotonic() - start < 120
     assert json.loads((tmp_path / "diverging" / "run.json").read_text())["status"] == "failed"
 
 

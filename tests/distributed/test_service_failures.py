@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from service_play import (
     INDICES,
-    TEXTS,
+    PROBLEMS,
     TOKENIZER,
     WAIT_S,
     assert_equal,
@@ -46,7 +46,6 @@ from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters
-from bgrpo.policies.text import encode_prompt
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -63,10 +62,9 @@ def test_garbage_never_reaches_the_verifiers(policy_dir: Path, tmp_path: Path, m
     monkeypatch.setattr(rollout_service, "spawn_rollout_actor", spawn)
     monkeypatch.setattr(rollout_service, "start_run_log", lambda run, actor: RunLog(run, actor))
     config = configuration(policy_dir, rollout={"actors": 2})
-    prompts = [(text, encode_prompt(TOKENIZER, text)) for text in TEXTS]
 
     async def collect() -> tuple[list[ScoredGroup], dict[str, Any]]:
-        made = RolloutService(config, decode_settings(config, TOKENIZER), prompts, len(TOKENIZER), "")
+        made = RolloutService(config, decode_settings(config, TOKENIZER), PROBLEMS, len(TOKENIZER), "")
         await made.publish(0, [ray.put(flatten_parameters(policy(5)))])
         try:
             (reference,) = await made.collect(0, 0, 0, INDICES, WAIT_S)
@@ -159,7 +157,7 @@ def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
         killer = threading.Timer(2.0, os.kill, (pid, signal.SIGKILL))
         killer.start()
         decode = ServiceDecoder(client.actor, client.config, 4, TOKENIZER, publish_again=publish)
-        judged = decode([TEXTS[index] for index in INDICES], "beam", 8, None)
+        judged = decode([PROBLEMS[index] for index in INDICES], "beam", 8, None)
         killer.join()
         expected = local(client.config, policy(5), step=0)
         assert [[c.outcome for c in group] for group in judged] == [group.outcomes for group in expected]
@@ -168,7 +166,7 @@ def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
         os.kill(client.status()["service"]["pid"], signal.SIGKILL)
         with pytest.raises(RayActorError):  # without publish_again it is the caller's to handle
             for _ in range(100):
-                ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([TEXTS[0]], "beam", 8, None)
+                ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([PROBLEMS[0]], "beam", 8, None)
         publish()
-        again = ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([TEXTS[0]], "beam", 8, None)
+        again = ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([PROBLEMS[0]], "beam", 8, None)
         assert len(again) == 1

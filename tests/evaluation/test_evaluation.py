@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
-from bgrpo.evaluation.decoders import JudgedCompletion
 from bgrpo.evaluation.intervals import bootstrap_interval, paired_difference
 from bgrpo.evaluation.metrics import Evaluation, evaluate, pass_at_k, rank_score
+from bgrpo.groups import Completion, Verdict
 from bgrpo.tasks.base import Problem
 
 PROBLEMS = [Problem(f"p{i}", category="even" if i % 2 == 0 else "odd") for i in range(7)]
@@ -33,19 +33,19 @@ class ScriptedDecoder:
         self.seeds: list[int] = []
 
     def __call__(
-        self, prompts: Sequence[str], mode: str, completions: int, seeds: Sequence[int] | None
-    ) -> list[list[JudgedCompletion]]:
-        self.calls.append((mode, completions, len(prompts)))
+        self, problems: Sequence[Problem], mode: str, group_size: int, seeds: Sequence[int] | None
+    ) -> list[list[Completion]]:
+        self.calls.append((mode, group_size, len(problems)))
         self.seeds += seeds or []
-        return [self._group(int(prompt[1:]), mode, completions) for prompt in prompts]
+        return [self._group(int(problem.prompt[1:]), mode, group_size) for problem in problems]
 
-    def _group(self, i: int, mode: str, completions: int) -> list[JudgedCompletion]:
+    def _group(self, i: int, mode: str, group_size: int) -> list[Completion]:
         if mode == "sample":
-            outcomes = ["correct" if j < self.correct_samples[i] else "wrong" for j in range(completions)]
+            outcomes = ["correct" if j < self.correct_samples[i] else "wrong" for j in range(group_size)]
         else:
             rank = self.first_correct[i]
-            outcomes = ["correct" if rank == j + 1 else "truncated" for j in range(completions)]
-        return [JudgedCompletion([1], "x", -1.0, True, outcome) for outcome in outcomes]
+            outcomes = ["correct" if rank == j + 1 else "truncated" for j in range(group_size)]
+        return [Completion([1], [-1.0], True, "x", Verdict(outcome)) for outcome in outcomes]
 
 
 def test_metrics_of_known_ranks() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_cases import ScriptedSource, make_trainer, train_config
 
-from bgrpo.learning.batch import LearningGroup, draw_groups, micro_batches_per_minibatch, score_step, split_update
+from bgrpo.learning.batch import LearningGroup, choose_groups, draw_groups, micro_batches_per_minibatch, split_update
 from bgrpo.runs.checkpoints import CheckpointStore
 
 
@@ -52,10 +52,11 @@ def test_every_group_is_used_once_by_one_learner_in_whole(
 def test_rewards_and_advantages_are_over_the_groups_in_the_update() -> None:
     source = ScriptedSource(outcome=lambda rng: "correct" if rng.random() < 0.15 else "wrong")
     config = train_config(rollout={"skip_uninformative": True, "prompts_per_step": 8})
-    scored = score_step(draw_groups(source, config, step=0, version=0, problems=100), config)
-    informative = [values for values in scored.rewards if len(set(values)) > 1]
-    assert 0 < len(informative) < 8 and len(scored.learning) == len(informative)
-    for group, rewards in zip(scored.learning, informative, strict=True):
+    source.config = config
+    step = choose_groups(draw_groups(source, config, step=0, version=0, problems=100), config)
+    informative = [values for values in (group.rewards for group in step.groups) if len(set(values)) > 1]
+    assert 0 < len(informative) < 8 and len(step.learning) == len(informative)
+    for group, rewards in zip(step.learning, informative, strict=True):
         mean = sum(rewards) / len(rewards)
         assert group.advantages == pytest.approx([reward - mean for reward in rewards])
 
@@ -64,9 +65,10 @@ def test_groups_that_are_all_right_still_teach_without_a_baseline() -> None:
     source = ScriptedSource(outcome=lambda rng: "correct")
     tree = {"algorithm": "reinforce", "rollout": {"skip_uninformative": True}}
     with_baseline, without = train_config(**tree), train_config(**tree, advantage={"kind": "none"})
+    source.config = without
     groups = draw_groups(source, without, 0, 0, 10)
-    assert len(score_step(groups, without).learning) == 4
-    assert score_step(groups, with_baseline).learning == []
+    assert len(choose_groups(groups, without).learning) == 4
+    assert choose_groups(groups, with_baseline).learning == []
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_ends(tmp_path: Path) -> None:

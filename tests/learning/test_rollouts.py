@@ -8,20 +8,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learner_cases import EOS, TOKENIZER, make_trainer, row_logps, tiny_policy, train_config
+from learner_cases import TOKENIZER, make_trainer, row_logps, tiny_policy, train_config
 
-from bgrpo.groups import Completion, Group
+from bgrpo.groups import Verdict
 from bgrpo.learning.batch import prompt_indices
 from bgrpo.learning.rollout_source import LocalRolloutSource
-from bgrpo.scoring.check_process import CheckResult
-from bgrpo.scoring.groups import completions_to_check, score_groups
 from bgrpo.tasks.base import Outcome, Problem
 
 PROBLEMS = [Problem(prompt=" ".join(f"t{2 + (7 * i + j) % 29}" for j in range(1 + i % 5))) for i in range(10)]
 
 
-def starts_with_t5(items: Sequence[tuple[str, str]]) -> list[CheckResult]:
-    return [CheckResult("correct" if text.startswith("t5") else "wrong") for _, text in items]
+def starts_with_t5(items: Sequence[tuple[str, str]]) -> list[Verdict]:
+    return [Verdict("correct" if text.startswith("t5") else "wrong") for _, text in items]
 
 
 @given(st.integers(0, 5), st.integers(1, 60), st.integers(1, 12), st.integers(1, 3))
@@ -42,34 +40,6 @@ def test_prompt_order_is_a_pure_function_and_changes_with_seed_and_epoch() -> No
     assert prompt_indices(3, 100, 8, 50) == prompt_indices(3, 100, 8, 50)
     epochs = [tuple(prompt_indices(seed, step, 50, 50)) for seed in range(3) for step in range(3)]
     assert len(set(epochs)) == 9
-
-
-def group(*finished: bool) -> Group:
-    return Group(
-        [Completion([5 + i, EOS] if done else [5 + i, 6], [-1.0, -1.0], done) for i, done in enumerate(finished)]
-    )
-
-
-def test_unfinished_completions_are_truncated_without_a_check() -> None:
-    groups = [group(True, False, True), group(False)]
-    items = completions_to_check(["p", "q"], groups, TOKENIZER)
-    assert items == [("p", "t5"), ("p", "t7")]
-    scored = score_groups([4, 9], [[2], [3]], groups, [CheckResult("correct"), CheckResult("timeout")], version=7)
-    assert [g.outcomes for g in scored] == [["correct", "truncated", "timeout"], ["truncated"]]
-    assert [(g.index, g.prompt_ids, g.version, g.scores) for g in scored] == [(4, [2], 7, None), (9, [3], 7, None)]
-
-
-def test_scores_of_a_user_function_are_kept() -> None:
-    results = [CheckResult("correct", 0.5), CheckResult("error", None, "ValueError")]
-    (scored,) = score_groups([0], [[2]], [group(True, False, True)], results, version=0)
-    assert scored.scores == [0.5, 0.0, 0.0]
-    assert scored.outcomes == ["correct", "truncated", "error"]
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_results_that_do_not_fit_are_refused(count: int) -> None:
-    with pytest.raises(ValueError, match="check results than finished completions"):
-        score_groups([0], [[2]], [group(True, True)], [CheckResult("wrong")] * count, version=0)
 
 
 def test_local_rollouts_are_of_the_published_weights_and_versions() -> None:
@@ -119,11 +89,10 @@ def test_local_rollouts_in_either_precision(dtype: str) -> None:
     assert error < 1e-4 if dtype == "fp32" else 1e-4 < error < 0.5
 
 
-def starts_with_an_even_token(items: Sequence[tuple[str, str]]) -> list[CheckResult]:
-    return [CheckResult("correct" if re.match(r"t\d*[02468]\b", text) else "wrong") for _, text in items]
+def starts_with_an_even_token(items: Sequence[tuple[str, str]]) -> list[Verdict]:
+    return [Verdict("correct" if re.match(r"t\d*[02468]\b", text) else "wrong") for _, text in items]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["bgrpo", "grpo", "reinforce"])
 def test_a_policy_learns_from_its_own_rollouts(tmp_path: Path, algorithm: str) -> None:
     config = train_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from learner_cases import (
 from transformers import PreTrainedModel
 
 from bgrpo.errors import UserError
+from bgrpo.groups import Verdict
 from bgrpo.learning.batch import LearningGroup, indices_of_draw
 from bgrpo.learning.checkpoint import policy_folder
 from bgrpo.learning.packing import packed_logps
@@ -29,7 +31,6 @@ from bgrpo.learning.rollout_source import LocalRolloutSource
 from bgrpo.learning.trainer import _rollout_logps
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.scoring.check_process import CheckResult
 from bgrpo.scoring.rewards import group_rewards
 from bgrpo.tasks.base import Problem
 
@@ -43,9 +44,9 @@ AHEAD: dict[str, Any] = {
 }
 
 
-def even_sum(items: Sequence[tuple[str, str]]) -> list[CheckResult]:
+def even_sum(items: Sequence[tuple[str, str]]) -> list[Verdict]:
     """Correct rarely enough for some groups to have no signal, so that further prompts are drawn."""
-    return [CheckResult("correct" if sum(text.encode()) % 11 < 1 else "wrong") for _, text in items]
+    return [Verdict("correct" if sum(text.encode()) % 11 < 1 else "wrong") for _, text in items]
 
 
 class RecordedSource(LocalRolloutSource):
@@ -65,7 +66,11 @@ class RecordedSource(LocalRolloutSource):
         return super().collect(step, version, indices, draw)
 
 
-def whole_run(folder: Path, **changes: Any) -> tuple[RecordedSource, CheckpointStore, list[dict[str, float]]]:
+WholeRun = tuple[RecordedSource, CheckpointStore, list[dict[str, float]]]
+"""Its source, its checkpoints, and the metrics of its steps."""
+
+
+def whole_run(folder: Path, **changes: Any) -> WholeRun:
     config = train_config(**(AHEAD | changes))
     source, store, steps = RecordedSource(config), CheckpointStore(folder / "checkpoints", keep=9), []
     make_trainer(config, source, folder, store=store, on_step=steps.append).run()
@@ -80,6 +85,12 @@ def resumed_run(folder: Path, checkpoint: Path, **changes: Any) -> RecordedSourc
         config, source, folder, policy=policy, reference=tiny_policy(), store=store, resume=checkpoint
     ).run()  # fmt: skip
     return source
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    """An uninterrupted run, made once."""
+    return whole_run(tmp_path_factory.mktemp("whole"))
 
 
 def test_each_step_is_decoded_by_the_version_before_and_asked_for_one_step_ahead(tmp_path: Path) -> None:
@@ -126,7 +137,7 @@ def test_the_old_policy_is_the_rollout_s_own_log_probs(tmp_path: Path, minibatch
     groups = [source.group(step, index, draw, version) for index in indices][::minibatches]
     values = []
     for group in groups:
-        rewards = group_rewards(group.outcomes, "rank", 5.0, 0.0, False, None)
+        rewards = group_rewards([Verdict(outcome) for outcome in group.outcomes], "rank", 5.0)
         values.append([reward - sum(rewards) / len(rewards) for reward in rewards])
     policy = tiny_policy()
     row_by_row_loss(
@@ -160,26 +171,26 @@ def test_places_of_the_rollouts_log_probs(tmp_path: Path) -> None:
     assert not _rollout_logps([], empty["packed"]).any()
 
 
-def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+def test_interrupted_equals_uninterrupted_bit_for_bit(whole: WholeRun, tmp_path: Path) -> None:
     """With further draws, whose weights a resumed run would not have."""
-    whole, store, steps = whole_run(tmp_path)
-    assert any(draw > 0 for step, _, draw in whole.asked if step % CUT == 0 and step), "the case is too easy"
+    uninterrupted, store, steps = whole
+    assert any(draw > 0 for step, _, draw in uninterrupted.asked if step % CUT == 0 and step), "the case is too easy"
     for cut in (CUT, 2 * CUT):
         source = resumed_run(tmp_path / str(cut), store.directory / f"step-{cut:08d}")
-        assert source.asked == [asked for asked in whole.asked if asked[0] > cut]
+        assert source.asked == [asked for asked in uninterrupted.asked if asked[0] > cut]
         for version in range(cut, STEPS + 1):
-            assert torch.equal(source.weights[version], whole.weights[version]), f"version {version} differs"
+            assert torch.equal(source.weights[version], uninterrupted.weights[version]), f"version {version} differs"
     assert max(step["staleness"] for step in steps) == 1
 
 
-def test_a_run_without_checkpoints_learns_the_same(tmp_path: Path) -> None:
-    often, rarely = whole_run(tmp_path / "a")[0], whole_run(tmp_path / "b", checkpoint={"every": 50})[0]
+def test_a_run_without_checkpoints_learns_the_same(whole: WholeRun, tmp_path: Path) -> None:
+    often, rarely = whole[0], whole_run(tmp_path, checkpoint={"every": 50})[0]
     assert torch.equal(often.weights[STEPS], rarely.weights[STEPS])
     assert sorted(often.asked) == sorted(rarely.asked)
 
 
-def test_more_steps_continue_a_finished_run_with_fresh_rollouts(tmp_path: Path) -> None:
-    _, store, _ = whole_run(tmp_path)
+def test_more_steps_continue_a_finished_run_with_fresh_rollouts(whole: WholeRun, tmp_path: Path) -> None:
+    store = whole[1]
     last = store.directory / f"step-{STEPS:08d}"
     assert not (last / "rollouts.json").exists()
     source = resumed_run(tmp_path, last, steps=STEPS + 2)
@@ -187,9 +198,8 @@ def test_more_steps_continue_a_finished_run_with_fresh_rollouts(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fault", ["other problem", "other version", "one missing", "not json", "other fields"])
-def test_groups_that_are_not_the_next_step_s_are_refused(tmp_path: Path, fault: str) -> None:
-    _, store, _ = whole_run(tmp_path)
-    checkpoint = store.directory / f"step-{CUT:08d}"
+def test_groups_that_are_not_the_next_step_s_are_refused(whole: WholeRun, tmp_path: Path, fault: str) -> None:
+    checkpoint = shutil.copytree(whole[1].directory / f"step-{CUT:08d}", tmp_path / f"step-{CUT:08d}")
     path = checkpoint / "rollouts.json"
     groups = json.loads(path.read_text())
     assert [group["index"] for group in groups[:4]] == indices_of_draw(train_config(**AHEAD), CUT, len(PROBLEMS))
@@ -203,6 +213,15 @@ def test_groups_that_are_not_the_next_step_s_are_refused(tmp_path: Path, fault: 
         groups[2]["completions"][0]["token"] = groups[2]["completions"][0].pop("tokens")
     path.write_text("[" if fault == "not json" else json.dumps(groups))
     with pytest.raises(UserError, match=rf"{path}: not the rollouts of step {CUT} .*remove this checkpoint"):
+        resumed_run(tmp_path, checkpoint)
+
+
+def test_rollouts_of_an_earlier_layout_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    _, store, _ = whole_run(tmp_path)
+    checkpoint = store.directory / f"step-{CUT:08d}"
+    old = {"index": 0, "prompt_ids": [2], "completions": [], "outcomes": [], "version": 1, "scores": None}
+    (checkpoint / "rollouts.json").write_text(json.dumps([old]))
+    with pytest.raises(UserError, match=rf"earlier bgrpo.*policy\.path={policy_folder(checkpoint)}"):
         resumed_run(tmp_path, checkpoint)
 
 

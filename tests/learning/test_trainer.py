@@ -22,6 +22,7 @@ from learner_cases import (
     make_trainer,
     row_by_row_loss,
     row_logps,
+    scored,
     tiny_policy,
     train_config,
 )
@@ -155,6 +156,7 @@ def test_the_ratio_is_exactly_one_on_the_first_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["bgrpo", "grpo", "reinforce"])
 def test_a_rewarded_completion_becomes_more_probable(tmp_path: Path, algorithm: str) -> None:
+    config = train_config(steps=1, algorithm=algorithm, learner={"learning_rate": 1e-3})
     source = ScriptedSource(outcome=lambda rng: "wrong")
     plain = source.group
 
@@ -162,10 +164,9 @@ def test_a_rewarded_completion_becomes_more_probable(tmp_path: Path, algorithm: 
         group = plain(step, index, draw, version)
         outcomes = ["wrong"] * len(group.completions)
         outcomes[2] = "correct"
-        return ScoredGroup(index, group.prompt_ids, group.completions, outcomes, version)
+        return scored(index, group.prompt_ids, group.completions, outcomes, version, config)
 
     source.group = one_correct  # type: ignore[method-assign]
-    config = train_config(steps=1, algorithm=algorithm, learner={"learning_rate": 1e-3})
     trainer = make_trainer(config, source, tmp_path)
     trainer.run()
     before, after = tiny_policy(), trainer._policy.eval()
@@ -295,7 +296,7 @@ def one_missing(groups: list[ScoredGroup]) -> list[ScoredGroup]:
 
 def empty_completion(groups: list[ScoredGroup]) -> list[ScoredGroup]:
     first = groups[0]
-    return [ScoredGroup(first.index, first.prompt_ids, [Completion([], [], False)], ["wrong"], 0), *groups[1:]]
+    return [scored(first.index, first.prompt_ids, [Completion([], [], False)], ["wrong"], 0), *groups[1:]]
 
 
 @pytest.mark.parametrize("change", [wrong_order, one_missing, empty_completion])
@@ -349,20 +350,27 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
     assert steps[0]["kl"] > 0 and steps[0]["staleness"] == 0
     for name, value in steps[1].items():
         assert re.fullmatch(r"[\w\-./: ]+", name, re.ASCII) and isinstance(value, float), name
-    assert steps[1]["seconds/total"] >= steps[1]["seconds/learn"] > 0
+    parts = sum(steps[1][f"seconds/{part}"] for part in ("rollout", "weights", "validation", "checkpoint", "learn"))
+    assert steps[1]["seconds/total"] == pytest.approx(parts), "no time is counted twice, and none is left out"
 
 
 def test_checkpoints_are_saved_when_due_at_a_validation_and_at_the_end(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", keep=9)
     config = train_config(steps=7, checkpoint={"every": 3}, evaluation={"every": 5})
     scores = {5: 0.7, 7: 0.3}  # the last step is validated, due or not
+    steps: list[dict[str, float]] = []
     make_trainer(
-        config, ScriptedSource(), tmp_path, store=store, validate=lambda step: {"beam_rank_score": scores[step]}
+        config,
+        ScriptedSource(),
+        tmp_path,
+        store=store,
+        on_step=steps.append,
+        validate=lambda step: {"beam_rank_score": scores[step]},
     ).run()
     assert sorted(store.step_of(path) for path in store.directory.iterdir()) == [3, 5, 6, 7]
     best = store.best("beam_rank_score")
     assert best is not None and store.step_of(best) == 5
-    assert store.metrics(best)["reward_mean"] > 0
+    assert store.metrics(best)["reward_mean"] == steps[4]["reward_mean"]
 
 
 def test_evaluation_and_the_padded_path_are_closed(tmp_path: Path) -> None:

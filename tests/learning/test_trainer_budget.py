@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
 
+from bgrpo.learning import step_metrics
 from bgrpo.learning.checkpoint import policy_folder
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
@@ -49,19 +50,28 @@ def test_a_run_ends_with_the_step_that_uses_up_its_budget(kind: str, tmp_path: P
     assert rates[-1] < 0.2 * rates[0]  # one step before the end of a linear fall to 0
 
 
-def test_seconds_end_a_run_and_leave_validations_out(tmp_path: Path) -> None:
-    config = train_config(steps=10_000, learner=LEARNER, budget={"seconds": 0.3}, evaluation={"every": 1})
-    steps: list[dict[str, float]] = []
+def test_seconds_end_a_run_and_leave_validations_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Slow(ScriptedSource):
+        def collect(self, *request: Any) -> Any:
+            pass_by(0.125)
+            return super().collect(*request)
 
     def validate(version: int) -> dict[str, float]:
-        time.sleep(0.2)
+        pass_by(0.25)
         return {"beam_rank_score": 0.5}
 
-    make_trainer(config, ScriptedSource(), tmp_path, on_step=steps.append, validate=validate).run()
-    assert steps[-1]["used/seconds"] >= 0.3
-    assert all(step["used/seconds"] < 0.3 for step in steps[:-1])
-    trained = sum(step["seconds/total"] - step["seconds/validation"] for step in steps)
-    assert steps[-1]["used/seconds"] == pytest.approx(trained, abs=0.05)
+    monkeypatch.setattr(step_metrics, "time", SimpleNamespace(perf_counter=lambda: now))
+    config = train_config(steps=10_000, learner=LEARNER, budget={"seconds": 0.3}, evaluation={"every": 1})
+    steps: list[dict[str, float]] = []
+    make_trainer(config, Slow(), tmp_path, on_step=steps.append, validate=validate).run()
+    assert [step["used/seconds"] for step in steps] == [0.125, 0.25, 0.375]
+    assert [step["seconds/validation"] for step in steps] == [0.25] * 3
 
 
 def test_an_interrupted_run_with_a_budget_equals_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.folder import RunFolder
 
 KILLS = 20
-WORKER = Path(__file__).with_name("kill_worker.py")
+WORKER = Path(__file__).parents[1] / "kill_worker.py"
 
 
 def final(run: RunFolder) -> Path:

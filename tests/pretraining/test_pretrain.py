@@ -51,6 +51,15 @@ def weights(run_dir: Path, step: int) -> np.ndarray:
     return flatten_parameters(load_policy(str(run_dir / "checkpoints" / f"step-{step:08d}")).model)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an uninterrupted run of the tiny configuration, made once; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_data(config()).save(folder)
+    train(config(), folder, ignore)
+    return folder
+
+
 @given(st.integers(0, 50), st.integers(1, 200), st.floats(0, 1))
 def test_learning_rate_warms_up_then_falls_to_its_floor_and_stays(warmup: int, steps: int, floor: float) -> None:
     ratios = [learning_rate_ratio(step, warmup, steps, floor) for step in range(warmup + steps + 50)]
@@ -106,19 +115,15 @@ def test_a_policy_learns_the_task_and_is_written_with_its_card(tmp_path: Path) -
     assert validations[-1]["greedy_accuracy"] >= 0.9
     assert [record["step"] for record in records] == list(range(20, 201, 20))
     assert records[-1]["loss"] < 0.1 * records[0]["loss"]
-    assert all(record["lines_per_s"] > 0 for record in records)
     card = (out / "README.md").read_text()
     assert "bgrpo pretrain --config toy" in card
     assert f"{validations[-1]['greedy_accuracy']:.1%}" in card or f"{validations[0]['greedy_accuracy']:.1%}" in card
 
 
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(whole: Path, tmp_path: Path) -> None:
     """Interrupted inside the third epoch (6 batches each), between two checkpoints."""
-    settings = config()
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for run_dir in (whole, broken):
-        make_data(settings).save(run_dir)
-    train(settings, whole, ignore)
+    settings, broken = config(), tmp_path / "broken"
+    make_data(settings).save(broken)
 
     class PowerCut(Exception):
         pass
@@ -144,10 +149,9 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) ->
     train(settings, broken, ignore)  # nothing left to do
 
 
-def test_the_best_checkpoint_is_exported_not_the_last(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_exported_not_the_last(whole: Path, tmp_path: Path) -> None:
     settings = config()
-    make_data(settings).save(tmp_path)
-    train(settings, tmp_path, ignore)
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     store = CheckpointStore(tmp_path / "checkpoints", keep=5)
     metrics = {"greedy_accuracy": 1.0, "validation_loss": 0.0, SELECTION: selection_score(1.0, 0.0)}
     model = load_policy(str(tmp_path / "checkpoints" / "step-00000016"))
@@ -204,7 +208,7 @@ def run_processes(settings: PretrainConfig, run_dir: Path, count: int) -> None:
         "train(load_config(PretrainConfig, sys.argv[1] + '/config.yaml'), Path(sys.argv[1]), lambda metrics: None)\n"
         "torch.distributed.barrier()\ntorch.distributed.destroy_process_group()\n"
     )
-    tests = Path(__file__).resolve().parent
+    tests = Path(__file__).resolve().parents[1]
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
@@ -222,7 +226,6 @@ def run_processes(settings: PretrainConfig, run_dir: Path, count: int) -> None:
         assert process.returncode == 0, output[-3000:]
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path: Path) -> None:
     """Lines of several lengths, so that the processes hold different numbers of answer tokens."""
     folder = tmp_path / "lines"
@@ -243,12 +246,9 @@ def test_two_processes_make_the_updates_of_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(two, one, atol=2e-5)
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later_to_the_same_weights(tmp_path: Path) -> None:
-    settings = config()
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for run_dir in (whole, stopped):
-        make_data(settings).save(run_dir)
-    train(settings, whole, ignore)
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    settings, stopped = config(), tmp_path / "stopped"
+    make_data(settings).save(stopped)
     train(settings, stopped, ignore, should_stop=lambda: True)
     newest = CheckpointStore(stopped / "checkpoints").latest()
     assert newest is not None

@@ -21,7 +21,7 @@ def config(steps: int = 10, **budget: float) -> TrainConfig:
 
 def group(*lengths: int) -> ScoredGroup:
     completions = [Completion([1] * length, [0.0] * length, True) for length in lengths]
-    return ScoredGroup(0, [1], completions, ["wrong"] * len(lengths), 0)
+    return ScoredGroup(prompt_ids=[1], completions=completions, rewards=[0.0] * len(lengths), index=0, version=0)
 
 
 @given(SPENT)

@@ -132,11 +132,8 @@ def test_training_goes_on_and_catches_up(
     assert server.steps
     server.mode, before = outage, len(server.calls)
     with caplog.at_level(logging.WARNING, logger="bgrpo.runs.tracking"):
-        began = time.monotonic()
         log_steps(tracker, 11, 130, clock, 1.0)
-        lost = time.monotonic() - began
     assert 2 <= len(server.calls) - before <= 4, "a store that fails is asked once a minute, not at every step"
-    assert lost < 60, f"three attempts of {LIMIT_S} s each, on a loaded machine"
     assert len(caplog.records) == 1 and "training goes on" in caplog.text
     server.mode = "good"
     log_steps(tracker, 131, 200, clock, 1.0)

@@ -15,7 +15,8 @@ import pytest
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
-from bgrpo.scoring.check_process import CheckProcess, check_arguments
+from bgrpo.scoring.check_process import CheckProcess
+from bgrpo.scoring.judge import Judge
 
 TIMEOUT_S = 1.0
 
@@ -58,7 +59,7 @@ def test_scores_and_outcomes() -> None:
 def test_the_shipped_task_checks_through_the_child() -> None:
     """f = (a^2)^2 + 1: a^2 solves it, a^3 does not, f itself is trivial, and noise is no answer."""
     prompt = "+ P 1 ^ a P 4 ⁇"
-    with CheckProcess(**check_arguments(TrainConfig())) as process:
+    with Judge(TrainConfig()).start() as process:
         results = process.run([(prompt, text) for text in ("^ a P 2", "^ a P 3", "+ P 1 ^ a P 4", "^ ^")])
     assert [result.outcome for result in results] == ["correct", "wrong", "trivial", "unparseable"]
     assert all(result.score is None for result in results)
@@ -66,9 +67,7 @@ def test_the_shipped_task_checks_through_the_child() -> None:
 
 @pytest.mark.parametrize("completion", ["sleep", "spin"])
 def test_endless_check_is_killed(checks: CheckProcess, completion: str) -> None:
-    start = time.monotonic()
     assert outcome_of(checks, completion) == "timeout None the check took longer than 1 s"
-    assert time.monotonic() - start < TIMEOUT_S + 10
 
 
 def test_crashes_are_errors(checks: CheckProcess) -> None:
@@ -190,16 +189,3 @@ def test_child_does_not_import_torch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(tmp_path))
     with CheckProcess("which_modules:heavy") as process:
         assert process.run([("p", "c")])[0].score == 0.0
-
-
-def test_arguments_of_a_run() -> None:
-    assert check_arguments(
-        TrainConfig.model_validate({"reward": {"function": "m:f"}, "verifier": {"timeout_s": 2}})
-    ) == {
-        "target": "m:f",
-        "timeout_s": 2.0,
-    }
-    task = check_arguments(TrainConfig.model_validate({"task": {"options": {"ring": "QQ"}}}))
-    assert (task["target"], task["options"], task["timeout_s"]) == ("task:polynomial", {"ring": "QQ"}, 5.0)
-    assert task["memory_bytes"] == 4 * 1024**3
-    assert check_arguments(TrainConfig.model_validate({"task": {"name": "m:C"}}))["memory_bytes"] is None

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bgrpo.bench.rollouts.cases import Case
 from bgrpo.bench.rollouts.timing import Turn, timed
+from bgrpo.decoding.onednn import onednn_multiplies
 
 Multiply = Callable[[Tensor], Tensor]
 Way = Callable[[Tensor, int], Multiply]
@@ -97,11 +98,15 @@ class FloorProbe:
 
     def __init__(self, operations: Operations, dtype: str, plain: bool = False) -> None:
         self._operations = operations
-        ways, kind = [_plain] if plain else _ways(), _DTYPES[dtype]
+        kind = _DTYPES[dtype]
+        ways = [_plain] if plain else _ways(kind)
         layer_rows = (operations.prefill_rows, operations.step_rows)
         self._prefill, self._step = (_Products(operations.matrices, rows, kind, ways) for rows in layer_rows)
+        head_ways = [_plain] if plain else _ways(torch.float32)
         head_rows = (operations.head_rows, operations.step_rows)
-        self._first_head, self._head = (_Products([operations.head], rows, torch.float32, ways) for rows in head_rows)
+        self._first_head, self._head = (
+            _Products([operations.head], rows, torch.float32, head_ways) for rows in head_rows
+        )
 
     def turn(self) -> Turn:
         """The floor of a whole decode, from one prefill and a few steps run now."""
@@ -149,9 +154,11 @@ def _fastest_way(rows: int, inputs: int, outputs: int, dtype: torch.dtype, ways:
     return ways[min(range(len(ways)), key=lambda place: median(seconds[place]))]
 
 
-def _ways() -> list[Way]:
+def _ways(dtype: torch.dtype) -> list[Way]:
     """Ways to multiply that this machine has; MKL is slow on some processors where oneDNN is not."""
-    return [_plain, _transposed, _packed] if torch.backends.mkldnn.is_available() else [_plain, _transposed]
+    if onednn_multiplies(dtype):
+        return [_plain, _transposed, _packed]
+    return [_plain, _transposed] if dtype == torch.float32 else [_plain, _transposed, _in_fp32]
 
 
 def _plain(weight: Tensor, rows: int) -> Multiply:
@@ -167,6 +174,12 @@ def _packed(weight: Tensor, rows: int) -> Multiply:
     """oneDNN, with the weight in blocks that it chose for this number of rows."""
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, None, "none", [], "")
+
+
+def _in_fp32(weight: Tensor, rows: int) -> Multiply:
+    """bf16 values where the processor has no products of them: each product is exact in fp32."""
+    multiply = (_packed if onednn_multiplies(torch.float32) else _transposed)(weight.float(), rows)
+    return lambda x: multiply(x.float()).to(weight.dtype)
 
 
 def _is_matrix(module: torch.nn.Module) -> bool:

@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bgrpo.bench.rollouts.cases import SHAPES, Case, ModelShape
+from bgrpo.config import TrainConfig, load_config
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.text import encode_texts
 from bgrpo.tasks.base import load_task
@@ -18,7 +19,6 @@ OTHER_WEIGHTS_STD = 0.02
 """Embeddings and head, which are not tied, larger than GPT-2's own 0.02: with that, next-token distributions are nearly
 uniform and every beam is a near-tie, so that rounding decides which beams are found."""
 
-ANSWERS = {"kind": "single", "degrees": [[2, 2]], "coefficients": 5, "leading": "positive"}
 """Problems of the kind that the shipped policy was trained on."""
 
 _SEED = 20
@@ -55,7 +55,8 @@ def build_workload(case: Case) -> Workload:
     else:
         model, eos, pad = random_model(SHAPES[case.model]), EOS, PAD
     if case.prompt_tokens is None:
-        problems = load_task("polynomial").generate(ANSWERS, case.prompts, seed=_SEED)
+        section = load_config(TrainConfig, "quickstart").task
+        problems = load_task(section.name, section.options).generate(section.test.options, case.prompts, seed=_SEED)
         return Workload(model, encode_texts(tokenizer, [problem.prompt for problem in problems]), eos, pad)
     _forbid_token(model, eos)
     generator = torch.Generator().manual_seed(_SEED)

@@ -18,13 +18,12 @@ from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
 from bgrpo.distributed.rollout.service import start_service
 from bgrpo.distributed.session.session import Demand, ray_session
-from bgrpo.groups import Group, ScoredGroup
+from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters, load_flat_parameters
 from bgrpo.policies.io import LoadedPolicy, save_policy
 from bgrpo.runs.preparation import Preparation, check_input
-from bgrpo.scoring.check_process import CheckProcess, check_arguments
-from bgrpo.scoring.groups import completions_to_check
+from bgrpo.scoring.judge import Judge, finished_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +69,7 @@ class _Service:
         self.actor: Any = start_service(
             config,
             decode_settings(config, prepared.policy.tokenizer),
-            prepared.prompts,
+            prepared.splits.train,
             prepared.policy.model.config.vocab_size,
         )
         self.source = ServiceRolloutSource(self.actor, config)
@@ -134,7 +133,7 @@ def _decode(
 ) -> tuple[dict[int, float], list[ScoredGroup], dict[str, Any]]:
     """Batches of requests on one actor and on two, in turns, with the same weights."""
     indices = list(range(REQUESTS * one.config.rollout.prompts_per_request))
-    indices = [index % len(prepared.prompts) for index in indices]
+    indices = [index % len(prepared.splits.train) for index in indices]
     seconds: dict[int, list[float]] = {1: [], 2: []}
     publish_s = [service.publish(0)[0] for service in (one, two)]
     for service in (one, two):  # first batches pay for what is set up on first use
@@ -190,9 +189,8 @@ def _verification_and_learning(
     config: TrainConfig, prepared: Preparation, groups: list[ScoredGroup]
 ) -> dict[str, float]:
     """Seconds per request of one verifier and of one learner."""
-    texts = [prepared.prompts[group.index][0] for group in groups]
-    items = completions_to_check(texts, [Group(group.completions) for group in groups], prepared.policy.tokenizer)
-    with CheckProcess(**check_arguments(config)) as checks:
+    items = finished_texts([prepared.splits.train[group.index] for group in groups], groups)
+    with Judge(config).start() as checks:
         checks.run(items[:1])  # the child's start
         start = time.perf_counter()
         checks.run(items)
@@ -216,8 +214,7 @@ class _Replay:
     def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
         """Groups in the guise of those asked for."""
         return [
-            ScoredGroup(index, group.prompt_ids, group.completions, group.outcomes, version)
-            for index, group in zip(indices, self._groups, strict=False)
+            replace(group, index=index, version=version) for index, group in zip(indices, self._groups, strict=False)
         ]
 
 
@@ -238,7 +235,7 @@ def _learning_s(config: TrainConfig, prepared: Preparation, groups: list[ScoredG
             prepared.policy.model,
             prepared.policy.tokenizer,
             _Replay(groups),
-            len(prepared.prompts),
+            len(prepared.splits.train),
             Path(folder),
             on_step=lambda metrics: seconds.append(metrics["seconds/learn"]),
         ).run()
@@ -254,7 +251,7 @@ def _large_policy(config: TrainConfig, prepared: Preparation, costs: Costs) -> t
     model = build_policy(tokenizer, **LARGE, seed=0)
     with tempfile.TemporaryDirectory(prefix="bgrpo-scaling-") as folder:
         save_policy(model, tokenizer, Path(folder) / "policy")
-        large = Preparation(LoadedPolicy(model, tokenizer, folder), prepared.splits, prepared.prompts)
+        large = Preparation(LoadedPolicy(model, tokenizer, folder), prepared.splits)
         policy = config.policy.model_copy(update={"path": str(Path(folder) / "policy")})
         with _service(config.model_copy(update={"policy": policy}), large, LARGE_ACTORS) as service:
             published = []

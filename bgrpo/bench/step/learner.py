@@ -19,7 +19,7 @@ from bgrpo.bench.step.floor import update_floor
 from bgrpo.bench.step.workload import UpdateCase, build_workload
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.batch import draw_groups, score_step, split_update
+from bgrpo.learning.batch import choose_groups, draw_groups, split_update
 from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
 from bgrpo.learning.trl_arguments import learning_rate_factor
 
@@ -161,7 +161,7 @@ class _TimedSource(_FixedSource):
 
     def _prepare(self, step: int) -> tuple[list[_BareBatch], int]:
         groups = draw_groups(_FixedSource(self._groups), self._config, step, step, len(self._groups))
-        (minibatch,) = split_update(score_step(groups, self._config).learning, self._config, rank=0, world_size=1)
+        (minibatch,) = split_update(choose_groups(groups, self._config).learning, self._config, rank=0, world_size=1)
         batches = []
         for cut in filter(None, minibatch.micro_batches):
             advantages = [value for group in cut for value in group.advantages]

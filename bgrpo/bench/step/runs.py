@@ -23,8 +23,6 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.runs.preparation import check_input
 from bgrpo.runs.tracking import Tracker
-from bgrpo.tasks.base import Outcome
-from bgrpo.tasks.polynomial.task import PolynomialTask
 
 PARTS = ("rollout", "weights", "learn", "optimizer", "total")
 RUNS = {"quickstart": 12, "19M": 4}
@@ -137,11 +135,9 @@ def _measure_overlap(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-class UncheckedTask(PolynomialTask):
-    """Polynomials whose answers are all called wrong, unread: what decoding costs without checks."""
-
-    def check(self, prompt: str, completion: str) -> Outcome:
-        return Outcome.WRONG
+def unread(prompt: str, completion: str) -> float:
+    """A reward function that calls every answer wrong, unread: what decoding costs without checks."""
+    return 0.0
 
 
 def _measure_checks(config: TrainConfig, actors: int) -> dict[str, Any]:
@@ -150,12 +146,14 @@ def _measure_checks(config: TrainConfig, actors: int) -> dict[str, Any]:
     Checks can hide behind decoding where the actors leave a core for them, and other requests still decode.
     """
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update={"actors": actors})})
-    unread = config.task.model_copy(update={"name": f"{UncheckedTask.__module__}:{UncheckedTask.__name__}"})
+    without = config.reward.model_copy(update={"kind": "function", "function": f"{__name__}:{unread.__name__}"})
     prepared = check_input(config)
-    configs = {"checked": config, "unchecked": config.model_copy(update={"task": unread})}
+    configs = {"checked": config, "unchecked": config.model_copy(update={"reward": without})}
     settings = decode_settings(config, prepared.policy.tokenizer)
     vocabulary = prepared.policy.model.config.vocab_size
-    services = {name: start_service(each, settings, prepared.prompts, vocabulary) for name, each in configs.items()}
+    services = {
+        name: start_service(each, settings, prepared.splits.train, vocabulary) for name, each in configs.items()
+    }
     turns: dict[str, list[float]] = {name: [] for name in services}
     indices = list(range(config.rollout.prompts_per_step))
     try:

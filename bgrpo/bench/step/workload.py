@@ -12,12 +12,12 @@ from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBa
 
 from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.decoding import DecodeEngine
-from bgrpo.groups import Group, ScoredGroup
+from bgrpo.groups import ScoredGroup, Verdict
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.scoring.check_process import CheckResult
-from bgrpo.scoring.groups import score_groups
+from bgrpo.scoring.judge import Judge, finished_texts
+from bgrpo.scoring.texts import complete
 from bgrpo.tasks.base import Outcome, load_task
 
 SHIPPED_PROBLEMS = 96
@@ -104,10 +104,20 @@ def build_workload(case: UpdateCase) -> Workload:
     prompts = [[rng.randrange(2, len(policy.tokenizer)) for _ in range(case.prompt_tokens)] for _ in range(case.groups)]
     decoded = DecodeEngine(model).decode(prompts, decode_settings(config, policy.tokenizer))
     groups = [
-        ScoredGroup(index, prompt, group.completions, _random_outcomes(rng, group), version=0)
-        for index, (prompt, group) in enumerate(zip(prompts, decoded, strict=True))
+        ScoredGroup(
+            prompt_ids=group.prompt_ids,
+            completions=[replace(item, verdict=_random_verdict(rng)) for item in group.completions],
+            rewards=[],
+            index=index,
+            version=0,
+        )
+        for index, group in enumerate(decoded)
     ]
-    return Workload(config, model, policy.tokenizer, groups)
+    judge = Judge(config)
+    scored = [
+        replace(group, rewards=judge.rewards([Verdict(outcome) for outcome in group.outcomes])) for group in groups
+    ]
+    return Workload(config, model, policy.tokenizer, scored)
 
 
 def without_sharing(groups: Sequence[ScoredGroup], vocabulary: int) -> list[ScoredGroup]:
@@ -144,18 +154,13 @@ def endless_policy(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> GPT
 def _shipped_groups(
     config: TrainConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[ScoredGroup]:
-    from bgrpo.policies.text import encode_texts
-    from bgrpo.scoring.groups import completions_to_check
-
     task = load_task(config.task.name, config.task.options)
     train = config.task.train
     problems = task.generate(train.options, SHIPPED_PROBLEMS, train.seed)
-    texts = [problem.prompt for problem in problems]
-    prompts = encode_texts(tokenizer, texts)
-    decoded = DecodeEngine(model).decode(prompts, decode_settings(config, tokenizer))
-    checked = [CheckResult(task.check(*item)) for item in completions_to_check(texts, decoded, tokenizer)]
-    return score_groups(range(len(prompts)), prompts, decoded, checked, version=0)
+    groups = complete(DecodeEngine(model), tokenizer, problems, decode_settings(config, tokenizer))
+    verdicts = [Verdict(task.check(*item)) for item in finished_texts(problems, groups)]
+    return Judge(config).score(range(len(groups)), groups, verdicts, version=0)
 
 
-def _random_outcomes(rng: random.Random, group: Group) -> list[str]:
-    return [str(Outcome.CORRECT if rng.random() < CORRECT else Outcome.WRONG) for _ in group.completions]
+def _random_verdict(rng: random.Random) -> Verdict:
+    return Verdict(Outcome.CORRECT if rng.random() < CORRECT else Outcome.WRONG)

@@ -15,6 +15,8 @@ from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.distributed.session.session import node_share
 from bgrpo.groups import Group
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
+from bgrpo.scoring.texts import complete
+from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,19 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """Prompts to decode. With the weights and the number of threads, its content alone determines the reply.
+    """Problems to decode. With the weights and the number of threads, its content alone determines the reply.
 
     Attributes:
         weights: what to decode with.
-        texts: the prompts as text, for the checks.
-        prompts: the prompts as token ids.
-        seeds: one per prompt, for sampling.
+        problems: whose prompts are completed.
+        seeds: one per problem, for sampling.
         settings: how to decode.
     """
 
     weights: Weights
-    texts: list[str]
-    prompts: list[list[int]]
+    problems: list[Problem]
     seeds: list[int]
     settings: DecodeSettings
 
@@ -47,14 +47,12 @@ class RolloutReply:
 
     Attributes:
         weights: what it was decoded with.
-        groups: one per prompt.
-        items: (prompt, completion) texts of every finished completion, in order: what there is to check.
+        groups: one per problem; completions have their text, and no verdict yet.
         seconds: time taken by decoding.
     """
 
     weights: Weights
     groups: list[Group]
-    items: list[tuple[str, str]]
     seconds: float
 
 
@@ -95,21 +93,17 @@ class RolloutActor(PooledActor):
         self._weights = weights
 
     def serve(self, request: RolloutRequest) -> RolloutReply:
-        """Decode the prompts.
+        """Decode the problems' prompts.
 
         Raises:
             RuntimeError: the actor holds other weights.
         """
-        from bgrpo.scoring.groups import completions_to_check
-
         held = self._weights
         if held != request.weights:
             raise RuntimeError(f"asked for weights {request.weights}, but this rollout actor holds {held}")
         start = time.perf_counter()
-        groups = self._engine.decode(request.prompts, request.settings, request.seeds)
-        seconds = time.perf_counter() - start
-        items = completions_to_check(request.texts, groups, self._loaded.tokenizer)
-        return RolloutReply(request.weights, groups, items, seconds)
+        groups = complete(self._engine, self._loaded.tokenizer, request.problems, request.settings, request.seeds)
+        return RolloutReply(request.weights, groups, time.perf_counter() - start)
 
 
 def spawn_rollout_actor(config: TrainConfig, cpus: float) -> ActorHandle:

@@ -13,11 +13,11 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import PoolError
 from bgrpo.errors import UserError
-from bgrpo.evaluation.decoders import DecodeMode, JudgedCompletion
-from bgrpo.groups import ScoredGroup
+from bgrpo.evaluation.decoders import DecodeMode
+from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters
-from bgrpo.policies.text import decode_completion, encode_texts
+from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,38 +132,21 @@ class ServiceDecoder:
     ) -> None:
         self._service = service
         self._settings = decode_settings(config, tokenizer)
-        self._tokenizer = tokenizer
         self._version = version
         self._limit_s = step_limit_s(config)
         self._publish_again = publish_again
         self._losses_left = config.learner.max_failures
 
     def __call__(
-        self, prompts: Sequence[str], mode: DecodeMode, completions: int, seeds: Sequence[int] | None
-    ) -> list[list[JudgedCompletion]]:
-        settings = dataclasses.replace(self._settings, mode=mode, completions=completions, temperature=1.0)
-        pairs = list(zip(prompts, encode_texts(self._tokenizer, prompts), strict=True))
-        seeds = list(seeds or [0] * len(pairs))
-        groups = self._decode(pairs, settings, seeds)
-        return [
-            [
-                JudgedCompletion(
-                    completion.tokens,
-                    decode_completion(self._tokenizer, completion.tokens),
-                    completion.logprob,
-                    completion.finished,
-                    outcome,
-                )
-                for completion, outcome in zip(group.completions, group.outcomes, strict=True)
-            ]
-            for group in groups
-        ]
+        self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
+    ) -> list[list[Completion]]:
+        settings = dataclasses.replace(self._settings, mode=mode, group_size=group_size, temperature=1.0)
+        groups = self._decode(list(problems), settings, list(seeds or [0] * len(problems)))
+        return [group.completions for group in groups]
 
-    def _decode(
-        self, pairs: list[tuple[str, list[int]]], settings: DecodeSettings, seeds: list[int]
-    ) -> list[ScoredGroup]:
+    def _decode(self, problems: list[Problem], settings: DecodeSettings, seeds: list[int]) -> list[ScoredGroup]:
         while True:
-            work = self._service.run.remote(pairs, settings, self._version, seeds, self._limit_s)
+            work = self._service.run.remote(problems, settings, self._version, seeds, self._limit_s)
             try:
                 return answer(work, self._limit_s + ANSWER_S)
             except RayActorError:

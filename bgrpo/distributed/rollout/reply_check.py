@@ -26,8 +26,8 @@ def find_fault(request: RolloutRequest, reply: Any, vocabulary: int) -> str | No
         return f"a {type(reply).__name__} instead of a reply"
     if reply.weights != request.weights:
         return f"decoded with {reply.weights} instead of {request.weights}"
-    if len(reply.groups) != len(request.prompts):
-        return f"{len(reply.groups)} groups for {len(request.prompts)} prompts"
+    if len(reply.groups) != len(request.problems):
+        return f"{len(reply.groups)} groups for {len(request.problems)} problems"
     for position, group in enumerate(reply.groups):
         try:
             fault = _group_fault(group, request.settings, vocabulary)
@@ -35,14 +35,11 @@ def find_fault(request: RolloutRequest, reply: Any, vocabulary: int) -> str | No
             fault = f"malformed: {error}"
         if fault is not None:
             return f"group {position}: {fault}"
-    finished = sum(completion.finished for group in reply.groups for completion in group.completions)
-    if len(reply.items) != finished:
-        return f"{len(reply.items)} texts to check for {finished} finished completions"
     return None
 
 
 def _group_fault(group: Group, settings: DecodeSettings, vocabulary: int) -> str | None:
-    count, asked = len(group.completions), settings.completions
+    count, asked = len(group.completions), settings.group_size
     if not 1 <= count <= asked or (settings.mode == "sample" and count != asked):
         return f"{count} completions instead of {asked}"
     for rank, completion in enumerate(group.completions, 1):
@@ -56,6 +53,8 @@ def _group_fault(group: Group, settings: DecodeSettings, vocabulary: int) -> str
 
 def _completion_fault(completion: Completion, settings: DecodeSettings, vocabulary: int) -> str | None:
     tokens, logprobs = completion.tokens, completion.logprobs
+    if not isinstance(completion.text, str):
+        return f"its text is a {type(completion.text).__name__}"
     if not 1 <= len(tokens) <= settings.max_new_tokens:
         return f"{len(tokens)} tokens, expected 1 to {settings.max_new_tokens}"
     if min(tokens) < 0 or max(tokens) >= vocabulary:

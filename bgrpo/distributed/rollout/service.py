@@ -34,14 +34,12 @@ from bgrpo.distributed.watch.run_log import start_run_log
 from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
-from bgrpo.scoring.groups import score_groups
+from bgrpo.scoring.judge import Judge, finished_texts
 from bgrpo.seeds import rollout_seed
+from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
     from bgrpo.decoding import DecodeSettings
-
-Prompt = tuple[str, list[int]]
-"""A prompt as text, for the checks, and as token ids, for the policy."""
 
 SERVICE_NAMESPACE = "bgrpo"
 START_S = 180.0
@@ -53,7 +51,7 @@ RATE_WINDOW_S = 60.0
 REQUEST_TIMES_KEPT = 256
 logger = logging.getLogger(__name__)
 
-_prompts: WeakKeyDictionary[ActorHandle, ray.ObjectRef] = WeakKeyDictionary()
+_problems: WeakKeyDictionary[ActorHandle, ray.ObjectRef] = WeakKeyDictionary()
 """What each service of this process was made with, as long as its handle lives: Ray needs it to start one again."""
 
 
@@ -65,17 +63,18 @@ class RolloutService:
     Args:
         config: of the run.
         settings: how training groups are decoded.
-        prompts: of the training problems; indices point into them.
+        problems: to train on; indices point into them.
         vocabulary: number of token ids of the policy.
         run: name of the run, for metrics and log lines.
     """
 
     def __init__(
-        self, config: TrainConfig, settings: DecodeSettings, prompts: list[Prompt], vocabulary: int, run: str
+        self, config: TrainConfig, settings: DecodeSettings, problems: list[Problem], vocabulary: int, run: str
     ) -> None:
         self._config = config
         self._settings = settings
-        self._prompts = prompts
+        self._problems = problems
+        self._judge = Judge(config)
         self._recent: deque[tuple[float, int]] = deque()  # (time, completions) of the last minute
         self._collections: dict[tuple[int, int, Weights], tuple[list[int], asyncio.Task[ray.ObjectRef]]] = {}
         # With both, a step's further draws need older weights than the newest: actors that loaded those in advance
@@ -184,24 +183,24 @@ class RolloutService:
             raise TimeoutError(await self._late(f"step {step}, draw {draw} is not complete", timeout_s)) from None
 
     async def run(
-        self, prompts: list[Prompt], settings: DecodeSettings, version: int, seeds: list[int], timeout_s: float
+        self, problems: list[Problem], settings: DecodeSettings, version: int, seeds: list[int], timeout_s: float
     ) -> list[ScoredGroup]:
-        """Scored groups of any prompts, for evaluations; ``index`` counts the prompts. Errors as :meth:`collect`.
+        """Scored groups of any problems, for evaluations; ``index`` counts them. Errors as :meth:`collect`.
 
         Args:
-            prompts: to decode.
+            problems: to decode.
             settings: how.
             version: of the weights.
-            seeds: one per prompt, for sampling.
+            seeds: one per problem, for sampling.
             timeout_s: longest wait.
         """
         deadline = time.monotonic() + timeout_s
         weights = await self._weights.wait(version, timeout_s)
-        work = self._score(list(range(len(prompts))), prompts, seeds, settings, weights)
+        work = self._score(list(range(len(problems))), problems, seeds, settings, weights)
         try:
             return await asyncio.wait_for(work, max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            late = await self._late(f"decoding {len(prompts)} prompts is not complete", timeout_s)
+            late = await self._late(f"decoding {len(problems)} problems is not complete", timeout_s)
             raise TimeoutError(late) from None
 
     async def status(self) -> dict[str, Any]:
@@ -249,7 +248,7 @@ class RolloutService:
         if key not in self._collections:
             self._log.step = step
             seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
-            work = self._score(indices, [self._prompts[i] for i in indices], seeds, self._settings, weights)
+            work = self._score(indices, [self._problems[i] for i in indices], seeds, self._settings, weights)
             task = asyncio.get_running_loop().create_task(_put(work))
             task.add_done_callback(_know_outcome)
             self._collections[key] = indices, task
@@ -264,7 +263,7 @@ class RolloutService:
     async def _score(
         self,
         indices: Sequence[int],
-        prompts: Sequence[Prompt],
+        problems: Sequence[Problem],
         seeds: Sequence[int],
         settings: DecodeSettings,
         weights: Weights,
@@ -272,10 +271,9 @@ class RolloutService:
         size = self._config.rollout.prompts_per_request
         with self._weights.in_use(weights):
             works = []
-            for start in range(0, len(prompts), size):
+            for start in range(0, len(problems), size):
                 cut = slice(start, start + size)
-                texts, ids = [text for text, _ in prompts[cut]], [ids for _, ids in prompts[cut]]
-                request = RolloutRequest(weights, texts, ids, list(seeds[cut]), settings)
+                request = RolloutRequest(weights, list(problems[cut]), list(seeds[cut]), settings)
                 works.append(self._decode_and_check(indices[cut], request))
             return [group for groups in await all_of(works) for group in groups]
 
@@ -286,8 +284,8 @@ class RolloutService:
             raise RuntimeError(f"asked for weights {request.weights}, got rollouts of {reply.weights}")
         self._request_s.append(reply.seconds)
         self._metrics.decoded(reply.seconds)
-        results = await self._verifiers.check(reply.items)
-        groups = score_groups(indices, request.prompts, reply.groups, results, request.weights.version)
+        verdicts = await self._verifiers.check(finished_texts(request.problems, reply.groups))
+        groups = self._judge.score(indices, reply.groups, verdicts, request.weights.version)
         self._metrics.scored(groups)
         self._recent.append((time.monotonic(), sum(len(group.completions) for group in groups)))
         return groups
@@ -347,7 +345,7 @@ def _know_outcome(task: asyncio.Task[ray.ObjectRef]) -> None:
 def start_service(
     config: TrainConfig,
     settings: DecodeSettings,
-    prompts: list[Prompt],
+    problems: list[Problem],
     vocabulary: int,
     name: str | None = None,
     run: str = "",
@@ -360,17 +358,17 @@ def start_service(
     Args:
         config: of the run.
         settings: how training groups are decoded, see :func:`bgrpo.learning.rollout_source.decode_settings`.
-        prompts: of the training problems.
+        problems: to train on.
         vocabulary: number of token ids of the policy.
         name: to find the actor with ``ray.get_actor(name, SERVICE_NAMESPACE)``.
         run: name of the run.
     """
     actor_class: Any = ray.remote(num_cpus=0, max_restarts=config.learner.max_failures)(RolloutService)
-    reference = ray.put(prompts)
+    reference = ray.put(problems)
     outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors
     service: Any = actor_class.options(name=name, namespace=SERVICE_NAMESPACE, scheduling_strategy=outside).remote(
         config, settings, reference, vocabulary, run
     )
-    _prompts[service] = reference
+    _problems[service] = reference
     ray.get(service.start.remote(), timeout=START_S)
     return service

@@ -28,7 +28,7 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.policies.io import check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, train
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.runs.folder import RunFolder, flatten, load_run_config
+from bgrpo.runs.folder import RunFolder, flatten
 from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
@@ -65,14 +65,20 @@ class PretrainJob:
     started: float
 
 
-def run_from_command_line(config_name: str | None, overrides: list[str], resume: str | None) -> int:
-    """What ``bgrpo pretrain`` and ``python -m ray_jobs.pretrain`` do; returns the exit status."""
+def pretrain_and_announce(config: PretrainConfig, config_name: str | None, overrides: list[str], resume: bool) -> int:
+    """What ``bgrpo pretrain`` does; returns the exit status.
+
+    Args:
+        config: of the run, as for :func:`run_pretrain`.
+        config_name: what the user gave as ``--config``.
+        overrides: what the user gave besides, for the command in the model card.
+        resume: go on with an existing run.
+    """
     console = Console()
-    config = load_run_config(PretrainConfig, config_name, overrides, resume)
     named = ["--config", config_name] if config_name is not None else []
     remembered = [override for override in overrides if not override.startswith(NOT_OF_THE_RESULT)]
     command = shlex.join(["bgrpo", "pretrain", *named, *remembered])
-    result = run_pretrain(config, config_name, resume is not None, command, console)
+    result = run_pretrain(config, config_name, resume, command, console)
     if result.policy is None:
         console.print(f"stopped; go on with: bgrpo pretrain --resume {result.folder.path}", soft_wrap=True)
         return STOPPED_STATUS

@@ -50,7 +50,7 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import Spent, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.runs.folder import RunFolder, flatten, load_run_config, write_atomically
+from bgrpo.runs.folder import RunFolder, flatten, write_atomically
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
 from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
@@ -78,11 +78,10 @@ class RunResult:
     tracking_uri: str | None
 
 
-def run_from_command_line(config_name: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
-    """What ``bgrpo train`` and ``python -m ray_jobs.train`` do; returns the exit status."""
+def train_and_announce(config: TrainConfig, config_name: str | None, resume: bool, as_json: bool) -> int:
+    """What ``bgrpo train`` does; arguments as of :func:`run_training`. Returns the exit status."""
     console = table_console(stderr=as_json)
-    config = load_run_config(TrainConfig, config_name, overrides, resume)
-    result = run_training(config, config_name, resume is not None, console)
+    result = run_training(config, config_name, resume, console)
     if as_json:
         print(json.dumps(summary(result)))
     else:
@@ -172,7 +171,7 @@ class _Run:
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
         name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
-        self._service = start_service(config, settings, self._prepared.prompts, vocabulary, name, run=folder.name)
+        self._service = start_service(config, settings, self._prepared.splits.train, vocabulary, name, run=folder.name)
         folder.update(service=name)
         try:
             with self._watchdog:

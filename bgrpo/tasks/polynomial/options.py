@@ -13,6 +13,17 @@ from bgrpo.tasks.polynomial.notation import MAX_BITS, MAX_DEGREE, MAX_VARIABLES
 
 Kind = Literal["single", "single_with_outer", "multi", "singlet"]
 Leading = Literal["any", "positive"]
+GENERATOR_HELP = {
+    "degrees": "OUTER,INNER degrees, for example 2,3; may be repeated (default 2,2)",
+    "coefficients": "coefficients lie within ± this (20)",
+    "kind": "what an answer holds: single, single_with_outer, multi or singlet (single)",
+    "leading": "sign of leading coefficients of the one-variable kinds: any or positive (any)",
+    "variables": "variables of multi and singlet (3)",
+    "inners": "inner polynomials of a multi answer (2)",
+    "terms": "most terms of a polynomial in several variables (3)",
+    "variable": "name of the inner variable of the one-variable kinds (a)",
+}
+"""Of the command line; see :class:`GeneratorOptions` for what each means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,9 @@ class GeneratorOptions:
 
 
 def _degrees(value: Any) -> tuple[tuple[int, int], ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+    if isinstance(value, str | int):  # a single pair of a command line
+        value = [str(value)]
+    if not isinstance(value, Sequence) or not value:
         raise UserError(f"generator option degrees={value!r}: expected a list of outer,inner pairs, like [[2, 2]]")
     return tuple(_pair(item) for item in value)
 

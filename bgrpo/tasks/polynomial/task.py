@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import LoadedProblems, Outcome, Problem
 from bgrpo.tasks.polynomial.composition import Target
-from bgrpo.tasks.polynomial.files import Line, read_lines
+from bgrpo.tasks.polynomial.files import Line, generate_file, read_lines, verify_file
 from bgrpo.tasks.polynomial.generator import category, generate
 from bgrpo.tasks.polynomial.notation import SEPARATOR, NotationError, parse
-from bgrpo.tasks.polynomial.options import GeneratorOptions
+from bgrpo.tasks.polynomial.options import GENERATOR_HELP, GeneratorOptions
 from bgrpo.tasks.polynomial.verifier import Ring, check, read_target, split_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BAD = (Outcome.WRONG, Outcome.UNPARSEABLE)  # of a line's own answer
 
@@ -81,6 +84,39 @@ class PolynomialTask:
         """
         generated = generate(GeneratorOptions.from_dict(options), count, seed, exclude)
         return [Problem(item.prompt, item.answer, item.category) for item in generated]
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of policies trained from scratch, see :func:`bgrpo.tasks.polynomial.tokenizer.build_tokenizer`."""
+        from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
+
+        return build_tokenizer()
+
+    def generator_help(self) -> dict[str, str]:
+        """The options of :class:`bgrpo.tasks.polynomial.options.GeneratorOptions`, each with a line of help."""
+        return GENERATOR_HELP
+
+    def write_data(
+        self,
+        options: Mapping[str, Any],
+        count: int,
+        seed: int,
+        out: Path,
+        workers: int,
+        progress: Callable[[int], None],
+        exclude: Sequence[str],
+    ) -> None:
+        """Write a data file of generated problems, see :func:`bgrpo.tasks.polynomial.files.generate_file`."""
+        generate_file(GeneratorOptions.from_dict(options), count, seed, out, workers, progress, exclude)
+
+    def verify(self, path: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+        """Check every line's own answer, see :func:`bgrpo.tasks.polynomial.files.verify_file`."""
+        return verify_file(path, self.ring, progress)
+
+    def measure_speed(self, seconds: float) -> dict[str, Any]:
+        """See :func:`bgrpo.tasks.polynomial.speed.measure_speed`."""
+        from bgrpo.tasks.polynomial.speed import measure_speed
+
+        return measure_speed(seconds)
 
 
 def _target(path: Path, line: Line) -> Target:

@@ -25,7 +25,7 @@ _PROBLEMS = 300
 _BLOCK = 50  # operations between two looks at the clock
 
 
-def run(seconds: float = 3.0) -> dict[str, Any]:
+def measure_speed(seconds: float = 3.0) -> dict[str, Any]:
     """Measure each of three things for ``seconds``; times are CPU time of this thread.
 
     Checks are of 4∘4 problems with coefficients up to 20: own answers, and as many wrong variants of them, each with

@@ -1,0 +1,44 @@
+"""How every command names its task: ``--task NAME --task-option KEY=VALUE``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from bgrpo.config import TaskSection, load_config
+from bgrpo.errors import UserError
+from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+
+
+def task_overrides(name: str | None, options: Iterable[str]) -> list[str]:
+    """What the options mean for a configuration: overrides of its section ``task``.
+
+    Raises:
+        UserError: an option that is not ``KEY=VALUE``.
+    """
+    overrides = [] if name is None else [f"task.name={name}"]
+    for option in options:
+        key, equals, _ = option.partition("=")
+        if not key or not equals:
+            raise UserError(f"--task-option {option}: expected KEY=VALUE")
+        overrides.append(f"task.options.{option}")
+    return overrides
+
+
+def named_task(name: str | None, options: Iterable[str]) -> Task:
+    """The task of a command that reads no configuration; the default is the configuration's default."""
+    overrides = [override.removeprefix("task.") for override in task_overrides(name, options)]
+    section = load_config(TaskSection, None, overrides)
+    return load_task(section.name, section.options)
+
+
+def load_problems(task: Task, path: Path) -> list[Problem]:
+    """Problems of a file; says on standard error how many lines' own answers are not correct."""
+    loaded = task.load(path)
+    bad = {name: count for name, count in loaded.outcomes.items() if count and name != Outcome.CORRECT}
+    if bad:
+        found = ", ".join(f"{count} {name}" for name, count in bad.items())
+        total = sum(loaded.outcomes.values())
+        print(f"note: {path}: own answers of {total} lines: {found}; trivial problems are left out", file=sys.stderr)
+    return loaded.problems
