@@ -175,6 +175,12 @@ def test_every_column_of_the_tables_is_visible_in_a_small_window(planted: Path, 
     assert {name: end for name, end in by_heading.items() if end > tables.window} == {}
 
 
+def test_the_shipped_page_fits_too() -> None:
+    page = Path(__file__).resolve().parents[2] / "ray_jobs" / "results" / "three_arms" / "index.html"
+    tables = Tables(page.read_text("utf-8"))
+    assert 0 < max(end for widths in tables.widths for end in widths.values()) <= tables.window
+
+
 def test_every_part_is_there(planted: Path) -> None:
     text = _page(planted / "report" / "index.html").text
     for expected in (
