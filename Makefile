@@ -1,5 +1,5 @@
 # make train: a first result on this machine.  make test: everything that CI runs.  make test-all: the long tests as well.
-# Each sets up what it needs.
+# make docs: the documentation, in docs/_build/html.  Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 PARTS := lint local-tests ray-tests
 SHORT := and not long
 
-.PHONY: train test test-all lint local-tests ray-tests install clean
+.PHONY: train test test-all docs lint local-tests ray-tests install clean
 
 install: $(VENV)/.installed
 
@@ -44,5 +44,8 @@ test: install
 test-all: install
 	@$(MAKE) --no-print-directory --keep-going $(PARTS) SHORT=
 
+docs: install
+	$(BIN)/python -m sphinx -W -n --keep-going -E -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,4 +1,4 @@
-"""Files that are complete or absent."""
+"""Files and folders that are complete or absent: written beside, synced to the disk, renamed into place."""
 
 from __future__ import annotations
 
@@ -11,39 +11,58 @@ from typing import TextIO
 
 from bgrpo.errors import UserError
 
+UNFINISHED = ".writing-"
+"""Names of what is being written start so, and of what a killed writer left."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` for the block to make a file or folder at, which takes the name when the block ends well.
+
+    Everything is synced to the disk before. When the block raises, nothing stays and an older ``path`` is as it was. A
+    folder takes the place of an older one by two renames: a process killed between them leaves the name free.
+
+    Raises:
+        OSError: the disk is full, or the folder of ``path`` is absent or cannot be written.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix=f"{UNFINISHED}{path.name}-", dir=path.parent, ignore_cleanup_errors=True
+    ) as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
+        yield new
+        for part in (new, *new.rglob("*")):
+            sync(part)
+        if new.is_dir() and path.exists():
+            path.rename(old)
+        try:
+            new.replace(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        sync(path.parent)
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[TextIO]:
-    """A text file that takes its name only when the block ends well.
-
-    It is written beside ``path``, synced to the disk and renamed; when the block raises, nothing stays and an older
-    ``path`` is as it was.
-    """
-    with _unfinished(path) as handle, os.fdopen(handle, "w", encoding="utf-8") as file:
+    """A text file that takes its name only when the block ends well, see :func:`atomic_path`."""
+    with atomic_path(path) as new, new.open("w", encoding="utf-8") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all."""
-    with _unfinished(path) as handle, os.fdopen(handle, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file completely or not at all, see :func:`atomic_path`."""
+    with atomic_path(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@contextlib.contextmanager
-def _unfinished(path: Path) -> Iterator[int]:
-    """Handle of a file beside ``path``, which replaces that when the block ends well; the block closes the handle."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield handle
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def check_target(path: Path, option: str) -> None:

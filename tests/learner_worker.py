@@ -1,8 +1,9 @@
-"""One learner of a data-parallel run on this machine; imported by a fork server, so that the libraries load once."""
+"""What learners do in processes of their own, forked from a server that has loaded the libraries once."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch.distributed as dist
 from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
 
 import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
+from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.policies.io import load_policy
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.folder import RunFolder
 
 
 def train(folder: Path, sections: dict[str, Any], group_size: int) -> dict[str, Any]:
@@ -37,3 +42,23 @@ def learner(rank: int, world_size: int, port: int, folder: Path, sections: dict[
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     torch.save(train(folder, sections, group_size), folder / f"learner-{rank}.pt")
     dist.destroy_process_group()
+
+
+def resuming_learner(folder: Path, sections: dict[str, Any]) -> None:
+    """Process entry: goes on from the newest complete checkpoint of a run; what it says goes into the run's ``log``."""
+    sys.stdout = sys.stderr = (folder / "log").open("a", buffering=1)
+    torch.set_num_threads(1)
+    run = RunFolder(folder)
+    store = CheckpointStore(run.checkpoints, keep=2)
+    latest = store.latest()
+    run.truncate_after(0 if latest is None else store.step_of(latest))
+    make_trainer(
+        train_config(**sections),
+        ScriptedSource(),
+        folder / "trl",
+        policy=tiny_policy() if latest is None else load_policy(str(policy_folder(latest))).model,
+        reference=None if latest is None else tiny_policy(),
+        store=store,
+        resume=latest,
+        on_step=lambda metrics: run.append_metrics(int(metrics["step"]), metrics),
+    ).run()

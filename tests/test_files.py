@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bgrpo.errors import UserError
-from bgrpo.files import atomic_file, check_target, write_atomically
+from bgrpo.files import UNFINISHED, atomic_file, atomic_path, check_target, write_atomically
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +27,89 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ["x" * 20_000, b"x" * 20_000])
+def test_a_disk_that_fills_while_writing_keeps_the_old_file(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # a write beyond really fails
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_atomically(path, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def make_folder(path: Path, text: str) -> None:
+    with atomic_path(path) as new:
+        (new / "inner").mkdir(parents=True)
+        (new / "inner" / "file").write_text(text)
+
+
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        make_folder(tmp_path / "folder", text)
+        assert (tmp_path / "folder" / "inner" / "file").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_every_file_and_folder_is_synced_before_the_name_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync, target = os.fsync, tmp_path / "folder"
+
+    def record(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append(path.name)
+        assert target.exists() == (path == tmp_path), "the name is given between the parts and their parent"
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    make_folder(target, "x")
+    assert sorted(synced[:-1]) == ["file", "inner", "new"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_folder_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    make_folder(tmp_path / "folder", "old")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space"):
+        make_folder(tmp_path / "folder", "new")
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    make_folder(tmp_path / "folder", "old")
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "folder", "new")
+    assert (tmp_path / "folder" / "inner" / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_process_that_is_killed_in_between_leaves_the_old_file(tmp_path: Path, call: str) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from bgrpo.files import write_atomically\n"
+        "die = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "setattr(os, sys.argv[2], die)\n"
+        "write_atomically(Path(sys.argv[1]), 'new')"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path), call], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    (left,) = [other.name for other in tmp_path.iterdir() if other != path]
+    assert left.startswith(UNFINISHED)
 
 
 def test_an_interrupted_block_leaves_nothing(tmp_path: Path) -> None:

@@ -31,9 +31,8 @@ MAY_KNOW_RAY = (
     "cluster/",
     "bench/step/",
     "bench/scaling/",
-    "chaos/run.py",
-    "chaos/view.py",
-    "chaos/hands.py",
+    "chaos/disturbed_run.py",
+    "chaos/run_view.py",
     "sweep/sweep_driver.py",
     "sweep/tune/",
 )

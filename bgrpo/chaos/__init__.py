@@ -1,1 +1,1 @@
-"""Faults injected into a run on purpose: the schedule, what became of each, and the comparison. No Ray here."""
+"""Faults injected into a run on purpose: the library of faults, the schedule, what became of each, and the verdict."""

@@ -1,128 +1,184 @@
-"""Which faults there are, and the seeded schedule that says when which one comes."""
+"""The library of faults: find a process of a run, hit it, wait for what follows. Only psutil, only this machine.
+
+``bgrpo chaos`` uses it on every node of a cluster, the tests on their own processes.
+"""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
-from enum import StrEnum
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from signal import SIGKILL
 
-from bgrpo.errors import UserError
+import psutil
+
+TITLES = {
+    "rollout": "RolloutActor",
+    "verifier": "VerifierActor",
+    "service": "RolloutService",
+    "learner": "RayTrainWorker",
+}
+"""What the command line of a run's worker process holds, by its role."""
+
+CLOCK_TOLERANCE_S = 2.0  # the time of a process's start is told in two ways
+TAIL_BYTES = 1 << 16
 
 
-class FaultKind(StrEnum):
-    """What is done to a run.
-
-    ``kill-…`` is SIGKILL, ``stop-…`` SIGSTOP (the process hangs), ``terminate-driver`` SIGTERM, as a preemption notice;
-    after a fault of the driver the run is resumed. ``kill-check`` hits the child process of a verifier that runs the
-    checks. ``remove-node`` kills the raylet of a node that has rollout actors, but no learner and not the head.
-    """
-
-    KILL_ROLLOUT = "kill-rollout"
-    STOP_ROLLOUT = "stop-rollout"
-    KILL_VERIFIER = "kill-verifier"
-    KILL_CHECK = "kill-check"
-    KILL_LEARNER = "kill-learner"
-    KILL_SERVICE = "kill-service"
-    KILL_DRIVER = "kill-driver"
-    TERMINATE_DRIVER = "terminate-driver"
-    REMOVE_NODE = "remove-node"
-
-
-DRIVER_FAULTS = frozenset({FaultKind.KILL_DRIVER, FaultKind.TERMINATE_DRIVER})
-RESTARTING_FAULTS = DRIVER_FAULTS | {FaultKind.KILL_LEARNER}
-"""After these the learners start again from the last checkpoint, whatever else happens."""
-
-DEFAULT_KINDS = tuple(kind for kind in FaultKind if kind != FaultKind.REMOVE_NODE)
+class Missed(Exception):
+    """A process could not be hit; says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One fault of the schedule.
+class Victim:
+    """A process to hit."""
 
-    Attributes:
-        index: its place in the schedule, from 0.
-        kind: what is done.
-        gap_s: seconds between the fault before it (or the first training step) and this one.
-        pick: in [0, 1), chooses the victim among the possible ones.
-    """
-
-    index: int
-    kind: FaultKind
-    gap_s: float
-    pick: float
-
-    def victim_of(self, count: int) -> int:
-        """Which of ``count`` possible victims it hits."""
-        return int(self.pick * count)
+    pid: int  #: of the process, or of its parent, see ``child``.
+    title: str = ""  #: what its command line must hold, so that no other process is ever hit.
+    child: bool = False  #: hit the only child of ``pid`` instead.
+    started: float | None = None  #: when it began, seconds since 1970; None when that is not known.
+    node: str = ""  #: Ray's id of its node.
+    name: str = ""  #: in words, as ``rollout 3``.
+    number: int | None = None  #: in its pool; None outside the pools.
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """When which fault comes.
+def hit(victim: Victim | int, signal: int, parent: int | None = None) -> Victim:
+    """Send a signal to a process that ``parent`` (None: anybody) has started; after SIGSTOP it hangs.
 
-    Attributes:
-        seed: decides everything else.
-        every: shortest and longest gap in seconds.
-        kinds: to choose from.
-        length: number of faults; None: no end.
-    """
-
-    seed: int
-    every: tuple[float, float]
-    kinds: tuple[FaultKind, ...]
-    length: int | None = None
-
-    def fault(self, index: int) -> Fault | None:
-        """The fault of this index (from 0), a function of seed and index alone; None after the last.
-
-        Kinds come in rounds: each round has every kind once, in an order of its own.
-        """
-        if self.length is not None and index >= self.length:
-            return None
-        turn, place = divmod(index, len(self.kinds))
-        order = random.Random(f"round {self.seed} {turn}").sample(self.kinds, len(self.kinds))
-        draw = random.Random(f"fault {self.seed} {index}")
-        return Fault(index, order[place], draw.uniform(*self.every), draw.random())
-
-
-def read_schedule(seed: int, every: str, kinds: str | None, length: int | None) -> Schedule:
-    """A schedule as a command line gives it; see :func:`parse_every` and :func:`parse_kinds`.
+    Returns the process that got the signal, its start filled in.
 
     Raises:
-        UserError: no gap or kind.
+        Missed: there is no such process.
     """
-    return Schedule(seed, parse_every(every), parse_kinds(kinds), length)
-
-
-def parse_kinds(text: str | None) -> tuple[FaultKind, ...]:
-    """Kinds from ``kill-rollout,kill-learner``; None means :data:`DEFAULT_KINDS`.
-
-    Raises:
-        UserError: an unknown kind, or none.
-    """
-    if text is None:
-        return DEFAULT_KINDS
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    known = [str(kind) for kind in FaultKind]
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise UserError(
-            f"--faults {text}: expected a list of {', '.join(known)}; {unknown or 'nothing'} is none of them"
-        )
-    return tuple(dict.fromkeys(FaultKind(name) for name in names))
-
-
-def parse_every(text: str) -> tuple[float, float]:
-    """Shortest and longest gap in seconds from ``20,40``, or from ``30``.
-
-    Raises:
-        UserError: no such numbers.
-    """
+    victim = Victim(victim) if isinstance(victim, int) else victim
     try:
-        gaps = [float(part) for part in text.split(",")]
-    except ValueError:
-        gaps = []
-    low, high = (gaps[0], gaps[-1]) if len(gaps) in (1, 2) else (0.0, 0.0)
-    if not 0 < low <= high < float("inf"):
-        raise UserError(f"--every {text}: expected seconds, as 30, or shortest and longest gap, as 20,40")
-    return low, high
+        process = psutil.Process(victim.pid)
+        if victim.title not in " ".join(process.cmdline()) or parent not in (None, process.ppid()):
+            raise Missed(f"process {victim.pid} is no {victim.title} of this Ray")
+        if not _same(process, victim):
+            raise Missed(f"process {victim.pid} is another one by now")
+        if victim.child:
+            below = children(victim.pid)
+            if len(below) != 1:
+                raise Missed(f"process {victim.pid} has {len(below)} children")
+            process = psutil.Process(below[0])
+        found = replace(victim, pid=process.pid, title="", child=False, started=process.create_time())
+        process.send_signal(signal)
+    except psutil.Error:
+        raise Missed(f"process {victim.pid} is gone") from None
+    return found
+
+
+def alive(victim: Victim | int) -> bool:
+    """True until the process has ended, whether or not its parent has taken notice."""
+    victim = Victim(victim) if isinstance(victim, int) else victim
+    try:
+        process = psutil.Process(victim.pid)
+        return _same(process, victim) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _same(process: psutil.Process, victim: Victim) -> bool:
+    return victim.started is None or abs(process.create_time() - victim.started) <= CLOCK_TOLERANCE_S
+
+
+def find(role: str) -> list[int]:
+    """Processes below this one of a role of :data:`TITLES`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if TITLES[role] in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are there; those of a verifier run its checks."""
+    return [child.pid for child in psutil.Process(pid).children()]
+
+
+def end_leftovers(victims: Sequence[Victim], limit_s: float) -> list[Victim]:
+    """Wait until all have ended; those that have not in that time are killed, and returned."""
+    with suppress(TimeoutError):
+        wait_until(lambda: not any(map(alive, victims)), "the end of what was hit", limit_s)
+    left = [victim for victim in victims if alive(victim)]
+    for victim in left:
+        with suppress(Missed):  # it ended just now
+            hit(victim, SIGKILL)
+    return left
+
+
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = 60.0, poll_s: float = 0.02) -> float:
+    """Seconds until the condition held.
+
+    Raises:
+        TimeoutError: it did not hold within ``limit_s``; says ``what`` was waited for.
+    """
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > limit_s:
+            raise TimeoutError(f"{what}: not within {limit_s:g} s")
+        time.sleep(poll_s)
+    return time.monotonic() - start
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole line of a ``metrics.jsonl``; 0 when there is none."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return 0
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+@contextmanager
+def at_steps(metrics: Path, acts: Mapping[int, Callable[[], object]]) -> Iterator[list[int]]:
+    """Act in a thread as soon as a run has made so many steps, one act after the other.
+
+    Yields the steps whose acts have begun. What an act raises is raised at the end.
+    """
+    begun: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        for step in sorted(acts):
+            while last_step(metrics) < step:
+                if over.wait(0.02):
+                    return
+            begun.append(step)
+            acts[step]()
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            yield begun
+        finally:
+            over.set()
+        watching.result()
+
+
+def fill_disk(folder: Path, leave: int) -> Path:
+    """Fill the file system of ``folder`` but for ``leave`` bytes; deleting the returned file ends the fault."""
+    ballast = folder / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - leave)
+    return ballast
+
+
+def private_memory(pid: int) -> tuple[float, int] | None:
+    """When a process began, and its resident memory without shared pages, in bytes; None when it is gone."""
+    try:
+        process = psutil.Process(pid)
+        memory = process.memory_info()
+        return process.create_time(), memory.rss - memory.shared
+    except psutil.NoSuchProcess:
+        return None

@@ -29,7 +29,11 @@ app.add_typer(cluster_app, name="cluster")
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, for example rollout.group_size=20."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Dotted overrides, for example rollout.group_size=20. Every key: make docs, then "
+        "docs/_build/html/reference/configuration.html; without the documentation: bgrpo/config.py.",
+    ),
 ]
 ConfigName = Annotated[str | None, typer.Option("--config", help="Name of a shipped configuration, or a YAML file.")]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")]
@@ -267,10 +271,10 @@ def chaos(
     as_json: AsJson = False,
 ) -> int:
     """Inject faults into a run, and check that its result is that of an undisturbed one. Exit status 1 when not."""
-    from bgrpo.chaos.faults import read_schedule
+    from bgrpo.chaos.schedule import Schedule, parse_every, parse_kinds
     from bgrpo.cli.chaos import run_chaos_command
 
-    schedule = read_schedule(seed, every, faults, max_faults)
+    schedule = Schedule(seed, parse_every(every), parse_kinds(faults), max_faults)
     return run_chaos_command(config, overrides or [], schedule, minutes, undisturbed, as_json)
 
 

@@ -6,7 +6,8 @@ import json
 from datetime import datetime
 from pathlib import Path
 
-from bgrpo.chaos.faults import Schedule
+from bgrpo.chaos.run_comparison import final_weights
+from bgrpo.chaos.schedule import Schedule
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.display.terminal import table_console
 from bgrpo.errors import UserError
@@ -25,23 +26,29 @@ def run_chaos_command(
     as_json: bool,
 ) -> int:
     """Disturb a run, compare, report; 1 when a promise was not kept. Mistakes are told before the slow imports."""
-    given = _given_run(undisturbed, config_name, overrides, minutes)
-    config = prepare_config(load_new_config(TrainConfig, config_name, overrides) if given is None else given[1])
-    if given is not None:
-        given[0].check_same_result(config)
-    from bgrpo.chaos.run import ChaosPlan, run_chaos
+    calm = None if undisturbed is None else _finished_run(undisturbed, config_name, overrides, minutes)
+    if calm is None:
+        config = prepare_config(load_new_config(TrainConfig, config_name, overrides))
+    else:
+        overrides = [f"run.name={_new_name()}", *overrides]
+        config = prepare_config(load_config(TrainConfig, str(calm.config_path), overrides))
+        calm.check_same_result(config)
+    from bgrpo.chaos.disturbed_run import run_chaos
 
     console = table_console(stderr=as_json)
     folder = _make_folder(config)
-    plan = ChaosPlan(config, schedule, minutes, None if given is None else given[0])
-    report = run_chaos(plan, folder, lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    report = run_chaos(config, schedule, minutes, calm, folder, say)
     write_atomically(folder / "chaos.json", json.dumps(report.to_dict(), indent=1) + "\n")
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
         console.print(report.tables())
-        console.print(report.verdict(), highlight=False, soft_wrap=True, markup=False)
-        console.print(f"report: {folder / 'chaos.json'}", highlight=False, soft_wrap=True)
+        say(report.verdict())
+        say(f"report: {folder / 'chaos.json'}")
     return 1 if report.problems else 0
 
 
@@ -51,22 +58,15 @@ def prepare_config(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"learner": config.learner.model_copy(update={"max_failures": failures})})
 
 
-def _given_run(
-    name: str | None, config_name: str | None, overrides: list[str], minutes: float | None
-) -> tuple[RunFolder, TrainConfig] | None:
-    """The undisturbed run that the user names, and its configuration with the overrides."""
-    if name is None:
-        return None
+def _finished_run(name: str, config_name: str | None, overrides: list[str], minutes: float | None) -> RunFolder:
+    """The undisturbed run that the user names."""
     if config_name is not None or minutes is not None:
         raise UserError(f"--undisturbed {name}: has its own configuration and steps; leave out --config and --minutes")
-    runs = settle_runs(
-        load_config(TrainConfig, None, [text for text in overrides if text.startswith("run.dir=")]).run.dir
-    )
-    run = RunFolder.open(runs, name)
-    if not (run.policy / "model.safetensors").is_file():
+    place = load_config(TrainConfig, None, [text for text in overrides if text.startswith("run.dir=")]).run.dir
+    run = RunFolder.open(settle_runs(place), name)
+    if final_weights(run) is None:
         raise UserError(f"--undisturbed {name}: {run.path} has no final policy; resume it first")
-    config = load_config(TrainConfig, str(run.config_path), [f"run.name={_new_name()}", *overrides])
-    return run, config
+    return run
 
 
 def _new_name() -> str:

@@ -135,9 +135,7 @@ def _next_steps(folder: StateFolder, state: ClusterState) -> list[str]:
 
 
 def _node_table(nodes: list[Node]) -> Table:
-    table = Table()
-    for title in ("node", "kind", "in use"):
-        table.add_column(title)
+    table = Table("node", "kind", "in use")
     for node in nodes:
         used = [line for line in node.usage if line.rpartition(" ")[2] not in HIDDEN_RESOURCES]
         table.add_row(node.id[-5:], "head" if node.is_head else "worker", ", ".join(used))
@@ -145,9 +143,7 @@ def _node_table(nodes: list[Node]) -> Table:
 
 
 def _job_table(jobs: list[Job]) -> Table:
-    table = Table()
-    for title in ("job", "status", "command"):
-        table.add_column(title)
+    table = Table("job", "status", "command")
     for job in jobs:
         table.add_row(job.id, job.status, job.command, style="" if job.unfinished else "dim")
     return table

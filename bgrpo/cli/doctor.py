@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
@@ -319,8 +320,7 @@ def _requirements() -> dict[str, Requirement]:
 
 def _free_memory_bytes() -> int:
     """The smaller of what the kernel has free and what the control group (version 2) still allows."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text().strip()
@@ -335,8 +335,6 @@ STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def examine_machine(runs: Path, with_ray: bool, as_json: bool) -> int:
     """Print each finding of the doctor as it comes; 1 when training cannot work."""
-    from bgrpo.cli.doctor import diagnose
-
     console = Console(stderr=as_json, highlight=False)
     checks = []
     with console.status("looking"):

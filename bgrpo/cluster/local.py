@@ -148,8 +148,7 @@ def _launch(folder: StateFolder, options: LocalClusterOptions) -> ClusterState:
     folder.make_token()
     environment = head_environment(os.environ, programs, ports, temporary, folder.token_path)
     command = head_command(str(programs / "ray"), options, ports, temporary, config)
-    handle = os.open(folder.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as log:
+    with folder.log_path.open("wb") as log:
         head = subprocess.Popen(
             command, env=environment, cwd=temporary, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
@@ -229,22 +228,15 @@ def _provide_dashboards(cluster: Path) -> None:
 
 
 def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise UserError(
-                f"--dashboard-port {port}: is taken ({error.strerror}), perhaps by another Ray; give a free one"
-            ) from error
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        raise UserError(
+            f"--dashboard-port {port}: is taken ({error.strerror}), perhaps by another Ray; give a free one"
+        ) from error
 
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as held:
-        return [_held_port(held) for _ in range(count)]
-
-
-def _held_port(held: contextlib.ExitStack) -> int:
-    probe = held.enter_context(socket.socket())
-    probe.bind((HOST, 0))
-    return int(probe.getsockname()[1])
+        probes = [held.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -18,7 +17,6 @@ from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 
 TOKEN_BYTES = 32
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +39,11 @@ class ClusterState:
 
     def head(self) -> psutil.Process | None:
         """The head's process while it lives."""
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return None
-        return process if same else None
+            if abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
 
 
 class StateFolder:
@@ -139,16 +136,5 @@ class StateFolder:
     def token_for(self, address: str) -> str | None:
         """The token, when ``address`` is the dashboard of the local cluster and that cluster lives."""
         state = self.read()
-        if state is None or state.head() is None or _location(address) != _location(state.address):
-            return None
-        return self.token()
-
-
-def _location(address: str) -> tuple[str, int | None]:
-    parts = urlsplit(address)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    host = parts.hostname or ""
-    return "127.0.0.1" if host in LOCAL_HOSTS else host, port
+        named = address.rstrip("/").replace("//localhost:", "//127.0.0.1:")
+        return self.token() if state is not None and named == state.address and state.head() is not None else None

@@ -16,9 +16,12 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from bgrpo.cluster.local_state import StateFolder
 from bgrpo.errors import UserError
-from bgrpo.runs.tracking import redact_credentials
+from bgrpo.runs.redaction import redact_credentials
 
-EXCLUDED = [".venv", ".git", "runs", "mlruns", "mlflow.db", "*.egg-info", ".*_cache", ".hypothesis", "build", "dist"]
+CACHES = [".venv", ".git", "*.egg-info", ".*_cache", ".hypothesis"]
+EXCLUDED = [*CACHES, "/runs", "/mlruns", "/mlflow.db", "/build", "/dist"]
+"""As in a .gitignore; those with a slash only in the folder itself: the package has a folder ``runs`` too."""
+
 POLL_S = 1.0
 RECONNECTS = 120  # in a row, without a new line
 

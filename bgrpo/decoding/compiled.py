@@ -15,13 +15,14 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from bgrpo.files import atomic_path
 
 SOURCE = Path(__file__).parent / "kernels" / "tree_attention.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -216,8 +217,7 @@ def _build(path: Path) -> None:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         raise KernelUnavailable("there is no C++ compiler (c++, g++ or clang++)")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # complete or absent, also for processes side by side
-        target = Path(folder) / path.name
+    with atomic_path(path) as target:  # also for processes side by side
         try:
             subprocess.run(
                 [compiler, *FLAGS, "-o", str(target), str(SOURCE)],
@@ -230,7 +230,6 @@ def _build(path: Path) -> None:
             raise KernelUnavailable(f"{compiler} failed: {error.stderr.strip()[-400:]}") from error
         except (OSError, subprocess.TimeoutExpired) as error:
             raise KernelUnavailable(f"{compiler} failed: {error}") from error
-        target.replace(path)
 
 
 def _check(kernel: TreeAttentionKernel, kept: torch.dtype) -> None:

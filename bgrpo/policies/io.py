@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bgrpo.errors import UserError
+from bgrpo.files import atomic_path
 from bgrpo.policies.flat import flatten_parameters, load_flat_parameters
 
 __all__ = [
@@ -124,20 +122,13 @@ def save_policy(
     check_target(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    except OSError as error:
-        raise UserError(f"policy {directory}: cannot be written: {error}") from error
-    try:
-        temporary.chmod(0o755)
-        write_policy(model, tokenizer, temporary)
-        if card is not None:
-            (temporary / "README.md").write_text(card, "utf-8")
-        _flush(temporary)
-        _replace_directory(temporary, directory)
+        with atomic_path(directory) as new:
+            new.mkdir()
+            write_policy(model, tokenizer, new)
+            if card is not None:
+                (new / "README.md").write_text(card, "utf-8")
     except OSError as error:
         raise UserError(f"policy {directory}: cannot be written: {_first_sentence(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_target(directory: Path) -> None:
@@ -234,29 +225,3 @@ def _quiet_transformers() -> Iterator[None]:
 def _first_sentence(error: BaseException, limit: int = 200) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _flush(directory: Path) -> None:
-    """fsync each file, then the directory."""
-    for path in [*(path for path in directory.rglob("*") if path.is_file()), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _replace_directory(new: Path, target: Path) -> None:
-    """Rename ``new`` to ``target``; an existing target is moved aside first and put back if the rename fails."""
-    if not target.exists():
-        new.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(aside / target.name)
-    try:
-        new.rename(target)
-    except OSError:
-        (aside / target.name).rename(target)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside)

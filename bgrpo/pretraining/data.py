@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError
+from bgrpo.files import atomic_path
 from bgrpo.policies.text import encode_texts
 from bgrpo.tasks.base import Problem
 
@@ -48,10 +49,8 @@ class Lines:
 
     def save(self, path: Path) -> None:
         """Write as ``.npz``, complete or absent."""
-        temporary = path.with_name(f".{path.name}.writing")
-        with temporary.open("wb") as file:
+        with atomic_path(path) as new, new.open("wb") as file:
             np.savez(file, tokens=self.tokens, starts=self.starts, prompt_lengths=self.prompt_lengths)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Lines:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bgrpo.errors import UserError
+from bgrpo.files import UNFINISHED, atomic_path
 
 MARKER = "COMPLETE.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -59,24 +59,18 @@ class CheckpointStore:
             UserError: the disk is full or the folder cannot be written; older checkpoints are as they were.
         """
         final = self.directory / f"step-{step:08d}"
-        temporary = self.directory / f".writing-{step:08d}-{os.getpid()}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            temporary.mkdir()
-            write(temporary)
-            _mark_complete(temporary, step, metrics or {})
-            if final.exists():
-                _discard(final)
-            temporary.rename(final)
-            _sync_folder(self.directory)
+            with atomic_path(final) as new:
+                new.mkdir()
+                write(new)
+                _mark_complete(new, step, metrics or {})
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{final}: checkpoint of step {step} could not be written ({_reason(error)}); older checkpoints are "
                 f"untouched: free some space, or set run.dir to a folder that can be written, then resume"
             ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         self._prune(best_key)
         return final
 
@@ -136,7 +130,7 @@ class CheckpointStore:
 
     def _remove_leftovers(self) -> None:
         """Folders that a killed writer left; there is one writer, so nobody is still filling them."""
-        for path in self.directory.glob(".writing-*"):
+        for path in self.directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -150,31 +144,15 @@ def _read_marker(path: Path) -> dict[str, Any]:
 
 def _mark_complete(folder: Path, step: int, metrics: dict[str, float]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        _sync(path)
     marker = {
         "step": step,
         "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
         "metrics": metrics,
     }
     (folder / MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
-    _sync(folder / MARKER)
-    for path in {folder, *(path.parent for path in files)}:
-        _sync_folder(path)
 
 
 def _discard(path: Path) -> None:
     """Delete a checkpoint, marker first, so that an interrupted deletion never looks complete."""
     (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-_sync_folder = _sync

@@ -23,7 +23,7 @@ import yaml
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.runs.tracking import REDACTED, redact_credentials
+from bgrpo.runs.redaction import REDACTED, redact_credentials
 
 RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
 

@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 
 from bgrpo.config import TrackingSection
 from bgrpo.errors import UserError
+from bgrpo.runs.redaction import redact_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
 
-REDACTED = "***"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 SERVER_SCHEMES = ("http", "https", "databricks")
 
@@ -26,13 +27,9 @@ FLUSH_S = 2.0
 RETRY_S = 60.0  # after a failure; the metrics wait meanwhile
 REST = 10.0  # after a slow answer nothing is sent for this many times as long as it took
 MAX_WAITING_METRICS = 100_000
-METRICS_PER_BATCH = 1000  # MLflow's own limits from here on
-PARAMS_PER_BATCH = 100
-MAX_NAME = 250
 MAX_PARAM_VALUE = 500
-
-_CREDENTIALS = re.compile(r"(?<=//)[^/\s]+(?=@)")
-_SECRET_PARAMETERS = re.compile(r"(?i)((?:password|passwd|token|secret)=)[^&\s]+")
+METRICS_PER_BATCH = 1000  # MLflow's own limits from here on
+MAX_NAME = 250
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +42,15 @@ class Tracker:
     :data:`FLUSH_S` seconds or :data:`FLUSH_ENTRIES` entries, less often to a slow store; after a failure they wait and
     are sent when the store answers again. What could not be sent until the end is named in a second warning. ``run_id``
     is None when nothing is recorded.
+
+    MLflow's own asynchronous logging drops a batch that fails, and waits at the process's end for every request.
     """
 
     def __init__(self, client: MlflowClient | None, run_id: str | None, clock: Callable[[], float]) -> None:
         self._client = client
         self.run_id = run_id
         self._clock = clock
-        self._waiting: list[tuple[str, float, int, int]] = []  # name, value, milliseconds since 1970, step
+        self._waiting: list[Metric] = []
         self._flush_at = clock() + FLUSH_S
         self._rest_until = clock()
         self._warned = False
@@ -96,7 +95,7 @@ class Tracker:
             experiment_id = _experiment(client, config.experiment, uri, Path(run_dir))
             if run_id is None:
                 run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags or {})).info.run_id
-                _log_params(client, run_id, params)
+                client.log_batch(run_id, params=_entries(params), synchronous=True)
             else:
                 client.update_run(run_id, status="RUNNING")
         except (ImportError, NoSuchModuleError) as error:
@@ -114,30 +113,28 @@ class Tracker:
         """Record metrics of one training step; names are made valid for MLflow."""
         if self._client is None:
             return
+        from mlflow.entities import Metric
+
         now_ms = int(time.time() * 1000)
-        self._waiting += [(valid_name(name), float(value), now_ms, step) for name, value in metrics.items()]
-        if len(self._waiting) > MAX_WAITING_METRICS:
-            del self._waiting[: len(self._waiting) - MAX_WAITING_METRICS]
+        self._waiting += [Metric(valid_name(name), float(value), now_ms, step) for name, value in metrics.items()]
+        del self._waiting[:-MAX_WAITING_METRICS]
         now = self._clock()
         if now >= self._rest_until and (now >= self._flush_at or len(self._waiting) >= FLUSH_ENTRIES):
             self._flush()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a file, or a directory with everything in it, under ``folder``."""
-        send = "log_artifacts" if path.is_dir() else "log_artifact"
         waits = self._warned and self._clock() < self._rest_until
-        if waits or not self._attempt(lambda client, run_id: getattr(client, send)(run_id, str(path), folder)):
+        if waits or not self._attempt("log_artifacts" if path.is_dir() else "log_artifact", str(path), folder):
             self._lost.append(path.name)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Send what waits and close the run with MLflow's word for how it ended."""
         self._flush()
-        closed = not self._waiting and self._attempt(
-            lambda client, run_id: client.set_terminated(run_id, status=status)
-        )
+        closed = not self._waiting and self._attempt("set_terminated", status)
         if self._client is None or (closed and not self._lost):
             return
-        steps = sorted({step for *_, step in self._waiting})
+        steps = sorted({metric.step for metric in self._waiting})
         lost = [f"{len(self._waiting)} metrics of steps {steps[0]} to {steps[-1]}"] if steps else []
         lost += [] if closed else ["how the run ended"]
         logger.warning(
@@ -147,27 +144,24 @@ class Tracker:
         )
 
     def _flush(self) -> None:
-        from mlflow.entities import Metric
-
         start = self._clock()
-        while self._waiting:
-            batch = self._waiting[:METRICS_PER_BATCH]
-            metrics = [Metric(name, value, at_ms, step) for name, value, at_ms, step in batch]
-            if not self._attempt(lambda client, run_id, metrics=metrics: client.log_batch(run_id, metrics=metrics)):
+        while batch := self._waiting[:METRICS_PER_BATCH]:  # MLflow splits too, but does not say what it has sent
+            if not self._attempt("log_batch", metrics=batch, synchronous=True):
                 return
             del self._waiting[: len(batch)]
         now = self._clock()
         self._warned = False
         self._flush_at, self._rest_until = now + FLUSH_S, now + REST * (now - start)
 
-    def _attempt(self, call: Callable[..., Any]) -> bool:
+    def _attempt(self, method: str, *arguments: Any, **named: Any) -> bool:
+        """Call a method of the client for this run; False when the store failed, which then rests."""
         if self._client is None:
             return True
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            call(self._client, self.run_id)
+            getattr(self._client, method)(self.run_id, *arguments, **named)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             self._warn(error, self._client.tracking_uri, "it is tried again every minute")
             self._rest_until = self._clock() + RETRY_S
@@ -212,11 +206,6 @@ def open_command(uri: str) -> str:
     return f"mlflow ui --backend-store-uri {redact_credentials(uri)} --host 127.0.0.1"
 
 
-def redact_credentials(text: str) -> str:
-    """``text`` with the user and password of each URI, and the value of ``password=`` and the like, as ``***``."""
-    return _SECRET_PARAMETERS.sub(rf"\g<1>{REDACTED}", _CREDENTIALS.sub(REDACTED, text))
-
-
 def valid_name(name: str) -> str:
     """A metric's or parameter's name as MLflow accepts it: ``beam@10`` becomes ``beam_at_10``."""
     name = re.sub(r"[^/\w.\- :]", "_", name.replace("@", "_at_"))
@@ -224,16 +213,13 @@ def valid_name(name: str) -> str:
     return "/".join(parts)[:MAX_NAME].rstrip("/") or "_"
 
 
-def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+def _entries(params: Mapping[str, Any]) -> list[Param]:
     from mlflow.entities import Param
 
-    entries = [Param(valid_name(key), _shorten(redact_credentials(str(value)))) for key, value in params.items()]
-    for start in range(0, len(entries), PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=entries[start : start + PARAMS_PER_BATCH])
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_PARAM_VALUE else f"{text[: MAX_PARAM_VALUE - 1]}…"
+    texts = [(valid_name(key), redact_credentials(str(value))) for key, value in params.items()]
+    return [
+        Param(key, text if len(text) <= MAX_PARAM_VALUE else f"{text[: MAX_PARAM_VALUE - 1]}…") for key, text in texts
+    ]
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, run_dir: Path) -> str:

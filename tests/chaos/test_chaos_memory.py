@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import theilslopes
 
-from bgrpo.chaos.memory import FLAT_BYTES_PER_MINUTE, LEAST_SPAN_S, WARM_UP_S, MemorySample, memory_trends
+from bgrpo.chaos.memory_growth import FLAT_BYTES_PER_MINUTE, LEAST_SPAN_S, WARM_UP_S, MemorySample, memory_trends
 
 MIB = 1024**2
 

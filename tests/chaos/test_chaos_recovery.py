@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bgrpo.chaos.faults import Fault, FaultKind
 from bgrpo.chaos.recovery import FaultRecord, LearnerLife, Recoveries, Sight
+from bgrpo.chaos.schedule import Fault, FaultKind
 
 LIFE = LearnerLife("a", 0)
 

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from bgrpo.chaos.comparison import ResultComparison, compare_metrics, compare_runs
-from bgrpo.chaos.faults import Fault, FaultKind
-from bgrpo.chaos.memory import MemoryTrend
+from bgrpo.chaos.chaos_report import ChaosReport
+from bgrpo.chaos.memory_growth import MemoryTrend
 from bgrpo.chaos.recovery import FaultRecord
-from bgrpo.chaos.report import ChaosReport
+from bgrpo.chaos.run_comparison import ResultComparison, compare_metrics, compare_runs
+from bgrpo.chaos.schedule import Fault, FaultKind
 from bgrpo.runs.folder import RunFolder
 
 STEPS = 4
@@ -41,7 +41,7 @@ WEIGHTS = np.array([1.0, -0.0, 3.0], np.float32)
 
 def test_equal_runs_are_the_same_whatever_their_times(tmp_path: Path) -> None:
     comparison = compare_runs(make_run(tmp_path / "a", WEIGHTS), make_run(tmp_path / "bb", WEIGHTS))
-    assert comparison == ResultComparison(True, 0.0, []) and comparison.same
+    assert comparison == ResultComparison(True, 0.0, [])
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,10 @@ def test_steps_lost_or_doubled_are_named() -> None:
     lost, doubled = lines(), lines()
     del lost[2]
     doubled.insert(3, doubled[2])
-    assert compare_metrics(lines(), lost) == ["the steps differ: 1 to 5 undisturbed, 1 to 5 without 3 disturbed"]
-    assert compare_metrics(lines(), doubled) == ["the steps differ: 1 to 5 undisturbed, 1 to 5 twice 3 disturbed"]
-    assert compare_metrics(lines(), []) == ["the steps differ: 1 to 5 undisturbed, none disturbed"]
+    assert compare_metrics(lines(), lost) == ["the steps differ: 5 undisturbed, 4 disturbed; lost [3], added []"]
+    assert compare_metrics(lines(), doubled) == ["the steps differ: 5 undisturbed, 6 disturbed; lost [], added [3]"]
+    assert compare_metrics(lines(), [])[0].endswith("5 undisturbed, 0 disturbed; lost [1, 2, 3, 4, 5], added []")
+    assert compare_metrics(lines(), lines()[::-1])[0].endswith("lost [], added []"), "in another order"
 
 
 def test_a_lost_group_is_named_and_long_lists_are_cut() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgrpo.chaos.faults import DEFAULT_KINDS, Fault, FaultKind, Schedule, parse_every, parse_kinds, read_schedule
+from bgrpo.chaos.faults import TITLES
+from bgrpo.chaos.schedule import DEFAULT_KINDS, Fault, FaultKind, Schedule, parse_every, parse_kinds
 from bgrpo.cli.app import main
 from bgrpo.errors import UserError
 
@@ -32,7 +33,7 @@ def test_every_kind_comes_once_per_round(seed: int, kinds: list[FaultKind], roun
 
 
 def test_seeds_differ_in_kinds_gaps_and_victims() -> None:
-    schedules = [[read_schedule(seed, "20,40", None, None).fault(i) for i in range(30)] for seed in (1, 2)]
+    schedules = [[Schedule(seed, (20.0, 40.0), DEFAULT_KINDS).fault(i) for i in range(30)] for seed in (1, 2)]
     for name in ("kind", "gap_s", "pick"):
         first, second = ([getattr(fault, name) for fault in faults] for faults in schedules)
         assert first != second
@@ -41,7 +42,15 @@ def test_seeds_differ_in_kinds_gaps_and_victims() -> None:
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 50))
 def test_the_victim_is_one_of_those_there(pick: float, count: int) -> None:
-    assert 0 <= Fault(0, FaultKind.KILL_ROLLOUT, 1.0, pick).victim_of(count) < count
+    assert Fault(0, FaultKind.KILL_ROLLOUT, 1.0, pick).choose(range(count)) in range(count)
+
+
+def test_a_kind_says_whom_it_hits_with_which_signal() -> None:
+    hits = {kind: (kind.target, kind.signal.name) for kind in FaultKind}
+    assert hits[FaultKind.STOP_ROLLOUT] == ("rollout", "SIGSTOP")
+    assert hits[FaultKind.TERMINATE_DRIVER] == ("driver", "SIGTERM")
+    assert {signal for kind, (_, signal) in hits.items() if kind.startswith("kill-")} == {"SIGKILL"}
+    assert {target for target, _ in hits.values()} - {"driver", "check", "node"} == set(TITLES)
 
 
 def test_every_kind_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

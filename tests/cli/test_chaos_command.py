@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bgrpo.chaos.run import _steps_for
+from bgrpo.chaos.disturbed_run import steps_for
 from bgrpo.cli.app import main
 from bgrpo.cli.chaos import prepare_config
 from bgrpo.config import TrainConfig, load_config
@@ -53,5 +53,5 @@ def test_minutes_become_steps_by_the_pace_after_the_warm_up(tmp_path: Path) -> N
     pace = RunFolder(tmp_path)
     for step in range(1, 13):
         pace.append_metrics(step, {"seconds/total": 9.0 if step <= 4 or step == 7 else 0.5})
-    assert _steps_for(3.0, pace) == 180  # 360 such steps, half of the time for recoveries
-    assert _steps_for(0.01, pace) == 12
+    assert steps_for(3.0, pace) == 180  # 360 such steps, half of the time for recoveries
+    assert steps_for(0.01, pace) == 12

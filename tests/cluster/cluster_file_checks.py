@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,9 @@ PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_tex
 IMAGE = f"bgrpo:{PROJECT['version']}"
 ENTRY_POINTS = {"ray_jobs.train": train, "ray_jobs.sweep": sweep, "ray_jobs.pretrain": pretrain}
 
-SERVICE_KEYS = {
-    *("image", "build", "command", "environment", "secrets", "volumes", "ports", "depends_on", "healthcheck"),
-    *("shm_size", "init", "cap_drop", "security_opt"),
-}
+COMPOSE_SCHEMA = json.loads(
+    (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text("utf-8")
+)
 STEPS = ("FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "HEALTHCHECK", "CMD")
 PUBLISHED = re.compile(r"127\.0\.0\.1:\d+:\d+")
 
@@ -40,6 +40,12 @@ PUBLISHED = re.compile(r"127\.0\.0\.1:\d+:\d+")
 def read_all(path: Path) -> list[dict[str, Any]]:
     """Every document of a YAML file."""
     return [tree for tree in yaml.safe_load_all(path.read_text("utf-8")) if tree is not None]
+
+
+def schema_problems(tree: Any, schema: dict[str, Any]) -> list[str]:
+    """What a JSON schema refuses in a tree."""
+    validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(tree)]
 
 
 def required(name: str) -> SpecifierSet:
@@ -116,10 +122,11 @@ def _check_launcher_commands(tree: dict[str, Any]) -> list[str]:
 
 
 def check_compose(tree: dict[str, Any], folder: Path = CLUSTER) -> list[str]:
-    """Known keys, versions, ports on 127.0.0.1, the token on every Ray node, sources that exist."""
-    problems = []
+    """The published schema, versions, ports on 127.0.0.1, the token on every Ray node, sources that exist."""
+    problems = schema_problems(tree, COMPOSE_SCHEMA)
+    if problems:
+        return problems
     for name, service in tree["services"].items():
-        problems += [f"{name}: unknown key {key}" for key in service.keys() - SERVICE_KEYS]
         problems += check_image(service.get("image", ""))
         problems += [
             f"{name}: port {port} is open" for port in service.get("ports", []) if not PUBLISHED.fullmatch(port)

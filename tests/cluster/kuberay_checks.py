@@ -2,56 +2,40 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from cluster_file_checks import check_image, required
+import kubernetes.client
+import pydantic
+import yaml
+from cluster_file_checks import check_image, required, schema_problems
 from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 
-FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text("utf-8"))
+SCHEMA = yaml.safe_load(Path(__file__).with_name("kuberay_schema.yaml").read_text("utf-8"))
+OWN_AUTOSCALER_FIELDS = {"idleTimeoutSeconds", "upscalingMode", "version"}
 RESTRICTED_CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 Manifest = dict[str, Any]
 
 
-def unknown_fields(value: Any, known: Any, path: str) -> list[str]:
-    """Fields, and values of closed sets, that KubeRay's custom resources do not have.
-
-    Args:
-        value: part of a manifest.
-        known: the same part of ``kuberay_fields.json``, whose first line says how to read it.
-        path: of the part, for the message.
-    """
-    if isinstance(known, str) and known.startswith("@"):
-        known = FIELDS[known[1:]]
-    if isinstance(known, str):
-        return [] if value in known.split("|") else [f"{path}: {value!r} is none of {known}"]
-    if isinstance(known, list):
-        if not isinstance(value, list):
-            return [f"{path}: expected a list"]
-        return [problem for i, item in enumerate(value) for problem in unknown_fields(item, known[0], f"{path}[{i}]")]
-    if not isinstance(known, dict):
-        return []
-    if not isinstance(value, dict):
-        return [f"{path}: expected a mapping"]
-    problems = []
-    for key, item in value.items():
-        problems += (
-            unknown_fields(item, known[key], f"{path}.{key}") if key in known else [f"{path}: unknown field {key}"]
-        )
-    return problems
+def check_kubernetes(model: str, tree: Manifest, name: str) -> list[str]:
+    """Unknown fields, missing ones and wrong types, by the Kubernetes client's model of an object or a part of one."""
+    try:
+        getattr(kubernetes.client, model).model_validate(tree, extra="forbid")
+    except pydantic.ValidationError as error:
+        return [f"{name}.{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
+    return []
 
 
 def check_custom_resource(manifest: Manifest) -> list[str]:
     """Version and fields of a RayCluster or RayJob."""
     problems = [] if manifest["apiVersion"] == "ray.io/v1" else [f"apiVersion {manifest['apiVersion']}"]
-    return problems + unknown_fields(manifest["spec"], f"@{manifest['kind']}", manifest["kind"])
+    return problems + schema_problems(manifest["spec"], {"$ref": f"#/$defs/{manifest['kind']}"} | SCHEMA)
 
 
 def check_pod(name: str, template: Manifest) -> list[str]:
     """What Pod Security "restricted" asks for, resources, and an image of our version."""
     pod = template["spec"]
-    problems = unknown_fields(template, "@PodTemplate", name)
+    problems = check_kubernetes("V1PodTemplateSpec", template, name)
     security = pod.get("securityContext", {})
     if security.get("runAsNonRoot") is not True or security.get("runAsUser", 0) == 0:
         problems.append(f"{name}: may run as root")
@@ -75,6 +59,8 @@ def check_cluster(manifest: Manifest, claims: set[str]) -> list[str]:
         claims: names of the volume claims.
     """
     spec, problems = manifest["spec"], check_custom_resource(manifest)
+    if problems:
+        return problems
     if spec["rayVersion"] not in required("ray"):
         problems.append(f"rayVersion {spec['rayVersion']}: expected {required('ray')}")
     if spec.get("authOptions", {}).get("mode") != "token":
@@ -82,6 +68,8 @@ def check_cluster(manifest: Manifest, claims: set[str]) -> list[str]:
     options = spec.get("autoscalerOptions", {})
     if spec.get("enableInTreeAutoscaling") is not True or options.get("version") != "v2":
         problems.append("no autoscaling, or not its version 2")
+    container = {key: value for key, value in options.items() if key not in OWN_AUTOSCALER_FIELDS}
+    problems += check_kubernetes("V1Container", {"name": "autoscaler"} | container, "autoscalerOptions")
     if options.get("securityContext") != RESTRICTED_CONTAINER:
         problems.append("the autoscaler's container may gain privileges")
     head, groups = spec["headGroupSpec"], spec["workerGroupSpecs"]

@@ -9,17 +9,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
-from bgrpo.chaos.view import last_step
+from bgrpo.chaos.faults import Victim, alive, last_step, wait_until
 from bgrpo.distributed.train.whereabouts import LearnerPlace, read_learners
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
@@ -38,14 +36,9 @@ STEPS, EVERY = 100, 5
 LIMIT_S = 600.0
 
 
-def until(condition: Callable[[], bool], what: str) -> float:
+def until(condition: Callable[[], object], what: str) -> float:
     """Seconds until the condition held."""
-    start = time.monotonic()
-    while not condition():
-        if time.monotonic() - start > LIMIT_S:
-            raise TimeoutError(what)
-        time.sleep(0.05)
-    return round(time.monotonic() - start, 2)
+    return wait_until(condition, what, LIMIT_S, poll_s=0.05)
 
 
 def write_config(folder: Path) -> Path:
@@ -130,14 +123,6 @@ def kill(*processes: subprocess.Popen[bytes]) -> None:
         process.wait(30)
 
 
-def lives(learner: LearnerPlace) -> bool:
-    """True until it has ended, whether or not its parent has taken notice."""
-    try:
-        return psutil.Process(learner.pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @dataclass(slots=True)
 class Run:
     """A training run, its driver a process of its own whose output goes to a file."""
@@ -174,7 +159,9 @@ def lose_the_learners_node(machines: Machines, run: Run) -> dict[str, Any]:
     before = run.learner
     kill(process_of(machines.learner, "raylet"))
     step = run.step
-    gone_s = until(lambda: not lives(before), "the end of the learner without its raylet")
+    gone_s = until(
+        lambda: not alive(Victim(before.pid, started=before.started)), "the end of the learner without its raylet"
+    )
     machines.learner = machines.replace(machines.learner, "learner")
     again_s = run.until(lambda: run.learner != before, "another learner")
     run.end()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import psutil
 import pytest
 from ray._private.authentication.http_token_authentication import format_authentication_http_error
+from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus
 
+import bgrpo
 from bgrpo.cli.app import main
 from bgrpo.cluster import submit as submit_module
 from bgrpo.cluster.local_state import ClusterState, StateFolder
@@ -71,10 +75,22 @@ def test_the_job_runs_the_same_command(client: type[FakeClient], capsys: pytest.
     assert client.submitted["entrypoint"] == expected
     environment = client.submitted["runtime_env"]
     assert environment["working_dir"] == "."
-    assert {".venv", "runs", ".git"} <= set(environment["excludes"])
+    assert {".venv", "/runs", ".git"} <= set(environment["excludes"])
     out = capsys.readouterr().out
     assert "job-1" in out
     assert out.endswith(LOG)
+
+
+def test_the_whole_package_travels_and_runs_do_not(tmp_path: Path) -> None:
+    for name in ("runs/first/run.json", "mlruns/0/meta.yaml", "build/lib/x.py", "src/configs/a.yaml"):
+        (tmp_path / "work" / name).parent.mkdir(parents=True)
+        (tmp_path / "work" / name).write_text("x")
+    shutil.copytree(Path(bgrpo.__file__).parent, tmp_path / "work" / "bgrpo", ignore=shutil.ignore_patterns("assets"))
+    modules = {path.relative_to(tmp_path / "work").as_posix() for path in (tmp_path / "work").glob("bgrpo/**/*.py")}
+    create_package(str(tmp_path / "work"), tmp_path / "sent.zip", True, excludes=submit_module.EXCLUDED)
+    sent = {name for name in zipfile.ZipFile(tmp_path / "sent.zip").namelist() if not name.endswith("/")}
+    assert modules and modules - sent == set()
+    assert {name for name in sent if not name.startswith("bgrpo/")} == {"src/configs/a.yaml"}
 
 
 def test_a_broken_connection_loses_and_repeats_nothing(client: type[FakeClient]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import ray
 import torch
 from transformers import PreTrainedModel
 
+from bgrpo.chaos.faults import alive, children, wait_until
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.rollout.service import start_service
 from bgrpo.groups import ScoredGroup
@@ -74,14 +74,15 @@ class Client:
 
     def ready_pids(self, pool: str, count: int) -> list[int]:
         """Once so many actors are up."""
-        deadline = time.monotonic() + WAIT_S
-        while True:
+        found: list[int] = []
+
+        def ready() -> bool:
             actors = self.status()[pool]["actors"]
-            pids = [actor["pid"] for actor in actors if actor["state"] not in ("pending", "starting")]
-            if len(pids) >= count:
-                return pids
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+            found[:] = [actor["pid"] for actor in actors if actor["state"] not in ("pending", "starting")]
+            return len(found) >= count
+
+        wait_until(ready, f"{count} actors of pool {pool}", WAIT_S, poll_s=0.05)
+        return found
 
 
 def collected(call: ray.ObjectRef) -> list[ScoredGroup]:
@@ -96,12 +97,9 @@ def service(config: TrainConfig) -> Iterator[Client]:
     client = Client(config)
     yield client
     pids = client.pids("rollout") + client.pids("verifier")
-    pids += [child for pid in pids for child in children_of(pid)]
+    pids += [child for pid in pids for child in children(pid)]
     ray.kill(client.actor)
-    deadline = time.monotonic() + 10
-    while any(is_alive(pid) for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(alive, pids)), "the end of what belongs to the service")
 
 
 def local(config: TrainConfig, model: PreTrainedModel, step: int, draw: int = 0) -> list[ScoredGroup]:
@@ -122,18 +120,3 @@ def assert_equal(groups: list[ScoredGroup], expected: list[ScoredGroup], version
         assert [c.logprob for c in group.completions] == pytest.approx([c.logprob for c in other.completions], abs=1e-4)
         assert group.outcomes == other.outcomes
         assert group.rewards == other.rewards
-
-
-def children_of(pid: int) -> list[int]:
-    """Process ids of the direct children."""
-    found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (thread / "children").read_text().split()]
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    """True while the process exists and is no zombie."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
+from bgrpo.chaos.faults import at_steps, find, hit
 from bgrpo.config import PretrainConfig, build_config
 from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.distributed.train.pretrain import run_pretrain
@@ -41,30 +36,9 @@ def config(runs: Path, **changes: Any) -> PretrainConfig:
     return build_config(PretrainConfig, TREE | {"run": {"dir": str(runs), "name": "toy"}} | changes, "test")
 
 
-class Watcher:
-    """Calls ``act`` once, when the run's metrics reach a step."""
-
-    def __init__(self, folder: Path, step: int, act: Any) -> None:
-        self.acted = False
-        self._folder, self._step, self._act = folder, step, act
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and not self.acted:
-            path = self._folder / "metrics.jsonl"
-            lines = path.read_text().split("\n")[:-1] if path.exists() else []
-            if lines and json.loads(lines[-1])["step"] >= self._step:
-                self._act()
-                self.acted = True
-            time.sleep(0.01)
-
-
 def kill_worker() -> None:
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
+    for worker in find("learner"):
+        hit(worker, SIGKILL)
 
 
 @pytest.mark.ray
@@ -72,11 +46,9 @@ def kill_worker() -> None:
 def test_a_killed_worker_and_a_stop_change_nothing_in_the_result(tmp_path: Path) -> None:
     settings = config(tmp_path / "runs")
     folder = tmp_path / "runs" / "toy"
-    killer = Watcher(folder, 240, kill_worker)
-    stopper = Watcher(folder, 500, lambda: (folder / STOP_FILE).touch())
-    stopped = run_pretrain(settings, command="bgrpo pretrain --config toy")
-    assert killer.acted
-    assert stopper.acted
+    with at_steps(folder / "metrics.jsonl", {240: kill_worker, 500: (folder / STOP_FILE).touch}) as begun:
+        stopped = run_pretrain(settings, command="bgrpo pretrain --config toy")
+    assert begun == [240, 500]
     assert stopped.policy is None
     assert RunFolder(folder).info()["status"] == "stopped"
 

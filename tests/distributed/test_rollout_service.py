@@ -23,7 +23,6 @@ from service_play import (
     WAIT_S,
     Client,
     assert_equal,
-    children_of,
     collected,
     configuration,
     local,
@@ -32,6 +31,7 @@ from service_play import (
 )
 from transformers import PreTrainedModel
 
+from bgrpo.chaos.faults import children
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.rollout.actor import RolloutActor, RolloutRequest
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource
@@ -144,12 +144,12 @@ def test_killed_in_the_middle(trio: Client, pool: str) -> None:
     step, count = {"rollout": (30, 3), "verifier": (31, 2)}[pool]
     trio.publish_model(step, policy(step))
     victim, *others = trio.ready_pids(pool, count)
-    children = children_of(victim)
+    checks = children(victim)
     for pid in (victim, *others):
         os.kill(pid, signal.SIGSTOP)
     call = trio.actor.collect.remote(step, step, 0, INDICES, WAIT_S)
     time.sleep(0.7)
-    for pid in (victim, *children):
+    for pid in (victim, *checks):
         os.kill(pid, signal.SIGKILL)
     for pid in others:
         os.kill(pid, signal.SIGCONT)
@@ -191,7 +191,7 @@ def test_a_killed_check_process_costs_nothing(trio: Client) -> None:
     trio.publish_model(33, policy(33))
     restarts = trio.status()["verifier"]["restarts"]
     for verifier in trio.ready_pids("verifier", 2):
-        for child in children_of(verifier):
+        for child in children(verifier):
             os.kill(child, signal.SIGKILL)
     assert_equal(trio.collect(33, 33, 0, INDICES, WAIT_S), local(trio.config, policy(33), step=33), version=33)
     assert trio.status()["verifier"]["restarts"] == restarts

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
 import threading
-import time
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL, SIGSTOP
 from typing import Any
 
 import pytest
@@ -24,12 +22,12 @@ from service_play import (
     WAIT_S,
     assert_equal,
     configuration,
-    is_alive,
     local,
     policy,
     service,
 )
 
+from bgrpo.chaos.faults import alive, hit, wait_until
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import remote_class
 from bgrpo.distributed.rollout import service as rollout_service
@@ -87,7 +85,7 @@ def test_a_stand_in_works_while_the_lost_actor_starts_again(policy_dir: Path) ->
         worker, stand_in = client.status()["rollout"]["actors"]
         assert (worker["is_stand_in"], worker["is_at_work"]) == (False, True)
         assert (stand_in["is_stand_in"], stand_in["is_at_work"]) == (True, False)
-        os.kill(worker["pid"], signal.SIGKILL)
+        hit(worker["pid"], SIGKILL)
         groups = client.collect(0, 0, 0, INDICES, WAIT_S)
         by_number = {actor["actor"]: actor for actor in client.status()["rollout"]["actors"]}
         assert by_number.pop(stand_in["actor"])["version"] == 0, "it has worked"
@@ -109,52 +107,45 @@ def test_what_finds_no_room_says_what_it_asked_for(policy_dir: Path) -> None:
         assert "the cluster has 8 CPU" in str(caught.value)
 
 
-def test_waiting_for_the_start_outlives_the_service_itself(policy_dir: Path) -> None:
-    with service(configuration(policy_dir, rollout={"actors": 1})) as client:
-        pid = client.status()["service"]["pid"]
-        asked = []
-
-        def ask() -> None:
-            asked.append(client.actor.ready.remote(WAIT_S))
-            if len(asked) == 1:
-                os.kill(pid, signal.SIGKILL)
-            answer(asked[-1], WAIT_S + 10)
-
-        in_spite_of_restarts(ask, WAIT_S)
-        assert len(asked) > 1, "the first call was lost with the service"
-        status = client.status()
-        assert status["service"]["pid"] != pid
-        assert [actor["state"] for actor in status["rollout"]["actors"]] == ["idle"]
-
-
 def test_a_stopped_verifier_is_replaced(policy_dir: Path) -> None:
     """Its checks may take minutes, so that only its silence tells it from one that checks."""
     config = configuration(policy_dir, rollout={"actors": 1}, watchdog={"silence_s": 10.0})
     with service(config) as client:
         client.publish_model(4, policy(4))
         (victim,) = client.ready_pids("verifier", 1)
-        os.kill(victim, signal.SIGSTOP)
+        hit(victim, SIGSTOP)
         groups = client.collect(4, 4, 0, INDICES, WAIT_S)
         assert_equal(groups, local(client.config, policy(4), step=4), version=4)
         status = client.status()["verifier"]
         assert "gave no sign of life for more than 10 s" in status["first_failure"]["cause"]
         assert status["restarts"] == 1
-        for _ in range(300):  # Ray asks it to end first
-            if not is_alive(victim):
-                break
-            time.sleep(0.1)
-        assert not is_alive(victim)
+        wait_until(lambda: not alive(victim), "its end: Ray asks it to end first")
 
 
-def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
+@pytest.mark.timeout(600)  # the service starts four times
+def test_the_start_and_an_evaluation_outlive_the_service_itself(policy_dir: Path) -> None:
     """Ray starts it again, empty; the weights are published again, and the batch that was open is decoded again."""
     with service(configuration(policy_dir, rollout={"actors": 1})) as client:
+        first, asked = client.status()["service"]["pid"], []
+
+        def ask() -> None:
+            asked.append(client.actor.ready.remote(WAIT_S))
+            if len(asked) == 1:
+                hit(first, SIGKILL)
+            answer(asked[-1], WAIT_S + 10)
+
+        in_spite_of_restarts(ask, WAIT_S)
+        assert len(asked) > 1, "the first call was lost with the service"
+        status = client.status()
+        assert status["service"]["pid"] != first
+        assert [actor["state"] for actor in status["rollout"]["actors"]] == ["idle"]
+
         source = ServiceRolloutSource(client.actor, client.config)
         publish = partial(publish_in_spite_of_restarts, source, 4, policy(5))
         publish()
         (worker,), pid = client.ready_pids("rollout", 1), client.status()["service"]["pid"]
-        os.kill(worker, signal.SIGSTOP)  # so that the batch is surely open
-        killer = threading.Timer(2.0, os.kill, (pid, signal.SIGKILL))
+        hit(worker, SIGSTOP)  # so that the batch is surely open
+        killer = threading.Timer(2.0, hit, (pid, SIGKILL))
         killer.start()
         decode = ServiceDecoder(client.actor, client.config, 4, TOKENIZER, publish_again=publish)
         judged = decode([PROBLEMS[index] for index in INDICES], "beam", 8, None)
@@ -162,8 +153,8 @@ def test_an_evaluation_outlives_the_service_itself(policy_dir: Path) -> None:
         expected = local(client.config, policy(5), step=0)
         assert [[c.outcome for c in group] for group in judged] == [group.outcomes for group in expected]
         assert client.status()["service"]["pid"] != pid
-        assert not is_alive(worker), "what belonged to the service ended with it"
-        os.kill(client.status()["service"]["pid"], signal.SIGKILL)
+        assert not alive(worker), "what belonged to the service ended with it"
+        hit(client.status()["service"]["pid"], SIGKILL)
         with pytest.raises(RayActorError):  # without publish_again it is the caller's to handle
             for _ in range(100):
                 ServiceDecoder(client.actor, client.config, 4, TOKENIZER)([PROBLEMS[0]], "beam", 8, None)

@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgrpo.chaos.faults import wait_until
 from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record, describe_learners, read_open_ends
 from bgrpo.distributed.watch.watchdog import Silence, Watchdog
 
@@ -29,13 +29,6 @@ def break_down():
 with crash_record(Path(sys.argv[1]), 3):
     break_down()
 """
-
-
-def until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 5), st.booleans()), max_size=60), st.floats(0.5, 9), st.floats(0.5, 9))
@@ -61,11 +54,11 @@ def test_silence_is_told_when_it_is_due_and_only_then(
 def test_a_watchdog_tells_as_long_as_nothing_moves() -> None:
     told: list[float] = []
     with Watchdog(0.1, 0.05, told.append) as dog:
-        until(lambda: len(told) >= 3)
+        wait_until(lambda: len(told) >= 3, "three reports")
         moved_at = time.monotonic()
         dog.moved()
         before = len(told)
-        until(lambda: len(told) > before)
+        wait_until(lambda: len(told) > before, "the next report")
         assert 0.1 <= told[before] <= time.monotonic() - moved_at
     after = len(told)
     time.sleep(0.3)
@@ -77,7 +70,7 @@ def test_a_silent_learner_leaves_its_stacks_until_its_next_step(tmp_path: Path) 
     file = tmp_path / "learners" / "1.silent"
 
     def wait_for_rollouts(silent_s: float) -> dict:
-        until(lambda: file.exists() and json.loads(file.read_text())["silent_s"] > silent_s)
+        wait_until(lambda: file.exists() and json.loads(file.read_text())["silent_s"] > silent_s, "stacks")
         return json.loads(file.read_text())
 
     with LearnerWatch(tmp_path, 1, stall_s=0.4) as watch:
@@ -85,7 +78,7 @@ def test_a_silent_learner_leaves_its_stacks_until_its_next_step(tmp_path: Path) 
         first, second = describe_learners(tmp_path, 2, 60.0, time.time()).split("learner 1 ")
         assert first == "learner 0:\n  says nothing: it starts, or it is stopped or in native code\n"
         assert re.match(rf"\(process {os.getpid()} on {re.escape(socket.gethostname())}\), no step for \d+ s:", second)
-        assert "in wait_for_rollouts: until(" in second
+        assert "in wait_for_rollouts: wait_until(" in second
         moved_at = time.monotonic()
         watch.moved()
         told = wait_for_rollouts(0.0)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import socket
-import sys
-from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +31,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Any]:
-    """Processes forked from a server that has loaded the libraries once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["learner_worker"])
-    with pytest.MonkeyPatch.context() as patch:  # Python 3.11's server preloads from PYTHONPATH only
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        yield context
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Any]:
+    """A configuration, and what one learner makes of it."""
+    sections = CASES[request.param]
+    return sections, train(tmp_path_factory.mktemp("alone"), sections, GROUP_SIZE)
 
 
-def run_learners(processes: Any, count: int, folder: Path, sections: dict[str, Any]) -> list[dict[str, Any]]:
+def run_learners(
+    processes: ForkServerContext, count: int, folder: Path, sections: dict[str, Any]
+) -> list[dict[str, Any]]:
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -64,11 +60,9 @@ def run_learners(processes: Any, count: int, folder: Path, sections: dict[str, A
     return [torch.load(folder / f"learner-{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_learners_update_as_one(tmp_path: Path, processes: Any, case: str, count: int) -> None:
-    sections = CASES[case]
-    alone = train(tmp_path, sections, GROUP_SIZE)
+def test_several_learners_update_as_one(tmp_path: Path, processes: ForkServerContext, case: Any, count: int) -> None:
+    sections, alone = case
     results = run_learners(processes, count, tmp_path / "several", sections)
     for result in results:
         assert len(result["gradients"]) == len(alone["gradients"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
 
+from bgrpo.chaos.faults import fill_disk
 from bgrpo.errors import UserError
 from bgrpo.learning.checkpoint import policy_folder
 from bgrpo.policies.io import load_policy
@@ -46,8 +47,7 @@ def test_a_disk_that_fills_costs_the_new_checkpoint_only(small_disk: Path, tmp_p
     size = sum(path.stat().st_size for path in (tmp_path / "whole" / "step-00000002").rglob("*"))
 
     store = CheckpointStore(small_disk / "checkpoints", keep=9)
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(4 * 1024**2 - int(1.6 * size) - 64 * 1024))  # room for one checkpoint and a half
+    ballast = fill_disk(small_disk, leave=int(1.6 * size) + 64 * 1024)  # room for one checkpoint and a half
     with pytest.raises(UserError, match=r"step-00000004.*No space left on device.*older checkpoints are untouched"):
         train(store, tmp_path / "b")
     latest = store.latest()

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from bgrpo.config import TrackingSection, load_config
 from bgrpo.runs.tracking import REST, Tracker
 
-LIMIT_S = 4
+PATIENCE_S, HURRY_S = 60, 1  # for a server that answers, and for one that does not
 INFO = {
     "run_id": "r1", "run_uuid": "r1", "experiment_id": "0", "status": "RUNNING", "start_time": 1,
     "artifact_uri": "mlflow-artifacts:/0/r1/artifacts", "lifecycle_stage": "active",
@@ -32,8 +32,9 @@ EXPERIMENT = {
 class Server:
     """The few answers of MLflow's REST interface that a tracker needs; ``mode``: good, broken or silent."""
 
-    def __init__(self) -> None:
-        self.mode = "good"
+    def __init__(self, set_timeout: Callable[[int], None]) -> None:
+        self._set_timeout = set_timeout
+        self.turn("good")
         self.delay_s = 0.0
         self.steps: list[int] = []
         self.calls: list[str] = []
@@ -54,6 +55,10 @@ class Server:
         self._http.daemon_threads = True
         self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def turn(self, mode: str) -> None:
+        self.mode = mode
+        self._set_timeout(PATIENCE_S if mode == "good" else HURRY_S)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
@@ -92,9 +97,8 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(LIMIT_S))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    made = Server()
+    made = Server(lambda seconds: monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(seconds)))
     yield made
     made.close()
 
@@ -130,12 +134,13 @@ def test_training_goes_on_and_catches_up(
     tracker = start(server, tmp_path, clock)
     log_steps(tracker, 1, 10, clock, 1.0)
     assert server.steps
-    server.mode, before = outage, len(server.calls)
+    before = len(server.calls)
+    server.turn(outage)
     with caplog.at_level(logging.WARNING, logger="bgrpo.runs.tracking"):
         log_steps(tracker, 11, 130, clock, 1.0)
     assert 2 <= len(server.calls) - before <= 4, "a store that fails is asked once a minute, not at every step"
     assert len(caplog.records) == 1 and "training goes on" in caplog.text
-    server.mode = "good"
+    server.turn("good")
     log_steps(tracker, 131, 200, clock, 1.0)
     tracker.finish("FINISHED")
     assert sorted(server.steps) == list(range(1, 201)), "nothing is lost and nothing is sent twice"
@@ -147,7 +152,7 @@ def test_what_was_never_sent_is_named(server: Server, tmp_path: Path, caplog: py
     clock = Clock()
     tracker = start(server, tmp_path, clock)
     log_steps(tracker, 1, 5, clock, 10.0)
-    server.mode = "silent"
+    server.turn("silent")
     with caplog.at_level(logging.WARNING, logger="bgrpo.runs.tracking"):
         log_steps(tracker, 6, 9, clock, 10.0)
         before = len(server.calls)

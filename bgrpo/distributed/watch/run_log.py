@@ -9,7 +9,7 @@ import socket
 import sys
 from datetime import UTC, datetime
 
-from bgrpo.runs.tracking import redact_credentials
+from bgrpo.runs.redaction import redact_credentials
 
 
 class RunLog(logging.Formatter):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count as count_from
 from pathlib import Path
 from typing import Any, TextIO
 
 from bgrpo.errors import UserError
+from bgrpo.files import atomic_file
 from bgrpo.tasks.base import Outcome
 from bgrpo.tasks.polynomial.generator import Generated, draw_chunk, select
 from bgrpo.tasks.polynomial.notation import SEPARATORS
@@ -145,19 +145,12 @@ def _split(path: Path, number: int, text: str) -> Line:
 @contextmanager
 def _replacing(out: Path) -> Iterator[TextIO]:
     """A text file that takes the place of ``out`` when the block ends well, and vanishes when it does not."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.writing")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with atomic_file(out) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):  # gone already after success, or the folder never was
-            temporary.unlink()
 
 
 @contextmanager

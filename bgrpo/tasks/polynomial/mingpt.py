@@ -12,7 +12,6 @@ two fixed vocabularies: 31 tokens for one variable, 73 + MAX_NUMBER_TOKEN (174 a
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import pickle
@@ -25,6 +24,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig
 
 from bgrpo.errors import UserError
+from bgrpo.files import atomic_path, write_atomically
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.tasks.polynomial.tokenizer import DIGITS, PAD, SEPARATOR, tokenizer_from_tokens
 
@@ -34,6 +34,19 @@ _LETTERS = ("a", "b", "c", "d", "e", "x", "y", "z")
 _SYMBOLS = ("N", "P", "&", "+", "*", "^")
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 _MASK = re.compile(r"\.attn\.(mask|bias|masked_bias)$")
+_LINEAR = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")  # [out, in] in minGPT, [in, out] in transformers
+_FIRST_NAMES = (  # of transformers, and of the first layout of minGPT
+    ("transformer.wte.", "tok_emb."),
+    ("transformer.wpe.weight", "pos_emb"),
+    ("transformer.h.", "blocks."),
+    ("transformer.ln_f.", "ln_f."),
+    ("lm_head.", "head."),
+    (".ln_1.", ".ln1."),
+    (".ln_2.", ".ln2."),
+    (".attn.c_proj.", ".attn.proj."),
+    (".mlp.c_fc.", ".mlp.0."),
+    (".mlp.c_proj.", ".mlp.2."),
+)
 _LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
 
 logger = logging.getLogger(__name__)
@@ -58,8 +71,7 @@ def import_mingpt(weights: Path, config: Path, out: Path, tokens: Sequence[str] 
         raise UserError(
             f"{weights}: not a minGPT state dict; neither tok_emb.weight nor transformer.wte.weight is in it"
         )
-    converted = _from_first(state) if is_first else _from_second(state)
-    shape = _gpt2_config(settings, converted, config, default_activation="gelu" if is_first else "gelu_new")
+    shape = _gpt2_config(settings, state, config, is_first)
     vocabulary = list(tokens) if tokens is not None else _vocabulary(settings, shape.vocab_size, config)
     if len(vocabulary) != shape.vocab_size:
         raise UserError(f"{config}: {len(vocabulary)} tokens, but {weights} has {shape.vocab_size} embeddings")
@@ -67,7 +79,7 @@ def import_mingpt(weights: Path, config: Path, out: Path, tokens: Sequence[str] 
     shape.pad_token_id = tokenizer.pad_token_id
     shape.bos_token_id = shape.eos_token_id = tokenizer.eos_token_id
     model = GPT2LMHeadModel(shape)
-    _load_exactly(model, converted, weights)
+    _load_exactly(model, state, is_first, weights)
     save_policy(model, tokenizer, out)
 
 
@@ -93,17 +105,16 @@ def export_mingpt(policy_dir: Path, weights: Path, config: Path) -> None:
     settings = {
         "model_name": weights.name,
         "block_size": shape.n_positions,
-        "vocab_size": shape.vocab_size,
-        "n_layer": shape.n_layer,
-        "n_head": shape.n_head,
-        "n_embd": shape.n_embd,
+        **{key: getattr(shape, key) for key in ("vocab_size", "n_layer", "n_head", "n_embd")},
         "activation": shape.activation_function,
         "vocabulary": vocabulary,
     }
-    buffer = io.BytesIO()
-    torch.save(_to_first(policy.model.state_dict(), shape), buffer)
-    _write(weights, buffer.getvalue())
-    _write(config, json.dumps(settings, ensure_ascii=False, indent=1).encode())
+    try:
+        with atomic_path(weights) as new:
+            torch.save(_to_first(policy.model.state_dict(), shape), new)
+        write_atomically(config, json.dumps(settings, ensure_ascii=False, indent=1))
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer, of a full disk
+        raise UserError(f"{weights}, {config}: cannot be written: {error}") from error
 
 
 def simple_vocabulary() -> list[str]:
@@ -137,93 +148,67 @@ def _read_state(path: Path) -> State:
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise UserError(f"{path}: expected a state dict of tensors; save model.state_dict()")
     named = {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
-    return {name: tensor for name, tensor in named.items() if not _MASK.search(name)}
+    return {
+        name: tensor[0] if name == "pos_emb" and tensor.dim() == 3 else tensor
+        for name, tensor in named.items()
+        if not _MASK.search(name)
+    }
 
 
-def _from_first(state: State) -> State:
-    """Names and orientation of transformers, from the first layout."""
-    converted: State = {}
-    for name, tensor in state.items():
-        if name == "pos_emb":
-            converted["transformer.wpe.weight"] = tensor[0] if tensor.dim() == 3 else tensor
-        elif match := re.fullmatch(r"blocks\.(\d+)\.attn\.query\.(weight|bias)", name):
-            block, kind = match.groups()
-            parts = [state.get(f"blocks.{block}.attn.{part}.{kind}", tensor[:0]) for part in ("query", "key", "value")]
-            if len({part.shape[1:] for part in parts}) > 1:
-                raise UserError(f"blocks.{block}.attn: query, key and value have different widths")
-            joined = torch.cat(parts)
-            converted[f"transformer.h.{block}.attn.c_attn.{kind}"] = joined.T if kind == "weight" else joined
-        elif not re.fullmatch(r"blocks\.\d+\.attn\.(key|value)\.(weight|bias)", name):
-            converted[_rename(name)] = tensor.T if _is_linear(name) else tensor
-    return converted
+def _names(name: str, is_first: bool) -> list[str]:
+    """The weights of minGPT that, one under the other, make up a weight of transformers."""
+    if not is_first:
+        return [name]
+    for transformers, mingpt in _FIRST_NAMES:
+        name = name.replace(transformers, mingpt, 1)
+    return [name.replace("c_attn", part) for part in ("query", "key", "value")] if "c_attn" in name else [name]
 
 
-def _from_second(state: State) -> State:
-    """Orientation of transformers, from the second layout, whose names are the same."""
-    linear = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
-    return {name: tensor.T if linear.search(name) else tensor for name, tensor in state.items()}
+def _load_exactly(model: GPT2LMHeadModel, state: State, is_first: bool, path: Path) -> None:
+    """Every weight of the model from the state, with its shape, and none left over."""
+    left, converted = dict(state), {}
+    for target, expected in model.state_dict().items():
+        names, is_linear = _names(target, is_first), _LINEAR.search(target)
+        shape = expected.T.shape if is_linear else expected.shape
+        for name in names:
+            if name not in left:
+                raise UserError(f"{path}: lacks {name}")
+            wanted = (shape[0] // len(names), *shape[1:])
+            if left[name].shape != wanted:
+                raise UserError(f"{path}: {name} has shape {tuple(left[name].shape)}, expected {wanted}")
+        joined = torch.cat([left.pop(name) for name in names])
+        converted[target] = joined.T if is_linear else joined
+    if left:
+        raise UserError(f"{path}: has an unknown weight {min(left)}")
+    model.load_state_dict(converted)
 
 
 def _to_first(state: State, shape: Any) -> State:
     """The first layout, causal masks included, from names and orientation of transformers."""
     mask = torch.tril(torch.ones(shape.n_positions, shape.n_positions))[None, None]
-    written: State = {}
-    for name, tensor in state.items():
-        if name == "transformer.wpe.weight":
-            written["pos_emb"] = tensor[None].clone()
-        elif match := re.fullmatch(r"transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias)", name):
-            block, kind = match.groups()
-            parts = (tensor.T if kind == "weight" else tensor).chunk(3)
-            for part, piece in zip(("query", "key", "value"), parts, strict=True):
-                written[f"blocks.{block}.attn.{part}.{kind}"] = piece.clone()
-            written[f"blocks.{block}.attn.mask"] = mask.clone()
-        else:
-            mingpt = _rename(name)
-            written[mingpt] = (tensor.T if _is_linear(mingpt) else tensor).clone(memory_format=torch.contiguous_format)
+    written = {f"blocks.{block}.attn.mask": mask.clone() for block in range(shape.n_layer)}
+    for source, tensor in state.items():
+        names = _names(source, is_first=True)
+        for name, part in zip(names, (tensor.T if _LINEAR.search(source) else tensor).chunk(len(names)), strict=True):
+            whole = part.clone(memory_format=torch.contiguous_format)  # a view would take the other parts along
+            written[name] = whole[None] if name == "pos_emb" else whole
     return written
 
 
-_NAMES = (  # first layout of minGPT, transformers
-    ("tok_emb.", "transformer.wte."),
-    ("ln_f.", "transformer.ln_f."),
-    ("head.", "lm_head."),
-    (".ln1.", ".ln_1."),
-    (".ln2.", ".ln_2."),
-    (".attn.proj.", ".attn.c_proj."),
-    (".mlp.0.", ".mlp.c_fc."),
-    (".mlp.2.", ".mlp.c_proj."),
-    ("blocks.", "transformer.h."),
-)
-
-
-def _rename(name: str) -> str:
-    """A name of the first layout as transformers has it, or the reverse."""
-    is_transformers = name.startswith(("transformer.", "lm_head."))
-    for mingpt, transformers in _NAMES:
-        old, new = (transformers, mingpt) if is_transformers else (mingpt, transformers)
-        if name.startswith(old) or (old.startswith(".") and old in name):
-            name = name.replace(old, new, 1)
-    return name
-
-
-def _is_linear(name: str) -> bool:
-    """Whether a weight of the first layout is turned on the way to GPT-2's Conv1D."""
-    return re.fullmatch(r"blocks\.\d+\.(attn\.proj|mlp\.0|mlp\.2)\.weight", name) is not None
-
-
-def _gpt2_config(settings: dict[str, Any], state: State, path: Path, default_activation: str) -> GPT2Config:
+def _gpt2_config(settings: dict[str, Any], state: State, path: Path, is_first: bool) -> GPT2Config:
     """The shape of the weights, checked against what the JSON says."""
+    (tokens,), (positions,) = (_names(f"transformer.{part}.weight", is_first) for part in ("wte", "wpe"))
     try:
-        vocab_size, width = state["transformer.wte.weight"].shape
-        context = state["transformer.wpe.weight"].shape[0]
+        vocab_size, width = state[tokens].shape
+        context = state[positions].shape[0]
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: the weights beside it lack the token or position embedding") from error
-    layers = len({name.split(".")[2] for name in state if name.startswith("transformer.h.")})
+    layers = len({match[1] for name in state if (match := re.match(r"(?:transformer\.h|blocks)\.(\d+)\.", name))})
     found = {"vocab_size": vocab_size, "n_embd": width, "block_size": context, "n_layer": layers}
     for key, value in found.items():
         if settings.get(key, value) != value:
             raise UserError(f"{path}: {key}={settings[key]}, but the weights have {value}")
-    heads, activation = settings.get("n_head"), settings.get("activation", default_activation)
+    heads, activation = settings.get("n_head"), settings.get("activation", "gelu" if is_first else "gelu_new")
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise UserError(f"{path}: n_head={heads!r}: expected a divisor of n_embd={width}")
     if activation not in _ACTIVATIONS:
@@ -259,22 +244,6 @@ def _vocabulary(settings: dict[str, Any], size: int, path: Path) -> list[str]:
     )
 
 
-def _load_exactly(model: GPT2LMHeadModel, state: State, path: Path) -> None:
-    """Every weight of the model from the state, with its shape, and none left over."""
-    expected = model.state_dict()
-    for name in sorted(expected.keys() | state.keys()):
-        if name not in state or name not in expected:
-            raise UserError(
-                f"{path}: {'lacks' if name not in state else 'has an unknown weight'} {name} (transformers' name)"
-            )
-        if state[name].shape != expected[name].shape:
-            raise UserError(
-                f"{path}: {name} (transformers' name) has shape {tuple(state[name].shape)}, expected "
-                f"{tuple(expected[name].shape)}"
-            )
-    model.load_state_dict(state)
-
-
 def _check_expressible(path: Path, shape: PretrainedConfig) -> None:
     if not isinstance(shape, GPT2Config):
         raise UserError(f"policy {path}: is a {shape.model_type} model; minGPT can only express gpt2")
@@ -290,14 +259,3 @@ def _check_expressible(path: Path, shape: PretrainedConfig) -> None:
             f"policy {path}: minGPT needs scaled attention, an MLP of 4 × n_embd, layer_norm_epsilon 1e-5 and an "
             f"activation of {', '.join(_ACTIVATIONS)}"
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

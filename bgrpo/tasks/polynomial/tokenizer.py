@@ -50,7 +50,8 @@ def build_tokenizer(inner_variables: int = 21, outer_variables: int = 8) -> PreT
 def tokenizer_from_tokens(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     """Word-level tokenizer whose token i is ``tokens[i]``; ``□`` and ``⁇`` must be among them, nothing twice.
 
-    ``?`` is read as ``⁇``. There is no unknown token: the policy could write it. Encode with :func:`encode_prompt`.
+    ``?`` is read as ``⁇``. There is no unknown token: the policy could write it. Encode with
+    :func:`bgrpo.policies.text.encode_prompt`.
     """
     repeated = {token for token in tokens if list(tokens).count(token) > 1}
     if repeated or not {PAD, SEPARATOR} <= set(tokens):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import time
+from signal import SIGKILL, SIGSTOP
 
 import numpy as np
 import pytest
 import ray
 
-from bgrpo.chaos.view import object_store_in_use
+from bgrpo.chaos.faults import hit
+from bgrpo.chaos.run_view import object_store_in_use
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 SIZE = 40_000_000
@@ -52,7 +53,7 @@ def settled() -> int:
 def test_the_object_store_in_use_follows_what_is_referred_to_also_beside_a_worker_that_hangs() -> None:
     worker = Worker.remote()
     pid = ray.get(worker.pid.remote())
-    os.kill(pid, signal.SIGSTOP)
+    hit(pid, SIGSTOP)
     try:
         before = settled()
         kept = ray.put(np.zeros(SIZE, np.uint8))
@@ -61,7 +62,7 @@ def test_the_object_store_in_use_follows_what_is_referred_to_also_beside_a_worke
         del kept
         assert in_use_until(0, before + SIZE // 2) <= before + SIZE // 2
     finally:
-        os.kill(pid, signal.SIGKILL)
+        hit(pid, SIGKILL)
 
 
 def test_a_node_that_is_not_known_has_no_object_store() -> None:

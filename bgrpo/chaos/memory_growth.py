@@ -18,36 +18,22 @@ MOST_SAMPLES_PER_LIFE = 200
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """Memory of one process, or of one node's object store, at one time.
+    """Memory of one process, or of one node's object store, at one time."""
 
-    Attributes:
-        role: ``driver``, ``learner``, …
-        life: which process of this role; never used for another one.
-        at: seconds, on any clock.
-        value: bytes.
-    """
-
-    role: str
-    life: str
-    at: float
-    value: int
+    role: str  #: ``driver``, ``learner``, …
+    life: str  #: which process of this role; never used for another one.
+    at: float  #: seconds, on any clock.
+    value: int  #: bytes.
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryTrend:
-    """How the memory of one role developed.
+    """How the memory of one role developed."""
 
-    Attributes:
-        role: of the processes.
-        lives: processes that were long enough alive to count.
-        typical: median of all samples after the warm-up, in bytes; 0 when there is none.
-        slope: bytes per minute, Theil–Sen; None when no process lived long enough after its warm-up.
-    """
-
-    role: str
-    lives: int
-    typical: float
-    slope: float | None
+    role: str  #: of the processes.
+    lives: int  #: processes that were long enough alive to count.
+    typical: float  #: median of all samples after the warm-up, in bytes; 0 when there is none.
+    slope: float | None  #: bytes per minute, Theil–Sen; None when no process lived long enough after its warm-up.
 
     @property
     def verdict(self) -> str:
@@ -66,14 +52,18 @@ def memory_trends(samples: Iterable[MemorySample]) -> list[MemoryTrend]:
     life are used, evenly spread.
     """
     roles: dict[str, dict[str, list[MemorySample]]] = defaultdict(lambda: defaultdict(list))
-    for sample in samples:
+    for sample in sorted(samples, key=lambda sample: sample.at):
         roles[sample.role][sample.life].append(sample)
     return [_trend(role, list(lives.values())) for role, lives in roles.items()]
 
 
 def _trend(role: str, lives: list[list[MemorySample]]) -> MemoryTrend:
-    warm = [_after_warm_up(life) for life in lives]
-    long = [_thinned(life) for life in warm if life and life[-1].at - life[0].at >= LEAST_SPAN_S]
+    warm = [[sample for sample in life if sample.at - life[0].at >= WARM_UP_S] for life in lives]
+    long = [
+        life[:: -(-len(life) // MOST_SAMPLES_PER_LIFE)]
+        for life in warm
+        if life and life[-1].at - life[0].at >= LEAST_SPAN_S
+    ]
     slopes = [
         60 * (after.value - before.value) / (after.at - before.at)
         for life in long
@@ -82,13 +72,3 @@ def _trend(role: str, lives: list[list[MemorySample]]) -> MemoryTrend:
     ]
     values = [sample.value for life in long for sample in life]
     return MemoryTrend(role, len(long), median(values) if values else 0.0, median(slopes) if slopes else None)
-
-
-def _after_warm_up(life: list[MemorySample]) -> list[MemorySample]:
-    ordered = sorted(life, key=lambda sample: sample.at)
-    return [sample for sample in ordered if sample.at - ordered[0].at >= WARM_UP_S]
-
-
-def _thinned(life: list[MemorySample]) -> list[MemorySample]:
-    stride = -(-len(life) // MOST_SAMPLES_PER_LIFE)
-    return life[::stride]

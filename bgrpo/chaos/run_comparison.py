@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +17,12 @@ DIFFERENCES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class ResultComparison:
-    """Two runs side by side.
+    """Two runs side by side."""
 
-    Attributes:
-        same_policy: the final policies are equal, bit for bit.
-        largest_difference: between two weights of the final policies; None when one is missing, or of another shape.
-        problems: what differs, in words; empty when the results are the same.
-    """
-
-    same_policy: bool
+    same_policy: bool  #: the final policies are equal, bit for bit.
+    #: between two weights of the final policies; None when one is missing, or of another shape.
     largest_difference: float | None
-    problems: list[str]
-
-    @property
-    def same(self) -> bool:
-        """Nothing differs."""
-        return not self.problems
+    problems: list[str]  #: what differs, in words; empty when the results are the same.
 
 
 def compare_runs(undisturbed: RunFolder, disturbed: RunFolder) -> ResultComparison:
@@ -40,7 +31,7 @@ def compare_runs(undisturbed: RunFolder, disturbed: RunFolder) -> ResultComparis
     The metrics of a step count its groups, their completions by outcome and their rewards: a group that was lost or
     used twice shows there.
     """
-    expected, found = final_policy_file(undisturbed), final_policy_file(disturbed)
+    expected, found = final_weights(undisturbed), final_weights(disturbed)
     if expected is None or found is None:
         missing = [run.name for run, file in ((undisturbed, expected), (disturbed, found)) if file is None]
         return ResultComparison(False, None, [f"no final policy of run {name}" for name in missing])
@@ -52,8 +43,8 @@ def compare_runs(undisturbed: RunFolder, disturbed: RunFolder) -> ResultComparis
     return ResultComparison(same, difference, problems)
 
 
-def final_policy_file(run: RunFolder) -> Path | None:
-    """The weights of the run's final policy; None when it has not come to one."""
+def final_weights(run: RunFolder) -> Path | None:
+    """The file with the weights of the run's final policy; None when it has not come to one."""
     file = run.policy / "model.safetensors"
     return file if file.is_file() else None
 
@@ -62,13 +53,15 @@ def compare_metrics(expected: Sequence[Mapping[str, Any]], found: Sequence[Mappi
     """What differs between the steps of two runs, in words; times are not compared."""
     steps, others = [line["step"] for line in expected], [line["step"] for line in found]
     if steps != others:
-        return [f"the steps differ: {_steps_text(steps)} undisturbed, {_steps_text(others)} disturbed"]
-    problems = []
-    for before, after in zip(expected, found, strict=True):
-        for name in sorted(before.keys() | after.keys()):
-            if not _is_timed(name) and before.get(name) != after.get(name):
-                text = f"step {before['step']}: {name} is {after.get(name)}, undisturbed {before.get(name)}"
-                problems.append(text)
+        lost, added = Counter(steps) - Counter(others), Counter(others) - Counter(steps)
+        texts = [f"{what} {sorted(count)[:DIFFERENCES_SHOWN]}" for what, count in (("lost", lost), ("added", added))]
+        return [f"the steps differ: {len(steps)} undisturbed, {len(others)} disturbed; {', '.join(texts)}"]
+    problems = [
+        f"step {before['step']}: {name} is {after.get(name)}, undisturbed {before.get(name)}"
+        for before, after in zip(expected, found, strict=True)
+        for name in sorted(before.keys() | after.keys())
+        if not _is_timed(name) and before.get(name) != after.get(name)
+    ]
     more = len(problems) - DIFFERENCES_SHOWN
     return problems if more <= 0 else [*problems[:DIFFERENCES_SHOWN], f"and {more} more differences"]
 
@@ -77,26 +70,11 @@ def _compare_policies(expected: Path, found: Path) -> tuple[bool, float | None]:
     from safetensors.numpy import load_file
 
     before, after = load_file(expected), load_file(found)
-    shapes = {name: tensor.shape for name, tensor in before.items()}
-    if shapes != {name: tensor.shape for name, tensor in after.items()}:
+    if {name: tensor.shape for name, tensor in before.items()} != {name: t.shape for name, t in after.items()}:
         return False, None
     same = all(tensor.tobytes() == after[name].tobytes() for name, tensor in before.items())
-    largest = max(float(abs(tensor - after[name]).max()) for name, tensor in before.items())
-    return same, largest
+    return same, max(float(abs(tensor - after[name]).max()) for name, tensor in before.items())
 
 
 def _is_timed(name: str) -> bool:
     return name in TIMED or name.startswith(TIMED_PREFIX)
-
-
-def _steps_text(steps: Sequence[int]) -> str:
-    if not steps:
-        return "none"
-    missing = sorted(set(range(steps[0], steps[-1] + 1)) - set(steps))
-    doubled = sorted({step for step in steps if steps.count(step) > 1})
-    notes = [
-        f"{word} {', '.join(map(str, found[:5]))}"
-        for word, found in (("without", missing), ("twice", doubled))
-        if found
-    ]
-    return " ".join([f"{steps[0]} to {steps[-1]}", *notes])

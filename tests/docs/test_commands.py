@@ -1,0 +1,118 @@
+"""README and documentation: every command is one that the command line takes, the cheap ones run, and so does the
+README's reward."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from page_commands import PAGES, REPOSITORY, check, commands_of
+
+from bgrpo.cli.app import main
+
+README = (REPOSITORY / "README.md").read_text("utf-8")
+COMMANDS = sorted({(command, mark) for page in PAGES for command, mark in commands_of(page.read_text("utf-8"))})
+CHEAP = ("generate-data", "verify", "evaluate", "decode")
+FEW = {"--count": "30"}
+ENOUGH = {"evaluate": ["--problems", "4", "--samples", "2"], "decode": ["--limit", "3"]}
+FEW_STEPS = ["steps=2", "rollout.prompts_per_step=4", "task.train.count=100", "evaluation.final=false"]
+
+
+@pytest.mark.parametrize(("command", "mark"), COMMANDS)
+def test_every_command_is_one_that_the_command_line_takes(command: str, mark: str) -> None:
+    assert check(command, mark) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("bgrpo trian --config quickstart", "no command"),
+        ("bgrpo train --confg quickstart", "No such option"),
+        ("bgrpo train --config quickest", "no such file"),
+        ("bgrpo train --config quickstart rollout.group_sise=3", "did you mean 'rollout.group_size'"),
+        ("bgrpo train --config quickstart algorithm=grpo reward.kind=rank", "needs ranked beams"),
+        ("bgrpo sweep --config quick train.learner.speed=1", "speed"),
+        ("bgrpo bench rolouts", "no command"),
+        ("bgrpo decode --data FILE", "Missing"),
+        ("make tests", "no such target"),
+        ("bgrpo generate-data --degres 2,2 --coefficients 5 --count 3 --out x.txt", "did you mean 'degrees'"),
+        ("python -m ray_jobs.train --confg quickstart", "No such option"),
+        ("ray job submit --working-dir . -- python -m ray_jobs.train --config quickest", "no such file"),
+        ("mlflow ui", "is not marked"),
+    ],
+)
+def test_a_broken_command_is_noticed(command: str, problem: str) -> None:
+    assert problem in str(check(command))
+
+
+def test_commands_are_found_in_blocks_and_in_sentences() -> None:
+    text = "```sh\nmake train\nmlflow ui  # needs a browser\n```\nSee `bgrpo doctor`, `bgrpo/config.py`, `make`."
+    assert list(commands_of(text)) == [("make train", ""), ("mlflow ui", "needs a browser"), ("bgrpo doctor", "")]
+    assert len(COMMANDS) > 60
+
+
+@pytest.mark.parametrize("page", ["getting_started.md", "tasks_and_rewards.md"])
+def test_the_commands_on_data_and_policies_run_in_their_order(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer problems. What a page reads, a line above it has written."""
+    monkeypatch.chdir(tmp_path)
+    text = (REPOSITORY / "docs" / page).read_text("utf-8")
+    lines = [shlex.split(command)[1:] for command, mark in commands_of(text) if not mark]
+    cheap = [words for words in lines if len(words) > 1 and words[0] in CHEAP and "FILE" not in words]
+    made = [words for words in cheap if words[0] == "generate-data"]
+    assert len(made) < len(cheap)
+    for words in made + [words for words in cheap if words not in made]:
+        for option, value in FEW.items():
+            if option in words:
+                words[words.index(option) + 1] = value
+        assert main([*words, *ENOUGH.get(words[0], [])]) == 0, capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def reward_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's Python, as the file that it says to save."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) <= 15
+    path = tmp_path_factory.mktemp("reward") / "my_reward.py"
+    assert f"Save this as `{path.name}`" in README
+    path.write_text(code, "utf-8")
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_the_readmes_reward_trains(reward_file: Path) -> None:
+    """Exactly the README's file and command, with fewer and smaller steps."""
+    (command,) = re.findall(r"^bgrpo train .*my_reward:.*$", README, re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-m", "bgrpo.cli.app", *shlex.split(command)[1:], *FEW_STEPS, "run.name=mine"],
+        cwd=reward_file.parent,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = reward_file.parent / "runs" / "mine"
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(0 < step["reward_mean"] < 1 for step in steps)
+    assert (run / "policy" / "model.safetensors").exists()
+
+
+def test_the_readmes_reward_pays_right_and_short_answers(reward_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(reward_file.parent))
+    reward = importlib.import_module("my_reward").short_and_right
+    prompt = "+ ^ a P 4 P 1 ⁇"  # a⁴ + 1
+    right, longer, wrong, trivial = (
+        reward(prompt, answer) for answer in ("^ a P 2", "+ ^ a P 2 P 1 2", "+ ^ a P 2 a", "a")
+    )
+    assert 1 > right > longer > 0 == wrong == trivial
