@@ -23,7 +23,7 @@ from bgrpo.config import (
     load_config,
 )
 from bgrpo.errors import UserError
-from bgrpo.sweep.config import SweepConfig
+from bgrpo.sweep.sweep_config import SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(SHIPPED_CONFIGS.glob("*.yaml"))

@@ -33,7 +33,7 @@ MAY_KNOW_RAY = (
     "bench/scaling/",
     "chaos/disturbed_run.py",
     "chaos/run_view.py",
-    "sweep/run.py",
+    "sweep/sweep_driver.py",
     "sweep/tune/",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -119,10 +119,9 @@ def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
 def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     """Write a sweep's or a run's report from its folder, and print what it says and where it is."""
     from bgrpo.runs.folder import RunFolder
-    from bgrpo.sweep.report.exports import finite, summary_tree
-    from bgrpo.sweep.report.records import is_sweep, read_sweep
-    from bgrpo.sweep.report.summary import summarize
-    from bgrpo.sweep.report.write import find_folder, write_report_of, write_run_report
+    from bgrpo.sweep.report.sweep_records import is_sweep, read_sweep
+    from bgrpo.sweep.report.sweep_report import find_folder, finite, summary_tree, write_report_of, write_run_report
+    from bgrpo.sweep.report.sweep_summary import summarize
 
     folder = find_folder(name, runs)
     result: dict[str, Any] = {}

@@ -29,13 +29,13 @@ def pretrain_policy(config: str | None, overrides: list[str], resume: str | None
 
 def sweep_arms(config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool) -> int:
     """Compare algorithms. Mistakes in the configuration are told before the slow imports."""
-    from bgrpo.sweep.folder import load_new_sweep, load_resumed_sweep
+    from bgrpo.sweep.sweep_folder import load_new_sweep, load_resumed_sweep
 
     if resume is None:
         load_new_sweep(config, overrides)
     else:
         load_resumed_sweep(resume, overrides)
-    from bgrpo.sweep.run import sweep_from_command_line
+    from bgrpo.sweep.sweep_driver import sweep_from_command_line
 
     return sweep_from_command_line(config, overrides, resume, retry_failed, as_json)
 
@@ -51,8 +51,8 @@ def submit_sweep(
     address: str, config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool
 ) -> int:
     """Send a sweep to a cluster and follow its log. What can be checked here is, before anything is sent."""
-    from bgrpo.sweep.config import SweepConfig
-    from bgrpo.sweep.trials import TrialConfigs
+    from bgrpo.sweep.sweep_config import SweepConfig
+    from bgrpo.sweep.trial_configs import TrialConfigs
 
     if resume is None:
         sweep = load_config(SweepConfig, config, overrides)

@@ -20,8 +20,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.session.session import check_room, training_demand
 from bgrpo.errors import UserError
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.trials import TrialConfigs
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.trial_configs import TrialConfigs
 from ray_jobs import pretrain, sweep, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]

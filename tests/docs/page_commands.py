@@ -15,8 +15,8 @@ from bgrpo.cli.app import app
 from bgrpo.cli.data import generator_options
 from bgrpo.config import PretrainConfig, Section, TrainConfig, load_config
 from bgrpo.errors import UserError
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.trials import TrialConfigs
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.tasks.polynomial.options import GeneratorOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]

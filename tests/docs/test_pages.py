@@ -15,7 +15,7 @@ import typer
 
 from bgrpo.cli.app import app
 from bgrpo.config import PretrainConfig, TrainConfig, known_keys
-from bgrpo.sweep.config import SweepConfig
+from bgrpo.sweep.sweep_config import SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"

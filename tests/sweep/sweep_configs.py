@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bgrpo.config import build_config
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.keys import merge
+from bgrpo.sweep.config_keys import merge
+from bgrpo.sweep.sweep_config import SweepConfig
 
 RATES = {"learner.learning_rate": {"values": [1e-5, 1e-4]}}
 

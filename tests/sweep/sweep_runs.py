@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bgrpo.config import build_config
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.keys import merge
+from bgrpo.sweep.config_keys import merge
+from bgrpo.sweep.sweep_config import SweepConfig
 
 
 def tiny_sweep(runs: Path, name: str, **tree: Any) -> SweepConfig:

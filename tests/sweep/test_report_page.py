@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -14,19 +15,21 @@ from pathlib import Path
 
 import pytest
 from fabricated_sweep import Arm, Fabrication, fabricate_sweep, read_plan, write_plan
-from PIL import Image
+from matplotlib.font_manager import FontProperties, findfont
+from PIL import Image, ImageFont
 
 from bgrpo.cli.app import main
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.runs.folder import RunFolder
-from bgrpo.sweep.report.page import width_sentence
-from bgrpo.sweep.report.records import read_sweep
-from bgrpo.sweep.report.summary import summarize
-from bgrpo.sweep.report.write import write_sweep_report
+from bgrpo.sweep.report.sweep_page import width_sentence
+from bgrpo.sweep.report.sweep_records import read_sweep
+from bgrpo.sweep.report.sweep_report import write_sweep_report
+from bgrpo.sweep.report.sweep_summary import summarize
 
 VOID = ("meta", "img", "br", "link")
+WINDOW = 1280 - 15  # px, less a scroll bar
 PICTURES = ["learning", "outcomes", "ranks", "results", "validation_steps", "validation_tokens", "widths"]
 PLANTED = {"grpo": Arm("grpo", 0.4), "bgrpo_simple": Arm("bgrpo", 0.4), "bgrpo_rank": Arm("bgrpo", 1.6, tokens=18.0)}
 
@@ -53,6 +56,66 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.text += data + " "
+
+
+class Tables(HTMLParser):
+    """Narrowest width of each table in pixels, by its first heading's neighbours; needs no browser.
+
+    A cell is as wide as its text, a heading as its longest word: both as the style sheet says.
+    """
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        size = 0.875 * 16
+        fonts = {weight: findfont(FontProperties(family="DejaVu Sans", weight=weight)) for weight in ("normal", "bold")}
+        self._fonts = {weight: ImageFont.truetype(path, size) for weight, path in fonts.items()}
+        self._css = html[: html.index("</style>")]
+        self._padding = 16 * float(self._rule("th, td", "padding").split()[1].removesuffix("rem"))
+        self.widths: list[dict[str, float]] = []
+        self._row: list[float] = []
+        self._cell: tuple[str, str] | None = None
+        self._is_bold = False
+        self.feed(html)
+
+    def _rule(self, selector: str, name: str) -> str:
+        body = self._css.partition(f"\n{selector} {{")[2].partition("}")[0]
+        values = {key.strip(): value.strip() for key, _, value in (part.partition(":") for part in body.split(";"))}
+        return values.get(name, "")
+
+    @property
+    def window(self) -> float:
+        """Pixels that the page leaves to a table."""
+        main = float(self._rule("main", "max-width").removesuffix("px"))
+        return min(main, WINDOW) - 2 * 16 * float(self._rule("main", "padding").split()[1].removesuffix("rem"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self._columns: list[float] = []
+            self._names: list[str] = []
+        elif tag == "tr":
+            self._row, self._is_bold = [], "decides" in (dict(attrs).get("class") or "")
+        elif tag in ("td", "th"):
+            self._cell = tag, "text" if dict(attrs).get("class") == "text" else ""
+            self._row.append(0.0)
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            tag, kind = self._cell
+            font = self._fonts["bold" if tag == "th" or self._is_bold else "normal"]
+            wraps = kind == "text" or (tag == "th" and self._rule("th", "white-space") == "normal")
+            self._row[-1] = max(font.getlength(part) for part in ([data] if not wraps else data.split() or [""]))
+            if tag == "th":
+                self._names.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = None
+        elif tag == "tr":
+            rows = [self._columns, self._row] if self._columns else [self._row]
+            self._columns = [max(widths) for widths in zip(*rows, strict=True)]
+        elif tag == "table":
+            ends = itertools.accumulate(width + self._padding for width in self._columns)
+            self.widths.append(dict(zip(self._names, ends, strict=False)))
 
 
 def _page(path: Path) -> Page:
@@ -99,6 +162,23 @@ def test_the_page_stands_alone(planted: Path) -> None:
         if tag == "a":
             assert (attributes["href"] or "").removeprefix("#") in anchors
     assert sorted(path.stem for path in (planted / "report").glob("*.png")) == PICTURES
+
+
+@pytest.mark.parametrize("seeds", [3, 11])
+def test_every_column_of_the_tables_is_visible_in_a_small_window(planted: Path, tmp_path: Path, seeds: int) -> None:
+    folder = planted
+    if seeds != 3:
+        folder = fabricate_sweep(tmp_path / "many", Fabrication(PLANTED, seeds=seeds, problems=60, points=1))
+    tables = Tables(write_sweep_report(folder).read_text("utf-8"))
+    by_heading = {name: end for widths in tables.widths for name, end in widths.items()}
+    assert {"gain [95 % bootstrap over seeds]", "adjusted p", "conclusion", "GPU-hours"} <= by_heading.keys()
+    assert {name: end for name, end in by_heading.items() if end > tables.window} == {}
+
+
+def test_the_shipped_page_fits_too() -> None:
+    page = Path(__file__).resolve().parents[2] / "ray_jobs" / "results" / "three_arms" / "index.html"
+    tables = Tables(page.read_text("utf-8"))
+    assert 0 < max(end for widths in tables.widths for end in widths.values()) <= tables.window
 
 
 def test_every_part_is_there(planted: Path) -> None:
@@ -237,6 +317,6 @@ def test_the_command_speaks_json_and_names_what_there_is(tmp_path: Path, capsys:
 
 def test_reading_a_command_line_needs_nothing_heavy() -> None:
     absent = ["ray", "torch", "transformers", "mlflow", "matplotlib", "scipy", "jinja2"]
-    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport bgrpo.sweep.report.write"
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport bgrpo.sweep.report.sweep_report"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

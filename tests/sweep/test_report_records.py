@@ -11,8 +11,8 @@ from fabricated_sweep import Arm, Fabrication, fabricate_sweep, read_plan, write
 
 from bgrpo.errors import UserError
 from bgrpo.runs.budget import Spent
-from bgrpo.sweep.report.records import AMOUNTS, read_steps, read_sweep
-from bgrpo.sweep.report.summary import summarize
+from bgrpo.sweep.report.sweep_records import AMOUNTS, read_steps, read_sweep
+from bgrpo.sweep.report.sweep_summary import summarize
 
 ARMS = {"grpo": Arm("grpo"), "bgrpo": Arm("bgrpo", 1.5)}
 
@@ -25,12 +25,12 @@ def sweep(tmp_path: Path) -> Path:
 def test_every_trial_is_read(sweep: Path) -> None:
     record = read_sweep(sweep)
     assert record.arms == ["grpo", "bgrpo"]
-    assert [trial.seed for trial in record.of("bgrpo", "confirm")] == [1000, 1001]
+    assert [found.trial.seed for found in record.of("bgrpo", "confirm")] == [1000, 1001]
     assert list(record.evaluated("grpo")) == [1000, 1001]
     assert record.notes == []
     used = record.trials[-1].used
     assert used == {"steps": 10, "gradient_steps": 10, "completions": 3200, "tokens": 48000, "seconds": 15}
-    assert record.trials[-1].cpu_hours == 90 / 3600
+    assert record.trials[-1].trial.cpu_seconds == 90
     assert len(record.trials[-1].validation("greedy")) == 2
 
 
@@ -112,17 +112,17 @@ def test_trials_that_were_tested_on_other_problems_are_not_compared(sweep: Path)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ('{"trials": [', "cannot be read as JSON"),
-        ('{"trials": [3]}', "expected an object with a list of trials"),
-        ('{"trials": [{"algorithm": "grpo"}]}', "is not the name of a folder"),
-        ('["trials"]', "expected an object with a list of trials"),
-        ('{"trials": [{"id": "../../elsewhere"}]}', "is not the name of a folder"),
-        ('{"trials": [{"algorithm": "grpo", "id": ".."}]}', "is not the name of a folder"),
+        ('{"trials": [', "Invalid JSON"),
+        ('{"trials": [3]}', "trials.0: "),
+        ('{"trials": [{"algorithm": "grpo"}]}', "trials.0.id: "),
+        ('["trials"]', "should be"),
+        ('{"trials": [{"id": "../../elsewhere"}]}', "trials.0.id: "),
+        ('{"trials": [{"algorithm": "grpo", "id": ".."}]}', "trials.0.id: "),
     ],
 )
 def test_a_damaged_list_of_trials_is_an_error(sweep: Path, damage: str, message: str) -> None:
     (sweep / "trials.json").write_text(damage, "utf-8")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"trials\.json: cannot be read as a sweep's trials: .*{message}"):
         read_sweep(sweep)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgrpo.sweep.report.verdict import Circumstances, Conclusion, compare_arms, decide, unequal_amounts
+from bgrpo.sweep.report.sweep_verdict import Circumstances, Conclusion, compare_arms, decide, unequal_amounts
 
 LEVEL = 0.05
 Results = dict[str, dict[int, list[float]]]
@@ -64,7 +64,7 @@ def test_one_more_solved_problem_in_every_seed_is_no_difference() -> None:
 
 
 def test_with_many_arms_and_no_effect_any_claim_is_no_commoner_than_the_level() -> None:
-    sweeps = 300
+    sweeps = 150
     found = _claims(dict.fromkeys(["base", "a", "b", "c", "d"], 0.0), 4, 100, 0.3, sweeps)
     assert found["any"] <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / sweeps)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgrpo.evaluation.metrics import Evaluation, rank_score
-from bgrpo.sweep.report.widths import first_correct_ranks, solved_by_width, width_needed, width_savings
+from bgrpo.sweep.report.beam_widths import first_correct_ranks, solved_by_width, width_needed, width_savings
 
 WIDTHS = [1, 2, 4, 8]
 

@@ -8,16 +8,15 @@ import pytest
 from rich.console import Console
 from sweep_configs import sweep_config
 
-from bgrpo.sweep.display import SweepDisplay, TrialProgress, sweep_time_left, time_left
-from bgrpo.sweep.plan import Plan
-from bgrpo.sweep.space import point_source
+from bgrpo.sweep.sweep_display import SweepDisplay, TrialProgress, sweep_time_left, time_left
+from bgrpo.sweep.sweep_plan import Plan
 
 
 @pytest.fixture
 def plan() -> Plan:
     """4 search and 2 confirm trials: one finished in 100 s, one half done after 60 s, the others to come."""
     sweep = sweep_config(confirm_seeds=1)
-    made = Plan(sweep, lambda arm, known: point_source(sweep, arm, known))
+    made = Plan(sweep)
     first, second = made.trials[:2]
     made.start(first, 0.0)
     made.end(first, "finished", 100.0, 0.4, "")
@@ -45,7 +44,7 @@ def test_the_time_left_of_a_trial_and_of_the_sweep(plan: Plan) -> None:
 
 def test_before_any_trial_has_ended_the_running_one_tells() -> None:
     sweep = sweep_config(confirm_seeds=1)
-    plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known))
+    plan = Plan(sweep)
     assert sweep_time_left(plan, [], 1) is None
     plan.start(plan.trials[0], 0.0)
     row = TrialProgress(plan.trials[0], 5, 0.25, None, time_left(plan.trials[0], 0.25, 25.0))

@@ -13,11 +13,16 @@ from sweep_configs import sweep_config
 from bgrpo.config import build_config, dump_config
 from bgrpo.errors import UserError
 from bgrpo.runs.folder import RunFolder
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.folder import SweepFolder, load_new_sweep, load_resumed_sweep
-from bgrpo.sweep.outcomes import last_validation, settle_interrupted
-from bgrpo.sweep.plan import Trial
-from bgrpo.sweep.trials import TrialConfigs
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_folder import (
+    SweepFolder,
+    last_validation,
+    load_new_sweep,
+    load_resumed_sweep,
+    settle_interrupted,
+)
+from bgrpo.sweep.sweep_plan import Trial
+from bgrpo.sweep.trial_configs import TrialConfigs
 
 
 def sweep_in(runs: Path, **tree: Any) -> SweepConfig:
@@ -72,7 +77,7 @@ def test_one_driver_at_a_time(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
-from bgrpo.sweep.folder import SweepFolder
+from bgrpo.sweep.sweep_folder import SweepFolder
 with SweepFolder(Path({str(folder.path)!r})).exclusive():
     print("held", flush=True)
     time.sleep(60)
@@ -89,7 +94,7 @@ with SweepFolder(Path({str(folder.path)!r})).exclusive():
 
 def test_a_plan_of_a_sweep_that_just_began_is_empty_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     folder = SweepFolder.create(sweep_in(tmp_path), None)
-    assert folder.read_plan() == {}
+    assert folder.read_plan().trials == []
     (folder.path / "trials.json").write_text("{")
     with pytest.raises(UserError, match=r"trials\.json: cannot be read"):
         folder.read_plan()

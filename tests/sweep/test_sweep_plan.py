@@ -11,23 +11,29 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from sweep_configs import sweep_config
 
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.plan import ENDED, Plan, Trial, retry_failed, trials_from_json
-from bgrpo.sweep.space import point_source
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_plan import ENDED, Plan, SavedPlan, Trial, retry_failed
 
 ACTS = ["start", "start", "finished", "failed", "stopped", "interrupt", "restart"]
 BETAS = {"learner.beta": {"values": [0.01, 0.02, 0.03]}}
 
 
 def make_plan(sweep: SweepConfig, trials: list[Trial] | None = None) -> Plan:
-    return Plan(sweep, lambda arm, known: point_source(sweep, arm, known), trials or [])
+    return Plan(sweep, trials or [])
+
+
+def saved(plan: Plan) -> list[Trial]:
+    """The trials as they come back from the file."""
+    text = json.dumps(asdict(SavedPlan(trials=plan.trials)))
+    return TypeAdapter(SavedPlan).validate_json(text).trials
 
 
 def restart(plan: Plan, sweep: SweepConfig) -> Plan:
     """As a driver that was killed finds it: through the file."""
-    return make_plan(sweep, trials_from_json(json.loads(json.dumps(plan.to_json()))))
+    return make_plan(sweep, saved(plan))
 
 
 def finish(plan: Plan, score: Any, state: Any = "finished") -> None:
@@ -171,7 +177,7 @@ def test_failed_trials_go_on_unless_they_would_diverge_again_or_come_too_late() 
         plan.end(confirm, state, 30.0, 0.5, "")  # type: ignore[arg-type]
     assert plan.is_done and plan.total == 6
 
-    trials = trials_from_json(json.loads(json.dumps(plan.to_json())))
+    trials = saved(plan)
     before = {trial.id: trial.state for trial in trials}
     assert retry_failed(trials) == [
         "bgrpo-search-01-seed0 stays failed: what is best of bgrpo was settled without it",
@@ -198,7 +204,7 @@ def test_a_retry_touches_failed_trials_only_and_a_second_one_changes_nothing(end
         if trial is not None:
             plan.start(trial, 0.0)
             plan.end(trial, state, 1.0, 0.5, "", diverged and state == "failed")
-    trials = trials_from_json(plan.to_json())
+    trials = saved(plan)
     kept = retry_failed(trials)
     for trial, old in zip(trials, plan.trials, strict=True):
         if trial != old:

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgrpo.sweep.room import arithmetic, fits, most_at_a_time
+from bgrpo.sweep.cluster_room import arithmetic, fits, most_at_a_time
 
 SHARES = st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])
 BUNDLES = st.fixed_dictionaries({"CPU": SHARES, "GPU": st.sampled_from([0.0, 0.5, 1.0])})

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 from sweep_fakes import ScriptedTrial
+from sweep_runs import tiny_sweep
 
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.folder import SweepFolder
-from bgrpo.sweep.plan import Plan, trials_from_json
-from bgrpo.sweep.space import point_source
-from bgrpo.sweep.trials import TrialConfigs
-from bgrpo.sweep.tune.adapters import make_scheduler
-from bgrpo.sweep.tune.dispatch import SweepDispatcher
-from bgrpo.sweep.tune.run_on_tune import run_on_tune
-from bgrpo.sweep.tune.trial import OUTCOME, PERCENT, REASON, SCORE
+from bgrpo.errors import UserError
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_driver import run_sweep
+from bgrpo.sweep.sweep_folder import SweepFolder
+from bgrpo.sweep.sweep_plan import Plan
+from bgrpo.sweep.trial_configs import TrialConfigs
+from bgrpo.sweep.tune.tune_run import run_on_tune
+from bgrpo.sweep.tune.tune_schedulers import make_scheduler
+from bgrpo.sweep.tune.tune_searcher import PlanSearcher
+from bgrpo.sweep.tune.tune_trial import OUTCOME, PERCENT, REASON, SCORE
 
 
 @dataclass(frozen=True)
@@ -109,25 +111,45 @@ def sweep(tmp_path: Path) -> SweepConfig:
 
 def test_a_diverged_trial_is_told_from_one_that_failed_otherwise(sweep: SweepConfig) -> None:
     folder = SweepFolder.create(sweep, None)
-    plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known))
-    dispatcher = SweepDispatcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
+    plan = Plan(sweep)
+    searcher = PlanSearcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
     first, second, third = plan.trials
     for trial in (first, second, third):
         plan.start(trial, 0.0)
-    dispatcher.trial_ended(first.id, {OUTCOME: "diverged", REASON: "KL"})
-    dispatcher.trial_ended(second.id, {OUTCOME: "failed", REASON: "disk"})
-    dispatcher.trial_ended(third.id, None)
-    kept = trials_from_json(folder.read_plan()["trials"])
+    searcher.trial_ended(first.id, {OUTCOME: "diverged", REASON: "KL"})
+    searcher.trial_ended(second.id, {OUTCOME: "failed", REASON: "disk"})
+    searcher.trial_ended(third.id, None)
+    kept = folder.read_plan().trials
     assert [(trial.state, trial.diverged) for trial in kept] == [("failed", True), ("failed", False), ("failed", False)]
 
 
 def run_scripted(sweep: SweepConfig, tmp_path: Path) -> tuple[SweepFolder, Plan]:
     """Run the sweep on Tune with scripted trials, to its end."""
     folder = SweepFolder.create(sweep, None)
-    plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known))
-    dispatcher = SweepDispatcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
-    run_on_tune(sweep, dispatcher, tmp_path / "tune", ScriptedTrial)
+    plan = Plan(sweep)
+    searcher = PlanSearcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
+    run_on_tune(sweep, searcher, tmp_path / "tune", ScriptedTrial)
     return folder, plan
+
+
+def test_a_driver_that_was_killed_does_nothing_twice(sweep: SweepConfig) -> None:
+    """The quick form of ``test_sweep_resume.py``: what is on disk when a driver dies is all that the next one has."""
+    folder = SweepFolder.create(sweep, None)
+    plan = Plan(sweep)
+    searcher = PlanSearcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
+    first, second, third = plan.trials
+    for trial in (first, second):
+        plan.start(trial, 0.0)
+    searcher.trial_ended(first.id, {OUTCOME: "finished", REASON: ""})
+    assert [trial.state for trial in folder.read_plan().trials] == ["finished", "running", "pending"]
+    resumed = Plan(sweep, folder.read_plan().trials)
+    assert resumed.trial(first.id) == first
+    started = []
+    while (trial := resumed.next_trial()) is not None:
+        resumed.start(trial, 1.0)
+        started.append(trial.id)
+    assert started == [second.id, third.id]
+    assert resumed.trial(second.id).attempts == 2
 
 
 @pytest.mark.ray
@@ -138,13 +160,14 @@ def test_tune_runs_the_plan_and_cuts_the_worse_half(sweep: SweepConfig, tmp_path
     trials = plan.trials
     states = {trial.id: trial.state for trial in trials}
     assert [states[f"a-search-{i:02d}-seed0"] for i in range(3)] == ["finished", "stopped", "finished"]
-    assert all("cut by asha at 20 % of its budget" in trial.reason for trial in trials if trial.state == "stopped")
+    assert "cut by asha" in next(trial.reason for trial in trials if trial.state == "stopped")
     assert plan.is_done
-    assert folder.read_plan()["trials"] == plan.to_json()
+    assert folder.read_plan().trials == plan.trials
 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_whole_sweep_with_optuna_and_the_median_rule(sweep: SweepConfig, tmp_path: Path) -> None:
     """A trial's score is its learning rate, so what is cut and what is confirmed follows from the suggested rates."""
@@ -165,8 +188,18 @@ def test_a_whole_sweep_with_optuna_and_the_median_rule(sweep: SweepConfig, tmp_p
     cut = [index >= MEDIAN_NEEDS and rates[index] < median(rates[:index]) for index in range(points)]
     assert [trial.state for trial in search] == ["stopped" if was_cut else "finished" for was_cut in cut], rates
     assert any(cut), "no suggestion was below the median of those before"
-    assert all("cut by median at 20 % of its budget" in trial.reason for trial in search if trial.state == "stopped")
+    assert all("cut by median" in trial.reason for trial in search if trial.state == "stopped")
     best = max(rate for rate, was_cut in zip(rates, cut, strict=True) if not was_cut)
     assert plan.is_done and confirm.state == "finished"
     assert confirm.overrides["learner.learning_rate"] == best
     assert plan.selection()["a"]["value"] == pytest.approx(best)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_what_never_fits_is_refused_before_a_folder_exists(tmp_path: Path) -> None:
+    sweep = tiny_sweep(tmp_path, "huge", arms={"bgrpo": {"set": {"rollout.actors": 40}}})
+    with pytest.raises(UserError, match=r"the cluster is too small: .*rollout\.actors 40 × 0\.5 .* the cluster has 8"):
+        run_sweep(sweep)
+    assert not (tmp_path / "huge").exists()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sweep_configs import sweep_config
 
 from bgrpo.errors import UserError
-from bgrpo.sweep.config import SpaceEntry, SweepConfig
-from bgrpo.sweep.space import OptunaPoints, known_points, number_of_points, point_source
+from bgrpo.sweep.search_space import Tried, known_points, next_point, number_of_points
+from bgrpo.sweep.sweep_config import SpaceEntry, SweepConfig
 
 KEYS = ["learner.learning_rate", "learner.beta", "rollout.group_size"]
 NUMBERS = st.floats(1e-6, 10).map(lambda value: float(f"{value:.3g}"))
@@ -95,24 +95,33 @@ def test_optuna_finds_the_best_point_and_goes_on_where_it_was() -> None:
     def quality(point: dict[str, Any]) -> float:
         return -((point["learner.beta"] - 0.7) ** 2) + 0.1 * (point["reward.kind"] == "rank")
 
-    tried: list[dict[str, Any]] = []
-    source = point_source(sweep, "bgrpo", 0)
+    tried: list[Tried] = []
     for index in range(40):
-        if index == 20:  # as after a restart: another source, told what is known
-            source = point_source(sweep, "bgrpo", 20)
-            for known, point in enumerate(tried):
-                source.tell(known, point, None if known == 3 else quality(point))
-        tried.append(source.ask(index))
-        source.tell(index, tried[-1], quality(tried[-1]))
-    assert all(is_inside(sweep.space[key], value) for point in tried for key, value in point.items())
-    assert len({str(point) for point in tried}) > 35
-    late = [quality(point) for point in tried[28:]]
-    early = [quality(point) for point in tried[:10]]
+        if index == 3:  # its trial failed
+            tried[-1] = tried[-1]._replace(value=None)
+        if index == 20:
+            assert next_point(sweep, "bgrpo", tried) == next_point(sweep, "bgrpo", list(tried)), "nothing else counts"
+        point = next_point(sweep, "bgrpo", tried)
+        tried.append(Tried(point | {"algorithm": "bgrpo"}, True, quality(point)))
+    points = [{key: point[key] for key in space} for point, _, _ in tried]
+    assert all(is_inside(sweep.space[key], value) for point in points for key, value in point.items())
+    assert len({str(point) for point in points}) > 35
+    late = [quality(point) for point in points[28:]]
+    early = [quality(point) for point in points[:10]]
     assert sum(late) / len(late) > sum(early) / len(early)
-    assert max(map(quality, tried)) > 0.09
+    assert max(map(quality, points)) > 0.09
 
 
 def test_optuna_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'bgrpo\[sweep\]'"):
-        OptunaPoints({"learner.beta": SpaceEntry(min=0.1, max=0.2)}, 0)
+        number_of_points(sweep_config(searcher="optuna", trials_per_arm=2))
+
+
+def test_optuna_keeps_away_from_points_that_still_run() -> None:
+    pytest.importorskip("optuna")
+    sweep = sweep_config(space={"learner.beta": {"min": 0.0, "max": 1.0}}, searcher="optuna", trials_per_arm=20)
+    tried = [Tried({"learner.beta": i / 12}, True, -abs(i / 12 - 0.5)) for i in range(12)]
+    running = [Tried({"learner.beta": 0.5}, False) for _ in range(6)]
+    near = abs(next_point(sweep, "bgrpo", tried)["learner.beta"] - 0.5)
+    assert abs(next_point(sweep, "bgrpo", [*tried, *running])["learner.beta"] - 0.5) > near

@@ -9,10 +9,10 @@ from typing import Any
 from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.errors import UserError
 from bgrpo.runs.tracking import tracking_uri
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.keys import flat_keys, merge, nest
-from bgrpo.sweep.plan import Phase, Trial
-from bgrpo.sweep.space import Point, corner_points, known_points
+from bgrpo.sweep.config_keys import flat_keys, merge, nest
+from bgrpo.sweep.search_space import Point, corner_points, known_points
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_plan import Phase, Trial
 
 STEPS_PER_SECOND = 1000  # no training step is shorter than this allows
 

@@ -8,64 +8,58 @@ them have ended, its best point is confirmed with fresh seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import field
 from statistics import mean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.keys import flat_keys
-from bgrpo.sweep.space import Point, PointSource, number_of_points
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from bgrpo.sweep.config_keys import flat_keys
+from bgrpo.sweep.search_space import Point, Tried, next_point, number_of_points
+from bgrpo.sweep.sweep_config import SweepConfig
 
 Phase = Literal["search", "confirm"]
 State = Literal["pending", "running", "finished", "failed", "stopped"]
 EndState = Literal["finished", "failed", "stopped"]
 ENDED = ("finished", "failed", "stopped")
+LENIENT = ConfigDict(extra="ignore")  # a folder of another version may hold more
 
 
-@dataclass(slots=True)
+@dataclass(config=LENIENT)
 class Trial:
-    """One training run of a sweep.
+    """One training run of a sweep, as ``trials.json`` keeps it. Times are seconds since 1970."""
 
-    Attributes:
-        id: names the trial and its folder.
-        algorithm: name of the arm.
-        phase: ``search`` or ``confirm``.
-        point: number of the point in the arm's search; None without a search.
-        seed: of the run.
-        overrides: the arm's and the point's keys, dotted.
-        state: see the module.
-        reason: why it failed or was cut.
-        diverged: it failed because its training diverged, which it would do again.
-        value: the last value of the metric that selects, on the validation problems.
-        started: seconds since 1970 of the first start.
-        since: seconds since 1970 of the start of the present or last attempt.
-        ended: seconds since 1970.
-        attempts: times it was started.
-        seconds: that it ran, over all attempts.
-        cpu_seconds: CPUs that it reserved, times ``seconds``.
-        gpu_seconds: GPUs that it reserved, times ``seconds``.
-        resources: what it reserves, ``CPU`` and ``GPU``.
-    """
-
-    id: str
-    algorithm: str
+    id: Annotated[str, Field(pattern=r"^[^/\\]*[^./\\][^/\\]*$")]  # names its folder
+    algorithm: str  # name of the arm
     phase: Phase
-    point: int | None
+    point: int | None  # its number in the arm's search; None without a search
     seed: int
-    overrides: Point
+    overrides: Point  # the arm's and the point's keys, dotted
     state: State = "pending"
-    reason: str = ""
-    value: float | None = None
-    started: float | None = None
-    since: float | None = None
+    reason: str = ""  # why it failed or was cut
+    value: float | None = None  # last value of the metric that selects, on the validation problems
+    started: float | None = None  # first start
+    since: float | None = None  # start of the present or last attempt
     ended: float | None = None
     attempts: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
+    seconds: float = 0.0  # that it ran, over all attempts
+    cpu_seconds: float = 0.0  # CPUs that it reserved, times seconds
     gpu_seconds: float = 0.0
-    resources: dict[str, float] = field(default_factory=dict)
-    diverged: bool = False
+    resources: dict[str, float] = field(default_factory=dict)  # CPU and GPU that it reserves
+    diverged: bool = False  # failed because its training diverged, which it would do again
+
+
+@dataclass(config=LENIENT)
+class SavedPlan:
+    """What ``trials.json`` holds."""
+
+    state: str = "unknown"  # of the sweep
+    total: int = 0  # trials of the whole sweep
+    mlflow_run_id: str | None = None
+    selection: dict[str, dict[str, Any]] = field(default_factory=dict)  # see Plan.selection
+    trials: list[Trial] = field(default_factory=list)
 
 
 class Plan:
@@ -73,23 +67,15 @@ class Plan:
 
     Args:
         sweep: what was asked for.
-        sources: makes an arm's source of points, told how many of its points are known already.
         trials: of a sweep that goes on; running ones are taken for interrupted.
     """
 
-    def __init__(
-        self, sweep: SweepConfig, sources: Callable[[str, int], PointSource], trials: Sequence[Trial] = ()
-    ) -> None:
+    def __init__(self, sweep: SweepConfig, trials: Sequence[Trial] = ()) -> None:
         self._sweep = sweep
         self._points = number_of_points(sweep)
         self.trials = list(trials)
-        for trial in self.trials:
-            if trial.state == "running":
-                trial.state = "pending"
-        self._sources = {arm: sources(arm, len(self._known_points(arm))) for arm in sweep.arms}
-        for arm in sweep.arms:
-            for point in self._known_points(arm):
-                self._tell(arm, point)
+        for trial in self.running:
+            trial.state = "pending"
         while sweep.searcher != "optuna" and self._ask():
             pass  # points that do not depend on results are planned at once
         self._extend()
@@ -125,32 +111,24 @@ class Plan:
 
     def start(self, trial: Trial, now: float) -> None:
         """The trial begins, or goes on."""
-        self._expect(trial, "pending")
+        _expect(trial, "pending")
         trial.state, trial.attempts = "running", trial.attempts + 1
         trial.since = now
         trial.started = now if trial.started is None else trial.started
 
     def end(
-        self,
-        trial: Trial,
-        state: Literal["finished", "failed", "stopped"],
-        now: float,
-        value: float | None,
-        reason: str,
-        diverged: bool = False,
+        self, trial: Trial, state: EndState, now: float, value: float | None, reason: str, diverged: bool = False
     ) -> None:
         """The trial has ended."""
-        self._expect(trial, "running")
+        _expect(trial, "running")
         trial.state, trial.ended, trial.reason, trial.diverged = state, now, reason, diverged
         charge(trial, now)
         trial.value = value if value is not None and math.isfinite(value) else None
-        if trial.phase == "search" and trial.point is not None:
-            self._tell(trial.algorithm, trial.point)
         self._extend()
 
     def interrupt(self, trial: Trial, now: float) -> None:
         """The trial was stopped with a checkpoint and is to go on later."""
-        self._expect(trial, "running")
+        _expect(trial, "running")
         trial.state = "pending"
         charge(trial, now)
 
@@ -160,7 +138,7 @@ class Plan:
         for arm in self._sweep.arms:
             point = self._best_point(arm) if self._is_searched(arm) else None
             if point is not None:
-                values = self._finished_values(arm, point)
+                values = _finished_values(self._search_of(arm)[point])
                 best = max(values, key=lambda name: values[name])
                 chosen[arm] = {
                     "trial": best,
@@ -171,31 +149,29 @@ class Plan:
                 }
         return chosen
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """The trials as they are kept in a file, see :func:`trials_from_json`."""
-        return [asdict(trial) for trial in self.trials]
-
     def _ask(self) -> list[Trial]:
-        """The next point of the arm that has the fewest."""
-        arms = [arm for arm in self._sweep.arms if len(self._known_points(arm)) < self._points]
-        if not arms:
+        """The next point of the arm that has the fewest; none when each arm has all."""
+        searches = {arm: self._search_of(arm) for arm in self._sweep.arms}
+        arm = min(searches, key=lambda name: len(searches[name]))
+        point = len(searches[arm])
+        if point >= self._points:
             return []
-        arm = min(arms, key=lambda name: len(self._known_points(name)))
-        point = len(self._known_points(arm))
-        overrides = flat_keys(self._sweep.arms[arm].set) | self._sources[arm].ask(point)
+        tried = [_tried(trials) for _, trials in sorted(searches[arm].items())]
+        overrides = flat_keys(self._sweep.arms[arm].set) | next_point(self._sweep, arm, tried)
         made = [self._make(arm, "search", point, seed, overrides) for seed in self._sweep.searched_seeds]
         self.trials += made
         return made
 
     def _extend(self) -> None:
         """Add the confirm trials of arms whose search is over."""
+        confirmed = {trial.algorithm for trial in self.trials if trial.phase == "confirm"}
         for arm in self._sweep.arms:
-            if self._trials_of(arm, phase="confirm") or (self._points and not self._is_searched(arm)):
+            if arm in confirmed or (self._points and not self._is_searched(arm)):
                 continue
             point = self._best_point(arm)
             if point is not None or not self._points:
                 alone = flat_keys(self._sweep.arms[arm].set)
-                overrides = alone if point is None else self._trials_of(arm, point)[0].overrides
+                overrides = alone if point is None else self._search_of(arm)[point][0].overrides
                 seeds = self._sweep.confirmed_seeds
                 self.trials += [self._make(arm, "confirm", point, seed, overrides) for seed in seeds]
 
@@ -203,49 +179,25 @@ class Plan:
         name = f"{arm}-{phase}-seed{seed}" if phase == "confirm" else f"{arm}-{phase}-{point:02d}-seed{seed}"
         return Trial(name, arm, phase, point, seed, dict(overrides))
 
-    def _known_points(self, arm: str) -> list[int]:
-        of_arm = self._trials_of(arm, phase="search")
-        return sorted({trial.point for trial in of_arm if trial.point is not None})
-
-    def _trials_of(self, arm: str, point: int | None = None, phase: Phase = "search") -> list[Trial]:
-        return [
-            trial
-            for trial in self.trials
-            if trial.algorithm == arm and trial.phase == phase and (point is None or trial.point == point)
-        ]
+    def _search_of(self, arm: str) -> dict[int, list[Trial]]:
+        """Point -> its search trials."""
+        points: dict[int, list[Trial]] = {}
+        for trial in self.trials:
+            if trial.algorithm == arm and trial.phase == "search" and trial.point is not None:
+                points.setdefault(trial.point, []).append(trial)
+        return points
 
     def _is_searched(self, arm: str) -> bool:
         """True when the arm had a search and all of it has ended."""
-        trials = self._trials_of(arm)
+        trials = [trial for trials in self._search_of(arm).values() for trial in trials]
         expected = self._points * len(self._sweep.searched_seeds)
         return 0 < expected == len(trials) and all(trial.state in ENDED for trial in trials)
 
     def _best_point(self, arm: str) -> int | None:
         """The point that most seeds finished; of these, the one with the highest mean; of equals, the first."""
-        scores = []
-        for point in self._known_points(arm):
-            values = self._finished_values(arm, point)
-            if values:
-                scores.append((len(values), mean(values.values()), -point))
+        found = {point: _finished_values(trials) for point, trials in self._search_of(arm).items()}
+        scores = [(len(values), mean(values.values()), -point) for point, values in found.items() if values]
         return -max(scores)[2] if scores else None
-
-    def _finished_values(self, arm: str, point: int) -> dict[str, float]:
-        """Trial -> value, of the point's trials that were neither cut nor failed."""
-        trials = self._trials_of(arm, point)
-        return {trial.id: trial.value for trial in trials if trial.state == "finished" and trial.value is not None}
-
-    def _tell(self, arm: str, point: int) -> None:
-        """Tell the source about a point all of whose trials have ended."""
-        trials = self._trials_of(arm, point)
-        if any(trial.state not in ENDED for trial in trials):
-            return
-        values = [trial.value for trial in trials if trial.state != "failed" and trial.value is not None]
-        self._sources[arm].tell(point, trials[0].overrides, mean(values) if values else None)
-
-    @staticmethod
-    def _expect(trial: Trial, state: State) -> None:
-        if trial.state != state:
-            raise RuntimeError(f"trial {trial.id} is {trial.state}, expected {state}")
 
 
 def charge(trial: Trial, until: float) -> None:
@@ -267,9 +219,7 @@ def retry_failed(trials: Sequence[Trial]) -> list[str]:
     """
     confirmed = {trial.algorithm for trial in trials if trial.phase == "confirm"}
     kept = []
-    for trial in trials:
-        if trial.state != "failed":
-            continue
+    for trial in (trial for trial in trials if trial.state == "failed"):
         if trial.diverged:
             kept.append(f"{trial.id} stays failed: it diverged, and would again")
         elif trial.phase == "search" and trial.algorithm in confirmed:
@@ -279,6 +229,18 @@ def retry_failed(trials: Sequence[Trial]) -> list[str]:
     return kept
 
 
-def trials_from_json(entries: Sequence[Mapping[str, Any]]) -> list[Trial]:
-    """What :meth:`Plan.to_json` gave."""
-    return [Trial(**entry) for entry in entries]
+def _expect(trial: Trial, state: State) -> None:
+    if trial.state != state:
+        raise RuntimeError(f"trial {trial.id} is {trial.state}, expected {state}")
+
+
+def _finished_values(trials: Sequence[Trial]) -> dict[str, float]:
+    """Trial -> value, of those that were neither cut nor failed."""
+    return {trial.id: trial.value for trial in trials if trial.state == "finished" and trial.value is not None}
+
+
+def _tried(trials: Sequence[Trial]) -> Tried:
+    """What a searcher is told of a point: the mean of its trials, those that were cut included."""
+    values = [trial.value for trial in trials if trial.state != "failed" and trial.value is not None]
+    is_over = all(trial.state in ENDED for trial in trials)
+    return Tried(trials[0].overrides, is_over, mean(values) if values and is_over else None)

@@ -9,9 +9,10 @@ from typing import Any
 
 from ray import tune
 
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.tune.adapters import Dispatcher, PlanSearcher, make_scheduler
-from bgrpo.sweep.tune.trial import PROCESS_LOSSES, SweepTrial
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.tune.tune_schedulers import make_scheduler
+from bgrpo.sweep.tune.tune_searcher import PlanSearcher
+from bgrpo.sweep.tune.tune_trial import PROCESS_LOSSES, SweepTrial
 
 ON_HEAD = {"CPU": 0, "node:__internal_head__": 0.0001}
 """What a trial's own process reserves: it only waits, beside the driver; its learners and actors reserve their own."""
@@ -25,23 +26,23 @@ ENVIRONMENT = {
 
 
 def run_on_tune(
-    sweep: SweepConfig, dispatcher: Dispatcher, storage: Path | str, trainable: type[tune.Trainable] = SweepTrial
+    sweep: SweepConfig, searcher: PlanSearcher, storage: Path | str, trainable: type[tune.Trainable] = SweepTrial
 ) -> None:
-    """Run what ``dispatcher`` hands out until it is over and every trial has ended.
+    """Run what ``searcher`` hands out until it is over and every trial has ended.
 
     Args:
         sweep: says which scheduler cuts trials.
-        dispatcher: who knows the plan.
+        searcher: keeps the plan.
         storage: folder for Tune's own files, of no use afterwards.
-        trainable: of the trials; gets its :class:`bgrpo.sweep.tune.trial.TrialJob` as ``config["job"]``.
+        trainable: of the trials; gets its :class:`bgrpo.sweep.tune.tune_trial.TrialJob` as ``config["job"]``.
     """
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     tune.Tuner(
         tune.with_resources(trainable, ON_HEAD),
         tune_config=tune.TuneConfig(
-            search_alg=PlanSearcher(dispatcher),
-            scheduler=make_scheduler(sweep, dispatcher.arm_searched_by),
+            search_alg=searcher,
+            scheduler=make_scheduler(sweep, searcher.arm_searched_by),
             num_samples=-1,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

@@ -15,18 +15,11 @@ RESAMPLES = 1_000
 
 
 class WidthSaving(NamedTuple):
-    """The width that reaches after training what the starting policy reaches at ``width``.
+    """The width that reaches after training what the starting policy reaches at ``width``."""
 
-    Attributes:
-        width: beam width of the starting policy.
-        target: its accuracy there.
-        needed: width after training with its 95 % bootstrap interval over seeds and problems; infinite when no
-            measured width reaches the target.
-    """
-
-    width: int
-    target: float
-    needed: Interval
+    width: int  # of the starting policy's beam search
+    target: float  # its accuracy there
+    needed: Interval  # width after training, 95 % bootstrap over seeds and problems; infinite: no measured width does
 
     @property
     def saving(self) -> Interval:

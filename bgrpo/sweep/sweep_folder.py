@@ -8,21 +8,23 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import build_config, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.runs.folder import installed_versions, settle_runs
+from bgrpo.runs.folder import RunFolder, installed_versions, settle_runs
 from bgrpo.runs.redaction import REDACTED, redact_credentials
-from bgrpo.sweep.config import SweepConfig
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_plan import SavedPlan, Trial, charge
 
 CONFIG, TRIALS, VERSIONS, LOCK = "sweep.yaml", "trials.json", "versions.json", "driver.lock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -54,7 +56,7 @@ class SweepFolder:
         try:
             folder.trials.mkdir(parents=True)
             folder.write_config(sweep)
-            write_atomically(folder.path / VERSIONS, json.dumps(describe_machine(), indent=1) + "\n")
+            write_atomically(folder.path / VERSIONS, json.dumps(_describe_machine(), indent=1) + "\n")
         except FileExistsError:
             raise UserError(
                 f"sweep {name!r} exists in {sweep.run.dir}/: go on with it by --resume {name}, or set another run.name"
@@ -101,19 +103,28 @@ class SweepFolder:
             tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
         write_atomically(self.path / CONFIG, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
-    def read_plan(self) -> dict[str, Any]:
-        """What :meth:`write_plan` wrote; empty before the first time."""
-        try:
-            plan: dict[str, Any] = json.loads((self.path / TRIALS).read_text("utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / TRIALS}: cannot be read: {error}") from error
-        return plan
+    def read_plan(self) -> SavedPlan:
+        """What :meth:`write_plan` wrote; empty before the first time.
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        Raises:
+            UserError: damaged, or of a version that kept other things.
+        """
+        try:
+            return TypeAdapter(SavedPlan).validate_json((self.path / TRIALS).read_bytes())
+        except FileNotFoundError:
+            return SavedPlan()
+        except OSError as error:
+            raise UserError(f"{self.path / TRIALS}: cannot be read: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in (".".join(map(str, first["loc"])),) if part)
+            raise UserError(
+                f"{self.path / TRIALS}: cannot be read as a sweep's trials: {where}{first['msg']}"
+            ) from None
+
+    def write_plan(self, plan: SavedPlan) -> None:
         """Replace the state of the trials, completely or not at all."""
-        write_atomically(self.path / TRIALS, json.dumps(plan, indent=1) + "\n")
+        write_atomically(self.path / TRIALS, json.dumps(asdict(plan), indent=1) + "\n")
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -135,6 +146,14 @@ class SweepFolder:
             file.write(f"{os.getpid()} on {platform.node()}\n")
             file.flush()
             yield
+
+
+def load_new_sweep(config: str | None, overrides: list[str]) -> SweepConfig:
+    """The configuration of a new sweep; ``run.dir`` becomes absolute."""
+    sweep = load_config(SweepConfig, config, overrides)
+    tree = sweep.model_dump(mode="json")
+    tree["run"]["dir"] = str(settle_runs(sweep.run.dir))
+    return build_config(SweepConfig, tree, config or "defaults")
 
 
 def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, SweepFolder]:
@@ -168,21 +187,40 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
     return build_config(SweepConfig, tree, str(folder.path / CONFIG)), folder
 
 
-def load_new_sweep(config: str | None, overrides: list[str]) -> SweepConfig:
-    """The configuration of a new sweep; ``run.dir`` becomes absolute."""
-    sweep = load_config(SweepConfig, config, overrides)
-    tree = sweep.model_dump(mode="json")
-    tree["run"]["dir"] = str(settle_runs(sweep.run.dir))
-    return build_config(SweepConfig, tree, config or "defaults")
+def newest_metrics(run: Path) -> dict[str, Any]:
+    """The newest value of each metric of a run, ``time`` included; empty before its first step."""
+    newest: dict[str, Any] = {}
+    for line in RunFolder(run).metrics():
+        newest |= {name: value for name, value in line.items() if value is not None}
+    return newest
 
 
-def describe_machine() -> dict[str, Any]:
+def last_validation(run: Path, metric: str) -> float | None:
+    """The last value of a validation metric."""
+    value = newest_metrics(run).get(f"validation/{metric}")
+    return None if value is None else float(value)
+
+
+def settle_interrupted(trials: Sequence[Trial], trials_dir: Path, metric: str) -> None:
+    """Trials that a killed driver left running: those whose run is complete have finished, the others are pending.
+
+    Their last attempt is charged up to its last step.
+    """
+    for trial in trials:
+        if trial.state == "running":
+            run = trials_dir / trial.id
+            until = newest_metrics(run).get("time")
+            charge(trial, until if until is not None else trial.since or 0.0)
+            trial.state = "pending"
+            if RunFolder(run).info().get("status") == "finished":
+                trial.state, trial.ended, trial.value = "finished", until, last_validation(run, metric)
+
+
+def _describe_machine() -> dict[str, Any]:
     """Versions of packages, commit of the code where it is a git checkout, and the machine."""
-    code = Path(__file__).resolve().parent
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "-C", str(code), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=GIT_S, check=False
-        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=GIT_S, check=False)
         commit = found.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         commit = None

@@ -32,21 +32,13 @@ CLEANUP_S = 300.0
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TrialJob:
-    """What a trial needs to know.
+    """What a trial needs to know."""
 
-    Attributes:
-        trial: its id.
-        config: its training configuration; ``run`` says where its folder is or will be.
-        tags: of its MLflow run.
-        metric: validation metric that Tune's schedulers compare.
-        log: file for what the run prints.
-    """
-
-    trial: str
-    config: TrainConfig
-    tags: dict[str, str]
-    metric: str
-    log: Path
+    trial: str  # its id
+    config: TrainConfig  # run says where its folder is or will be
+    tags: dict[str, str]  # of its MLflow run
+    metric: str  # validation metric that Tune's schedulers compare
+    log: Path  # for what the run prints
 
     def __repr__(self) -> str:
         return self.trial

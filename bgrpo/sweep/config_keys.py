@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bgrpo.runs.folder import flatten
+
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     """A tree from keys that are dotted, nested, or both; a nested value wins over a dotted one of the same key."""
@@ -26,15 +28,9 @@ def merge(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def flat_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of a tree whose keys may be dotted too."""
-    flat: dict[str, Any] = {}
-    for key, value in nest(values).items():
-        if isinstance(value, dict) and value:
-            flat |= flat_keys(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return flatten(nest(values))
 
 
 def is_within(key: str, section: str) -> bool:

@@ -21,17 +21,16 @@ from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.folder import RunFolder, flatten
 from bgrpo.runs.preparation import check_input
 from bgrpo.runs.tracking import Tracker
-from bgrpo.sweep.config import SweepConfig
-from bgrpo.sweep.display import SweepDisplay, TrialProgress, time_left
-from bgrpo.sweep.folder import SweepFolder, load_new_sweep, load_resumed_sweep
-from bgrpo.sweep.outcomes import settle_interrupted
-from bgrpo.sweep.plan import Plan, Trial, retry_failed, trials_from_json
-from bgrpo.sweep.report.write import write_sweep_report
-from bgrpo.sweep.room import arithmetic, most_at_a_time, total
-from bgrpo.sweep.space import number_of_points, point_source
-from bgrpo.sweep.trials import TrialConfigs
-from bgrpo.sweep.tune.dispatch import SweepDispatcher, cluster_nodes, trial_bundles
-from bgrpo.sweep.tune.run_on_tune import run_on_tune
+from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
+from bgrpo.sweep.report.sweep_report import write_sweep_report
+from bgrpo.sweep.search_space import number_of_points
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_display import SweepDisplay, TrialProgress, time_left
+from bgrpo.sweep.sweep_folder import SweepFolder, load_new_sweep, load_resumed_sweep, settle_interrupted
+from bgrpo.sweep.sweep_plan import Plan, Trial, retry_failed
+from bgrpo.sweep.trial_configs import TrialConfigs
+from bgrpo.sweep.tune.tune_run import run_on_tune
+from bgrpo.sweep.tune.tune_searcher import PlanSearcher, cluster_nodes, trial_bundles
 
 POLL_S = 0.5
 MOST_AT_A_TIME = 1000
@@ -46,21 +45,13 @@ MLFLOW_STATUS: dict[SweepState, Literal["FINISHED", "FAILED", "KILLED"]] = {
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What a sweep left behind.
-
-    Attributes:
-        folder: of the sweep.
-        state: ``finished``, ``interrupted`` (go on with ``--resume``), or ``failed``: every trial did.
-        trials: number of trials in each state.
-        selection: arm -> its best point, see :meth:`bgrpo.sweep.plan.Plan.selection`.
-        report: page to open; None for an interrupted sweep.
-    """
+    """What a sweep left behind."""
 
     folder: SweepFolder
-    state: SweepState
-    trials: dict[str, int]
-    selection: dict[str, dict[str, Any]]
-    report: Path | None
+    state: SweepState  # interrupted: go on with --resume; failed: every trial did
+    trials: dict[str, int]  # number in each state
+    selection: dict[str, dict[str, Any]]  # see bgrpo.sweep.sweep_plan.Plan.selection
+    report: Path | None  # page to open; None for an interrupted sweep
 
 
 def sweep_from_command_line(
@@ -74,9 +65,9 @@ def sweep_from_command_line(
         sweep, folder = load_resumed_sweep(resume, overrides)
         result = run_sweep(sweep, config_name, folder, console, retry_failed)
     if as_json:
-        print(json.dumps(summary(result)))
+        print(json.dumps(_summary(result)))
     else:
-        announce(result, console)
+        _announce(result, console)
     return {"finished": 0, "interrupted": STOPPED_STATUS, "failed": 1}[result.state]
 
 
@@ -94,7 +85,7 @@ def run_sweep(
         config_name: part of a new sweep's default name.
         old: folder of a sweep that goes on.
         console: for the live table.
-        retry_failed: run failed trials of ``old`` again too, see :func:`bgrpo.sweep.plan.retry_failed`.
+        retry_failed: run failed trials of ``old`` again too, see :func:`bgrpo.sweep.sweep_plan.retry_failed`.
 
     Raises:
         UserError: bad input, before any process starts.
@@ -105,6 +96,8 @@ def run_sweep(
     if old is None:
         for config in examples:
             check_input(config)
+    else:
+        old.read_plan()  # a damaged one is told before Ray starts
     _say_what_comes(sweep, console)
     with ray_session(training_demand(examples[0])):
         for config in examples[1:]:
@@ -114,7 +107,7 @@ def run_sweep(
         with folder.exclusive():
             if old is not None:
                 old.write_config(sweep)
-            console.print(f"sweep {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
+            _say(console, f"sweep {folder.name} in {folder.path}")
             return _Sweep(sweep, folder, at_a_time, console).go(retry_failed)
 
 
@@ -133,20 +126,22 @@ class _Sweep:
     def go(self, retry: bool) -> SweepResult:
         sweep, folder = self._sweep, self._folder
         saved = folder.read_plan()
-        trials = trials_from_json(saved.get("trials", []))
-        settle_interrupted(trials, folder.trials, sweep.metric)
-        for line in retry_failed(trials) if retry else ():
-            self._console.print(line, highlight=False, soft_wrap=True)
-        plan = Plan(sweep, lambda arm, known: point_source(sweep, arm, known), trials)
-        tracker = self._start_tracking(saved.get("mlflow_run_id"))
+        settle_interrupted(saved.trials, folder.trials, sweep.metric)
+        for line in retry_failed(saved.trials) if retry else ():
+            _say(self._console, line)
+        plan = Plan(sweep, saved.trials)
+        params, tags = flatten(sweep.model_dump(mode="json")), {"sweep": folder.name, "kind": "sweep"}
+        tracker = Tracker.start(
+            sweep.tracking, sweep.run.dir, folder.name, params, tags, run_id=saved.mlflow_run_id
+        )  # the parent of the trials' MLflow runs
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
             display = SweepDisplay(plan, self._at_a_time, sweep.metric, self._console)
-            parent_run = tracker.run_id or saved.get("mlflow_run_id")
-            dispatcher = SweepDispatcher(sweep, folder, plan, self._configs, parent_run, display.note)
-            self._run_trials(dispatcher, display)
+            parent_run = tracker.run_id or saved.mlflow_run_id
+            searcher = PlanSearcher(sweep, folder, plan, self._configs, parent_run, display.note)
+            self._run_trials(searcher, display)
             state = _state(plan)
-            dispatcher.close(state)
+            searcher.close(state)
             self._close_cut_runs(plan)
             report = None if state == "interrupted" else write_sweep_report(folder.path)
             if report is not None:
@@ -157,35 +152,24 @@ class _Sweep:
         counts = {name: sum(trial.state == name for trial in plan.trials) for name in TRIAL_STATES}
         return SweepResult(folder, state, counts, plan.selection(), report)
 
-    def _start_tracking(self, known: str | None) -> Tracker:
-        """The parent of the trials' MLflow runs."""
-        sweep, name = self._sweep, self._folder.name
-        params = flatten(sweep.model_dump(mode="json"))
-        return Tracker.start(
-            sweep.tracking, sweep.run.dir, name, params, {"sweep": name, "kind": "sweep"}, run_id=known
-        )
-
-    def _run_trials(self, dispatcher: SweepDispatcher, display: SweepDisplay) -> None:
-        if dispatcher.is_over:
+    def _run_trials(self, searcher: PlanSearcher, display: SweepDisplay) -> None:
+        if searcher.is_over:
             return
 
         def ask(name: str) -> None:
-            dispatcher.stopping = True
+            searcher.stopping = True
             display.note(f"{name}: running trials save a checkpoint, then the sweep stops")
 
         with tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage, first_signal(ask):
-            trials = Background(lambda: run_on_tune(self._sweep, dispatcher, storage))
+            trials = Background(lambda: run_on_tune(self._sweep, searcher, storage))
             with display:
                 while not trials.wait(POLL_S):
-                    display.update(self._rows(dispatcher.plan))
-                    if dispatcher.stopping:
-                        dispatcher.ask_to_stop()
-                display.update(self._rows(dispatcher.plan))
+                    display.update([self._row(trial) for trial in list(searcher.plan.trials)])
+                    if searcher.stopping:
+                        searcher.ask_to_stop()
+                display.update([self._row(trial) for trial in searcher.plan.trials])
         if trials.error is not None:
             raise trials.error
-
-    def _rows(self, plan: Plan) -> list[TrialProgress]:
-        return [self._row(trial) for trial in list(plan.trials)]
 
     def _row(self, trial: Trial) -> TrialProgress:
         if trial.state == "pending" and not trial.attempts:
@@ -213,16 +197,19 @@ def _state(plan: Plan) -> SweepState:
     return "failed" if all(trial.state == "failed" for trial in plan.trials) else "finished"
 
 
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def _say_what_comes(sweep: SweepConfig, console: Console) -> None:
     """The number of trials, as a sum."""
     arms, points, seeds = len(sweep.arms), number_of_points(sweep), len(sweep.searched_seeds)
     search = f"{points} points × {seeds} seeds + " if points else ""
     count = arms * (points * seeds + sweep.confirm_seeds)
-    console.print(
+    _say(
+        console,
         f"{count} trials: {arms} arms ({', '.join(sweep.arms)}) × ({search}{sweep.confirm_seeds} confirm seeds), "
         f"{sweep.budget.amount:g} {sweep.budget.kind} each",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -238,11 +225,11 @@ def _say_how_many(sweep: SweepConfig, examples: list[TrainConfig], console: Cons
         raise UserError(
             f"{text}: no node has room for each of its processes; reserve less for one, or use larger nodes"
         )
-    console.print(text + f" (max_concurrent={limit})" * (at_a_time == limit), highlight=False, soft_wrap=True)
+    _say(console, text + f" (max_concurrent={limit})" * (at_a_time == limit))
     return max(1, at_a_time)  # 0: the autoscaler will make room for one
 
 
-def summary(result: SweepResult) -> dict[str, Any]:
+def _summary(result: SweepResult) -> dict[str, Any]:
     """A sweep's result for machines."""
     return {
         "sweep": result.folder.name,
@@ -254,7 +241,7 @@ def summary(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def announce(result: SweepResult, console: Console) -> None:
+def _announce(result: SweepResult, console: Console) -> None:
     """The end of a sweep, for people."""
     counts = ", ".join(f"{count} {state}" for state, count in result.trials.items() if count)
     lines = [f"sweep {result.state}: {counts}"]
@@ -267,4 +254,4 @@ def announce(result: SweepResult, console: Console) -> None:
     else:
         lines += [f"report: {result.report}", f"TensorBoard: tensorboard --logdir {result.folder.path / 'tensorboard'}"]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(console, line)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bgrpo.display.progress import Display, format_duration
-from bgrpo.sweep.plan import ENDED, Plan, Trial
+from bgrpo.sweep.sweep_plan import ENDED, Plan, Trial
 
 PLAIN_INTERVAL_S = 30.0
 MAX_ROWS = 16
@@ -21,29 +21,20 @@ STYLES = {"running": "bold", "finished": "green", "failed": "red", "stopped": "y
 
 @dataclass(frozen=True, slots=True)
 class TrialProgress:
-    """How far a trial is.
-
-    Attributes:
-        trial: it.
-        step: training steps done.
-        fraction: of the budget that is spent, 0 to 1.
-        score: newest value of the metric that selects.
-        left_s: seconds to its end; None when that cannot be told yet.
-    """
+    """How far a trial is."""
 
     trial: Trial
-    step: int
-    fraction: float
-    score: float | None
-    left_s: float | None
+    step: int  # training steps done
+    fraction: float  # of the budget that is spent, 0 to 1
+    score: float | None  # newest value of the metric that selects
+    left_s: float | None  # seconds to its end; None when that cannot be told yet
 
 
 def time_left(trial: Trial, fraction: float, now: float) -> float | None:
     """Seconds to the end of a running trial, if it goes on as it did since its first start."""
     if trial.state != "running" or trial.since is None or fraction <= 0:
         return None
-    spent = trial.seconds + now - trial.since
-    return max(0.0, spent * (1 / fraction - 1))
+    return max(0.0, (trial.seconds + now - trial.since) * (1 / fraction - 1))
 
 
 def sweep_time_left(plan: Plan, rows: Sequence[TrialProgress], at_a_time: int) -> float | None:
@@ -69,12 +60,7 @@ class SweepDisplay(Display):
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        at_a_time: int,
-        metric: str,
-        console: Console,
-        clock: Callable[[], float] = time.monotonic,
+        self, plan: Plan, at_a_time: int, metric: str, console: Console, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__(console, PLAIN_INTERVAL_S, 2, clock)
         self._plan = plan
@@ -82,15 +68,16 @@ class SweepDisplay(Display):
         self._metric = metric.replace("_", "-")
 
     def update(self, rows: Sequence[TrialProgress]) -> None:
-        """Show how far the trials are.
-
-        Args:
-            rows: of all trials, in the order of the plan.
-        """
+        """Show how far all trials are, ``rows`` being in the order of the plan."""
         self._show(lambda: Group(self._table(rows), Text(self._summary(rows))), lambda: self._lines(rows))
 
     def _lines(self, rows: Sequence[TrialProgress]) -> str:
-        return "\n  ".join([self._summary(rows), *(_line(row) for row in rows if row.trial.state == "running")])
+        lines = [self._summary(rows)]
+        for row in (row for row in rows if row.trial.state == "running"):
+            step, done, score, left = _cells(row)
+            parts = [row.trial.id, f"step {step}", f"{done} of its budget", score and f"score {score}"]
+            lines.append(" · ".join(part for part in [*parts, left and f"{left} left"] if part))
+        return "\n  ".join(lines)
 
     def _table(self, rows: Sequence[TrialProgress]) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -100,8 +87,7 @@ class SweepDisplay(Display):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in _shown(rows):
             trial = row.trial
-            step, done, score, left = _cells(row)
-            table.add_row(trial.id, trial.algorithm, trial.state, step, done, score, left, style=STYLES[trial.state])
+            table.add_row(trial.id, trial.algorithm, trial.state, *_cells(row), style=STYLES[trial.state])
         return table
 
     def _summary(self, rows: Sequence[TrialProgress]) -> str:
@@ -115,21 +101,15 @@ class SweepDisplay(Display):
 
 def _shown(rows: Sequence[TrialProgress]) -> list[TrialProgress]:
     """Those that run, then as many as have room of those that ended last and of those that come next."""
-    running = [row for row in rows if row.trial.state == "running"]
-    ended = sorted((row for row in rows if row.trial.state in ENDED), key=lambda row: -(row.trial.ended or 0.0))
-    pending = [row for row in rows if row.trial.state == "pending"]
-    chosen = [*running, *ended, *pending][:MAX_ROWS]
-    return [row for row in rows if row in chosen]
+    first = {"running": 0, "pending": 2}
+    by_interest = sorted(rows, key=lambda row: (first.get(row.trial.state, 1), -(row.trial.ended or 0.0)))
+    chosen = {row.trial.id for row in by_interest[:MAX_ROWS]}
+    return [row for row in rows if row.trial.id in chosen]
 
 
 def _cells(row: TrialProgress) -> tuple[str, str, str, str]:
+    """Step, share of the budget, score and time left."""
     if row.trial.state == "pending" and not row.step:
         return "", "", "", ""
     score = "" if row.score is None else f"{row.score:.3f}"
     return str(row.step), f"{row.fraction:.0%}", score, "" if row.left_s is None else format_duration(row.left_s)
-
-
-def _line(row: TrialProgress) -> str:
-    step, done, score, left = _cells(row)
-    parts = [row.trial.id, f"step {step}", f"{done} of its budget"]
-    return " · ".join([*parts, *([f"score {score}"] if score else []), *([f"{left} left"] if left else [])])

@@ -16,7 +16,7 @@ import numpy as np
 
 from bgrpo.display.run_report import metric_label
 from bgrpo.evaluation.intervals import Interval
-from bgrpo.sweep.report.statistics import PairedEffect, holm, paired_effect
+from bgrpo.sweep.report.paired_statistics import PairedEffect, holm, paired_effect
 
 MIN_SEEDS = 3
 LEVEL = 0.05
@@ -37,57 +37,34 @@ class Conclusion(StrEnum):
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """An arm against the baseline on one metric.
-
-    Attributes:
-        arm: the arm.
-        seeds: seeds that both ran to the end.
-        effect: arm minus baseline; None without a common seed.
-        adjusted_p: the deciding p-value after Holm's adjustment; None with too few seeds.
-        conclusion: what follows.
-    """
+    """An arm against the baseline on one metric."""
 
     arm: str
-    seeds: list[int]
-    effect: PairedEffect | None
-    adjusted_p: float | None
+    seeds: list[int]  # that both ran to the end
+    effect: PairedEffect | None  # arm minus baseline; None without a common seed
+    adjusted_p: float | None  # the deciding p-value after Holm's adjustment; None with too few seeds
     conclusion: Conclusion
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a verdict must tell besides the numbers.
+    """What a verdict must tell besides the numbers."""
 
-    Attributes:
-        budget: how much each trial might use, in words; empty when unknown.
-        used: arm -> amount -> mean over its finished trials.
-        unfinished: arm -> confirm trials that were planned and have no result (yet).
-        failed: arm -> confirm trials that failed.
-    """
-
-    budget: str = ""
-    used: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    unfinished: Mapping[str, int] = field(default_factory=dict)
-    failed: Mapping[str, int] = field(default_factory=dict)
+    budget: str = ""  # how much each trial might use, in words; empty when unknown
+    used: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # arm -> amount -> mean over finished trials
+    unfinished: Mapping[str, int] = field(default_factory=dict)  # arm -> confirm trials without a result (yet)
+    failed: Mapping[str, int] = field(default_factory=dict)  # arm -> confirm trials that failed
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer.
+    """The answer."""
 
-    Attributes:
-        headline: one sentence.
-        winner: the arm named as the best; None when none is.
-        sentences: one for each comparison, then on what it rests.
-        cautions: what weakens it.
-        comparisons: the numbers behind it.
-    """
-
-    headline: str
-    winner: str | None
-    sentences: list[str]
-    cautions: list[str]
-    comparisons: list[ArmComparison]
+    headline: str  # one sentence
+    winner: str | None = None  # the arm named as the best, if any
+    sentences: list[str] = field(default_factory=list)  # one for each comparison, then on what it rests
+    cautions: list[str] = field(default_factory=list)  # what weakens it
+    comparisons: list[ArmComparison] = field(default_factory=list)  # the numbers behind it
 
 
 def compare_arms(results: Results, baseline: str) -> list[ArmComparison]:

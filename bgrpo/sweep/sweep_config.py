@@ -19,7 +19,7 @@ from bgrpo.config import (
     known_keys,
     nearest_key,
 )
-from bgrpo.sweep.keys import flat_keys, is_within
+from bgrpo.sweep.config_keys import flat_keys, is_within
 
 Searcher = Literal["grid", "random", "optuna"]
 Scheduler = Literal["none", "asha", "median"]

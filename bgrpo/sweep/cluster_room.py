@@ -11,7 +11,7 @@ ROUNDING = 1e-6  # of sums of fractions
 
 
 def fits(nodes: Sequence[Bundle], trials: Sequence[Sequence[Bundle]]) -> bool:
-    """Can all processes of all trials be placed at once?
+    """Whether all processes of all trials can be placed at once.
 
     Largest first, each on the first node that has room: never says yes where Ray could not.
 
@@ -22,13 +22,12 @@ def fits(nodes: Sequence[Bundle], trials: Sequence[Sequence[Bundle]]) -> bool:
     free = [dict(node) for node in nodes]
     bundles = [bundle for trial in trials for bundle in trial]
     for bundle in sorted(bundles, key=lambda item: (item.get("GPU", 0.0), item.get("CPU", 0.0)), reverse=True):
-        for node in free:
-            if all(node.get(unit, 0.0) + ROUNDING >= share for unit, share in bundle.items()):
-                for unit, share in bundle.items():
-                    node[unit] = node.get(unit, 0.0) - share
-                break
-        else:
+        with_room = (n for n in free if all(n.get(unit, 0.0) + ROUNDING >= share for unit, share in bundle.items()))
+        node = next(with_room, None)
+        if node is None:
             return False
+        for unit, share in bundle.items():
+            node[unit] = node.get(unit, 0.0) - share
     return True
 
 

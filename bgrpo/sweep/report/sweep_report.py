@@ -1,0 +1,161 @@
+"""The report of a sweep, or of one run, made again from its folder alone, while it runs too."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bgrpo.config import TrainConfig
+from bgrpo.display.run_report import plot_report
+from bgrpo.errors import UserError
+from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.files import atomic_file, write_atomically
+from bgrpo.runs.folder import RunFolder
+from bgrpo.sweep.report.sweep_page import render_page
+from bgrpo.sweep.report.sweep_pictures import draw_pictures
+from bgrpo.sweep.report.sweep_records import AMOUNTS, SweepRecord, TrialRecord, is_sweep, read_steps, read_sweep
+from bgrpo.sweep.report.sweep_summary import SweepSummary, summarize
+
+CURVES = ("validation/", "outcome/")  # prefixes
+SINGLE_CURVES = ("reward_mean", "solved_groups", "top1_accuracy", "kl", "entropy", "grad_norm", "learning_rate")
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Write ``report/`` in a sweep's folder: index.html, pictures, trials.csv, curves.csv and summary.json.
+
+    Returns:
+        Path of ``index.html``.
+
+    Raises:
+        UserError: not a sweep's folder, or it cannot be written.
+    """
+    return write_report_of(summarize(read_sweep(folder)))
+
+
+def write_report_of(summary: SweepSummary) -> Path:
+    """The files of :func:`write_sweep_report`, for numbers that are worked out already."""
+    report = summary.sweep.folder / "report"
+    try:
+        report.mkdir(exist_ok=True)
+        _write_csv(report / "trials.csv", [_trial_row(record) for record in summary.sweep.trials])
+        _write_csv(report / "curves.csv", list(_curve_rows(summary.sweep)))
+        write_atomically(report / "summary.json", json.dumps(finite(summary_tree(summary)), indent=1) + "\n")
+        captions = draw_pictures(summary, report)
+        write_atomically(report / "index.html", render_page(summary, captions, report))
+    except OSError as error:
+        raise UserError(f"{report}: the report cannot be written ({error.strerror or error})") from error
+    return report / "index.html"
+
+
+def write_run_report(run: RunFolder) -> Path:
+    """Draw a run's ``report.png`` again from its folder, as far as it has come."""
+    config = run.load_config(TrainConfig)
+    comparison = EvaluationComparison.load(run.evaluation_path) if run.evaluation_path.is_file() else None
+    plot_report(read_steps(run.metrics_path, []), comparison, f"{run.name} · {config.algorithm}", run.report_path)
+    return run.report_path
+
+
+def find_folder(name: str, runs: Path) -> Path:
+    """The folder of a sweep or run.
+
+    Args:
+        name: its name, or the path of its folder.
+        runs: folder of all runs.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (Path(name), runs / name):
+        if is_sweep(path) or (path / "run.json").is_file():
+            return path
+    known = sorted(path.name for path in runs.glob("*") if is_sweep(path) or (path / "run.json").is_file())
+    hint = f"it holds {', '.join(known[-5:])}" if known else "it holds none; give the path, or --runs DIR"
+    raise UserError(f"no sweep or run {name!r} in {runs}/: {hint}")
+
+
+def summary_tree(summary: SweepSummary) -> dict[str, Any]:
+    """The report's numbers as plain values; bounds that do not exist are infinite."""
+    sweep, verdict = summary.sweep, asdict(summary.verdict)
+    return {
+        "sweep": sweep.name,
+        "state": sweep.plan.state,
+        "metric": summary.metric,
+        "baseline": sweep.baseline,
+        "verdict": {key: verdict[key] for key in ("headline", "winner", "sentences", "cautions")},
+        "arms": {
+            arm.name: {
+                "trials": len(arm.trials),
+                "seeds": list(next(iter(arm.metrics.values())).by_seed) if arm.metrics else [],
+                "metrics": {name: asdict(row) for name, row in arm.metrics.items()},
+                "widths": [saving._asdict() | {"saving": saving.saving} for saving in arm.savings],
+                "ranks": {"before": arm.ranks_before, "after": arm.ranks},
+                "cost": asdict(arm.cost),
+            }
+            for arm in summary.arms
+        },
+        "differences": {
+            metric: {
+                comparison.arm: {
+                    "seeds": comparison.seeds,
+                    "conclusion": comparison.conclusion if metric == summary.metric else None,
+                    "adjusted_p": comparison.adjusted_p,
+                    "effect": asdict(comparison.effect) if comparison.effect else None,
+                }
+                for comparison in comparisons
+            }
+            for metric, comparisons in summary.differences.items()
+        },
+        "versions": sweep.versions,
+        "notes": sweep.notes,
+    }
+
+
+def finite(tree: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(tree, dict):
+        return {str(key): finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _trial_row(record: TrialRecord) -> dict[str, Any]:
+    trial, row = record.trial, _whose(record)
+    row |= {"state": trial.state, "reason": trial.reason}
+    row |= {"cpu_hours": trial.cpu_seconds / 3600, "gpu_hours": trial.gpu_seconds / 3600}
+    row |= {name: record.used.get(name) for name in AMOUNTS}
+    row |= {k: json.dumps(value) if isinstance(value, list | dict) else value for k, value in trial.overrides.items()}
+    if record.steps:
+        row |= {name: value for name, value in record.steps[-1].items() if name.startswith("validation/")}
+    if record.comparison is not None:
+        for when, evaluation in (("before", record.comparison.before), ("after", record.comparison.after)):
+            row |= {f"test/{name}/{when}": value for name, value in evaluation.metrics().items()}
+    return row
+
+
+def _curve_rows(sweep: SweepRecord) -> Iterator[dict[str, Any]]:
+    """One row per value."""
+    for record in sweep.trials:
+        for step in record.steps:
+            used = _whose(record, "trial") | {name: step[name] for name in AMOUNTS}
+            for name, value in step.items():
+                if value is not None and (name.startswith(CURVES) or name in SINGLE_CURVES):
+                    yield used | {"metric": name, "value": value}
+
+
+def _whose(record: TrialRecord, name: str = "id") -> dict[str, Any]:
+    trial = record.trial
+    return {name: trial.id, "arm": trial.algorithm, "phase": trial.phase, "seed": trial.seed}
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A column per key, in the order in which keys first come."""
+    with atomic_file(path) as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
