@@ -117,6 +117,13 @@ def test_a_budget_in_gradient_steps_must_be_reachable(tmp_path: Path) -> None:
         TrialConfigs(sweep, tmp_path).check()
 
 
+def test_quick_leaves_the_advantages_at_the_algorithms_own(tmp_path: Path) -> None:
+    """Its base, the quickstart, sets one."""
+    configs = TrialConfigs(load_config(SweepConfig, "quick"), tmp_path)
+    kinds = {name: configs.of(trial(name, algorithm=name)).advantage_kind for name in ("bgrpo", "grpo")}
+    assert kinds == {"bgrpo": "mean", "grpo": "std"}
+
+
 def test_the_test_problems_are_for_confirm_trials_only(tmp_path: Path) -> None:
     sweep = sweep_config(run={"dir": str(tmp_path)}, tracking={"experiment": "mine"})
     configs = TrialConfigs(sweep, tmp_path / "trials")
