@@ -13,7 +13,6 @@ import pytest
 from bgrpo.cli.app import main
 from bgrpo.sweep.config import SweepConfig
 from bgrpo.sweep.folder import SweepFolder
-from ray_jobs import sweep as sweep_job
 
 
 @pytest.mark.parametrize(
@@ -75,8 +74,6 @@ def test_a_job_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     main(["sweep", "--resume", "mine", "--retry-failed", "--submit", url, "max_concurrent=2"])
     arguments = ["--resume", "mine", "--retry-failed", "max_concurrent=2"]
     assert sent[2] == (url, "ray_jobs.sweep", arguments)
-    options = sweep_job.parse(arguments)
-    assert (options.resume, options.retry_failed, options.overrides) == ("mine", True, ["max_concurrent=2"])
 
 
 def test_resuming_takes_the_options_that_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
