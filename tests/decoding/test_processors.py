@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, TESTS
 from decoding.rounded_models import rounded_to_bf16
 from decoding.test_compiled import needs_kernel
 from decoding.tiny_models import tiny_model
@@ -26,6 +25,8 @@ from bgrpo.decoding.compiled import TreeAttentionKernel
 from bgrpo.decoding.fast_layers import matrix_product
 from bgrpo.decoding.onednn import onednn_multiplies
 
+TESTS = Path(__file__).resolve().parents[1]
+REPOSITORY = TESTS.parent
 X86 = platform.machine() in ("x86_64", "AMD64")
 PROCESSORS = {
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},

@@ -222,7 +222,7 @@ def run_processes(settings: PretrainConfig, run_dir: Path, count: int) -> None:
         for rank in range(count)
     ]  # fmt: skip
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=250)
         assert process.returncode == 0, output[-3000:]
 
 
