@@ -15,7 +15,7 @@ import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
 from bgrpo.learning.checkpoint import policy_folder
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 
 
 def train(folder: Path, sections: dict[str, Any], group_size: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.tune.tune_trial import OUTCOME, PERCENT, REASON, SCORE, TrialJob
 
 REPORTS = 5

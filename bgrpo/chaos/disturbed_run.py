@@ -20,9 +20,9 @@ from bgrpo.chaos.run_comparison import compare_runs
 from bgrpo.chaos.run_view import Driver, Hands, RunView, hit_own, kill_own_raylet
 from bgrpo.chaos.schedule import Fault, Schedule
 from bgrpo.config import TrainConfig, build_config, dump_config
-from bgrpo.distributed.session.session import ray_session, training_demand
+from bgrpo.distributed.session.ray_session import ray_session, training_demand
 from bgrpo.errors import UserError
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 
 POLL_S = 0.25
 MEMORY_S = 5.0

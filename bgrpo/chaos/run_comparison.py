@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 
 TIMED = ("time", "rollouts_per_s", "used/seconds")
 TIMED_PREFIX = "seconds/"

@@ -24,7 +24,7 @@ from bgrpo.chaos.memory_growth import MemorySample
 from bgrpo.chaos.recovery import LearnerLife, Sight
 from bgrpo.distributed.rollout.service import SERVICE_NAMESPACE
 from bgrpo.distributed.train.whereabouts import LearnerPlace, read_learners
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 
 ANSWER_S = 30.0
 STATUS_S = 5.0

@@ -12,7 +12,7 @@ from bgrpo.config import TrainConfig, load_config
 from bgrpo.display.terminal import table_console
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.runs.folder import RunFolder, load_new_config, settle_runs
+from bgrpo.runs.run_folder import RunFolder, load_new_config, settle_runs
 
 LEAST_LEARNER_FAILURES = 1000
 

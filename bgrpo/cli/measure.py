@@ -118,7 +118,7 @@ def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
 
 def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     """Write a sweep's or a run's report from its folder, and print what it says and where it is."""
-    from bgrpo.runs.folder import RunFolder
+    from bgrpo.runs.run_folder import RunFolder
     from bgrpo.sweep.report.sweep_records import is_sweep, read_sweep
     from bgrpo.sweep.report.sweep_report import find_folder, finite, summary_tree, write_report_of, write_run_report
     from bgrpo.sweep.report.sweep_summary import summarize

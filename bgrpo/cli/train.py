@@ -8,13 +8,13 @@ from pathlib import Path
 
 from bgrpo.config import SHIPPED_CONFIGS, PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
-from bgrpo.runs.folder import load_run_config
+from bgrpo.runs.run_folder import load_run_config
 
 
 def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Reinforcement learning. Mistakes in the configuration are told before the slow imports."""
     loaded = load_run_config(TrainConfig, config, overrides, resume)
-    from bgrpo.distributed.train.run import train_and_announce
+    from bgrpo.distributed.train.training_run import train_and_announce
 
     return train_and_announce(loaded, config, resume is not None, as_json)
 
@@ -22,7 +22,7 @@ def train_policy(config: str | None, overrides: list[str], resume: str | None, a
 def pretrain_policy(config: str | None, overrides: list[str], resume: str | None) -> int:
     """Supervised training. Mistakes in the configuration are told before the slow imports."""
     loaded = load_run_config(PretrainConfig, config, overrides, resume)
-    from bgrpo.distributed.train.pretrain import pretrain_and_announce
+    from bgrpo.distributed.train.pretraining_run import pretrain_and_announce
 
     return pretrain_and_announce(loaded, config, overrides, resume is not None)
 

@@ -30,9 +30,9 @@ from bgrpo.config import PretrainConfig
 from bgrpo.errors import UserError
 from bgrpo.policies.io import load_policy, save_policy, write_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.pretraining.data import BatchOrder, Lines, tokenise
 from bgrpo.pretraining.model_card import model_card
-from bgrpo.pretraining.trainer import LOG_EVERY, Metrics, SupervisedTrainer, uses_gpu
+from bgrpo.pretraining.supervised_lines import BatchOrder, Lines, tokenise
+from bgrpo.pretraining.supervised_trainer import LOG_EVERY, Metrics, SupervisedTrainer, uses_gpu
 from bgrpo.pretraining.validation import SELECTION, Validator
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.tasks.base import Problem, Task, ability, load_task

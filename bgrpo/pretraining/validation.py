@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bgrpo.config import PretrainConfig
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.policies.text import decode_completion, encode_texts
-from bgrpo.pretraining.data import collate, tokenise
-from bgrpo.pretraining.trainer import Metrics, divergence, summed_loss
+from bgrpo.pretraining.supervised_lines import collate, tokenise
+from bgrpo.pretraining.supervised_trainer import Metrics, divergence, summed_loss
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
 
 SELECTION = "selection"  # metric that the best checkpoint maximises

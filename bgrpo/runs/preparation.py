@@ -10,7 +10,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.text import encode_texts
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.check_child import load_check
 from bgrpo.tasks.base import Problem, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bgrpo.runs.folder import flatten
+from bgrpo.runs.run_folder import flatten
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,13 @@ import ray
 from rich.console import Console
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.session.session import check_room_here, missing_room, ray_session, training_demand
+from bgrpo.distributed.session.ray_session import check_room_here, missing_room, ray_session, training_demand
 from bgrpo.distributed.train.driving import STOPPED_STATUS, Background, first_signal
 from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.runs.budget import Spent, progress
-from bgrpo.runs.folder import RunFolder, flatten
 from bgrpo.runs.preparation import check_input
+from bgrpo.runs.run_folder import RunFolder, flatten
 from bgrpo.runs.tracking import Tracker
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.report.sweep_report import write_sweep_report

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 from bgrpo.config import build_config, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.runs.folder import RunFolder, installed_versions, settle_runs
 from bgrpo.runs.redaction import REDACTED, redact_credentials
+from bgrpo.runs.run_folder import RunFolder, installed_versions, settle_runs
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_plan import SavedPlan, Trial, charge
 

@@ -17,7 +17,7 @@ from bgrpo.chaos.memory_growth import MemoryTrend
 from bgrpo.chaos.recovery import FaultRecord
 from bgrpo.chaos.run_comparison import ResultComparison, compare_metrics, compare_runs
 from bgrpo.chaos.schedule import Fault, FaultKind
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 
 STEPS = 4
 

@@ -14,7 +14,7 @@ from bgrpo.chaos import disturbed_run
 from bgrpo.chaos.schedule import DEFAULT_KINDS
 from bgrpo.cli.app import main
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.train.run import run_training
+from bgrpo.distributed.train.training_run import run_training
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer

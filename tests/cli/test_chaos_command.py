@@ -10,7 +10,7 @@ from bgrpo.chaos.disturbed_run import steps_for
 from bgrpo.cli.app import main
 from bgrpo.cli.chaos import prepare_config
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.runs.folder import CHANGEABLE_ON_RESUME, RunFolder, flatten
+from bgrpo.runs.run_folder import CHANGEABLE_ON_RESUME, RunFolder, flatten
 
 
 def test_only_bounds_are_changed_and_the_users_stay() -> None:

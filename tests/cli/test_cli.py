@@ -19,7 +19,7 @@ from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import RunError
 from bgrpo.evaluation.decoders import LocalDecoder
 from bgrpo.groups import Completion, Verdict
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.task import PolynomialTask
 
@@ -183,7 +183,7 @@ def test_a_module_run_ends_with_the_status() -> None:
     assert (done.returncode, done.stderr) == (2, "error: absent: no such file\n")
 
 
-@pytest.mark.parametrize(("command", "module"), [("train", "run"), ("pretrain", "pretrain")])
+@pytest.mark.parametrize(("command", "module"), [("train", "training_run"), ("pretrain", "pretraining_run")])
 def test_training_is_handed_over_with_its_status(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, module: str
 ) -> None:
@@ -393,7 +393,7 @@ def test_the_published_lost_signs_are_found(shared_data: Path, capsys: pytest.Ca
 def test_a_failed_run_ends_with_its_cause_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import bgrpo.distributed.train.run as driver
+    import bgrpo.distributed.train.training_run as driver
 
     def fail(*arguments: Any) -> int:
         raise RunError("training failed.\nlearner 0 (process 62 on node-7): it was killed")

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.session.session import check_room, training_demand
+from bgrpo.distributed.session.ray_session import check_room, training_demand
 from bgrpo.errors import UserError
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.trial_configs import TrialConfigs

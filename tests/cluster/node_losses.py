@@ -24,8 +24,8 @@ from pooled_actors import Echo
 
 from bgrpo.chaos.faults import hit
 from bgrpo.distributed.pool.actor_pool import ActorPool, remote_class
-from bgrpo.distributed.pool.records import PoolLimits
-from bgrpo.distributed.session.session import node_share
+from bgrpo.distributed.pool.pool_records import PoolLimits
+from bgrpo.distributed.session.ray_session import node_share
 
 KIND = "decoders"
 SYSTEM = {  # a dead raylet is noticed in about two seconds instead of fifteen

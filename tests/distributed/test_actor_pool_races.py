@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 
 from bgrpo.distributed.pool import actor_pool
 from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError
-from bgrpo.distributed.pool.records import PoolLimits
+from bgrpo.distributed.pool.pool_records import PoolLimits
 
 
 class Calls:

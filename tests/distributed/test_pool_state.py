@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bgrpo.distributed.pool.records import (
+from bgrpo.distributed.pool.pool_records import (
     Answer,
     Command,
     Dispatch,
@@ -24,8 +24,8 @@ from bgrpo.distributed.pool.records import (
     Spawn,
     Unplaceable,
 )
+from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.pool.scaling import ScalingLimits
-from bgrpo.distributed.pool.state import PoolState
 
 LIMITS = PoolLimits(
     placement_s=200,

@@ -18,14 +18,14 @@ import torch
 from learner_cases import scored
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.pool.records import ActorState, PoolLimits
-from bgrpo.distributed.pool.state import PoolState
+from bgrpo.distributed.pool.pool_records import ActorState, PoolLimits
+from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.rollout import service_metrics
 from bgrpo.distributed.rollout.service import start_service
 from bgrpo.distributed.rollout.service_metrics import ServiceMetrics, WeightSync, pool_samples
 from bgrpo.distributed.train.learner_loop import _StepReporter
 from bgrpo.distributed.train.learner_watch import LearnerWatch
-from bgrpo.distributed.watch.metrics import METRICS, RUN_TAG, MetricsRecorder, Sample, step_samples
+from bgrpo.distributed.watch.prometheus import METRICS, RUN_TAG, MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.watch.run_log import RunLog
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.batch import LearningStep
@@ -35,7 +35,7 @@ from bgrpo.policies.flat import flatten_parameters
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.runs.budget import Spent
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
@@ -234,7 +234,7 @@ class Recorded:
 
 def test_a_total_counts_by_its_difference_for_each_tag(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Recorded()
-    monkeypatch.setattr("bgrpo.distributed.watch.metrics.Counter", lambda *_definition: counter)
+    monkeypatch.setattr("bgrpo.distributed.watch.prometheus.Counter", lambda *_definition: counter)
     recorder = MetricsRecorder("a run")
     for total, outcome in ((3, "correct"), (0, "wrong"), (3, "correct"), (2, "wrong"), (7, "correct")):
         recorder.record([Sample("bgrpo_completions_total", total, {"outcome": outcome})])

@@ -17,11 +17,11 @@ from bgrpo.chaos.faults import at_steps, find, hit, wait_until
 from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.distributed.train.driving import STOP_FILE
-from bgrpo.distributed.train.run import RunResult, run_training
+from bgrpo.distributed.train.training_run import RunResult, run_training
 from bgrpo.errors import RunError, UserError
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]

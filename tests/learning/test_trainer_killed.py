@@ -19,7 +19,7 @@ from bgrpo.chaos.faults import Missed, hit, wait_until
 from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.learning.checkpoint import policy_folder
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 
 STEPS = 8
 SECTIONS: dict[str, Any] = {

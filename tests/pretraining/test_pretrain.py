@@ -20,9 +20,9 @@ from bgrpo.config import PretrainConfig, build_config, dump_config
 from bgrpo.errors import UserError
 from bgrpo.policies.io import flatten_parameters, load_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.pretraining.data import BatchOrder
 from bgrpo.pretraining.pretrain import export_best, make_data, pretrain, train
-from bgrpo.pretraining.trainer import SupervisedTrainer, learning_rate_ratio
+from bgrpo.pretraining.supervised_lines import BatchOrder
+from bgrpo.pretraining.supervised_trainer import SupervisedTrainer, learning_rate_ratio
 from bgrpo.pretraining.validation import SELECTION, selection_score
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgrpo.errors import UserError
-from bgrpo.pretraining.data import IGNORED, BatchOrder, Lines, collate, tokenise
+from bgrpo.pretraining.supervised_lines import IGNORED, BatchOrder, Lines, collate, tokenise
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 

@@ -8,8 +8,8 @@ from bgrpo.config import TrainConfig, build_config
 from bgrpo.errors import UserError
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.runs.folder import RunFolder
 from bgrpo.runs.preparation import check_input, load_problems, save_problems
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 

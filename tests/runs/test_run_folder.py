@@ -11,7 +11,7 @@ import pytest
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
-from bgrpo.runs.folder import (
+from bgrpo.runs.run_folder import (
     RAY_JOB_VARIABLE,
     RunFolder,
     flatten,

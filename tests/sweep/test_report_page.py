@@ -22,7 +22,7 @@ from bgrpo.cli.app import main
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.report.sweep_page import width_sentence
 from bgrpo.sweep.report.sweep_records import read_sweep
 from bgrpo.sweep.report.sweep_report import write_sweep_report

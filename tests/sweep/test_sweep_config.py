@@ -12,7 +12,7 @@ from sweep_configs import sweep_config
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError
-from bgrpo.runs.folder import flatten
+from bgrpo.runs.run_folder import flatten
 from bgrpo.sweep.config_keys import flat_keys, merge, nest
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_plan import Trial

@@ -12,7 +12,7 @@ from sweep_configs import sweep_config
 
 from bgrpo.config import build_config, dump_config
 from bgrpo.errors import UserError
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_folder import (
     SweepFolder,

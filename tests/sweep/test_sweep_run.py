@@ -10,7 +10,7 @@ import ray
 from sweep_runs import tiny_sweep
 
 from bgrpo.config import TrainConfig
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.sweep_driver import SweepResult, run_sweep
 from bgrpo.sweep.sweep_plan import Trial
 

@@ -13,7 +13,7 @@ import pytest
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome
 from bgrpo.tasks.polynomial import speed
-from bgrpo.tasks.polynomial.files import generate_file, verify_file
+from bgrpo.tasks.polynomial.data_files import generate_file, verify_file
 from bgrpo.tasks.polynomial.generator import generate
 from bgrpo.tasks.polynomial.options import GeneratorOptions
 

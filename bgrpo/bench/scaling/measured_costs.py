@@ -25,7 +25,7 @@ from bgrpo.bench.turns import Turn, interleave, timed
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
 from bgrpo.distributed.rollout.service import start_service
-from bgrpo.distributed.session.session import Demand, ray_session
+from bgrpo.distributed.session.ray_session import Demand, ray_session
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat import flatten_parameters, load_flat_parameters

@@ -19,8 +19,8 @@ from bgrpo.bench.turns import Turn, interleave, timed
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.rollout.remote import ServiceRolloutSource, answer
 from bgrpo.distributed.rollout.service import start_service
-from bgrpo.distributed.session.session import ray_session, training_demand
-from bgrpo.distributed.train.run import run_training
+from bgrpo.distributed.session.ray_session import ray_session, training_demand
+from bgrpo.distributed.train.training_run import run_training
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.runs.preparation import check_input

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import PooledActor, remote_class
 from bgrpo.distributed.rollout.weights import Weights
-from bgrpo.distributed.session.session import node_share
+from bgrpo.distributed.session.ray_session import node_share
 from bgrpo.groups import Group
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 from bgrpo.scoring.texts import complete

@@ -22,14 +22,14 @@ from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError
-from bgrpo.distributed.pool.records import PoolLimits
+from bgrpo.distributed.pool.pool_records import PoolLimits
 from bgrpo.distributed.pool.scaling import ScalingLimits
 from bgrpo.distributed.rollout.actor import RolloutReply, RolloutRequest, spawn_rollout_actor
 from bgrpo.distributed.rollout.reply_check import find_fault
 from bgrpo.distributed.rollout.service_metrics import ServiceMetrics
 from bgrpo.distributed.rollout.verifiers import VerifierPool, all_of
 from bgrpo.distributed.rollout.weights import Weights, WeightStore
-from bgrpo.distributed.session.session import rollout_demand
+from bgrpo.distributed.session.ray_session import rollout_demand
 from bgrpo.distributed.watch.run_log import start_run_log
 from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE
 from bgrpo.errors import UserError

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from bgrpo.distributed.pool.actor_pool import ActorPool
-from bgrpo.distributed.pool.records import ActorState
-from bgrpo.distributed.pool.state import PoolState
-from bgrpo.distributed.watch.metrics import REFRESH_S, MetricsRecorder, Sample
+from bgrpo.distributed.pool.pool_records import ActorState
+from bgrpo.distributed.pool.pool_state import PoolState
+from bgrpo.distributed.watch.prometheus import REFRESH_S, MetricsRecorder, Sample
 from bgrpo.groups import ScoredGroup
 
 DEAD = "dead"

@@ -10,8 +10,8 @@ from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import ActorPool, PooledActor, remote_class
-from bgrpo.distributed.pool.records import PoolLimits
-from bgrpo.distributed.session.session import node_share
+from bgrpo.distributed.pool.pool_records import PoolLimits
+from bgrpo.distributed.session.ray_session import node_share
 from bgrpo.groups import Verdict
 from bgrpo.scoring.check_process import START_LIMIT_S
 from bgrpo.scoring.judge import Judge

@@ -18,13 +18,13 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 
 from bgrpo.distributed.session.ray_errors import explain
-from bgrpo.distributed.session.session import Demand
+from bgrpo.distributed.session.ray_session import Demand
 from bgrpo.distributed.train.failures import final_failure, read_failures
 from bgrpo.distributed.train.learner_watch import read_open_ends
 from bgrpo.distributed.train.process_group import LearnerGroupConfig
 from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
 """Threads that wait for each other sleep: where they spin on shared cores, a small update takes 20 times as long."""

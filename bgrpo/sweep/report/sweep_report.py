@@ -15,7 +15,7 @@ from bgrpo.display.run_report import plot_report
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.files import atomic_file, write_atomically
-from bgrpo.runs.folder import RunFolder
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.report.sweep_page import render_page
 from bgrpo.sweep.report.sweep_pictures import draw_pictures
 from bgrpo.sweep.report.sweep_records import AMOUNTS, SweepRecord, TrialRecord, is_sweep, read_steps, read_sweep

@@ -12,7 +12,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.tune.search import Searcher
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.session.session import training_demand
+from bgrpo.distributed.session.ray_session import training_demand
 from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.errors import UserError
 from bgrpo.sweep.cluster_room import Bundle, fits, total

@@ -19,7 +19,7 @@ from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.runs.budget import Spent, progress
 
 if TYPE_CHECKING:
-    from bgrpo.distributed.train.run import RunResult
+    from bgrpo.distributed.train.training_run import RunResult
 
 PERCENT, SCORE, OUTCOME, REASON = "percent", "score", "outcome", "reason"
 """Keys of a trial's results; ``outcome`` (finished, failed, diverged, interrupted) comes with the last one only."""
@@ -93,7 +93,7 @@ class SweepTrial(Trainable):
         return self._last | {"done": True, OUTCOME: outcome, REASON: reason}
 
     def _train(self) -> None:
-        from bgrpo.distributed.train.run import run_training  # slow, and of no use to Tune's own process
+        from bgrpo.distributed.train.training_run import run_training  # slow, and of no use to Tune's own process
 
         job = self._job
         resume = (job.folder / "run.json").is_file()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import LoadedProblems, Outcome, Problem
 from bgrpo.tasks.polynomial.composition import Target
-from bgrpo.tasks.polynomial.files import Line, generate_file, read_lines, verify_file
+from bgrpo.tasks.polynomial.data_files import Line, generate_file, read_lines, verify_file
 from bgrpo.tasks.polynomial.generator import category, generate
 from bgrpo.tasks.polynomial.notation import SEPARATOR, NotationError, parse
 from bgrpo.tasks.polynomial.options import GENERATOR_HELP, GeneratorOptions
@@ -48,7 +48,7 @@ class PolynomialTask:
         that end with the separator, whose answer is not known; they count in no outcome and are refused for training.
 
         Raises:
-            UserError: see above, and :func:`bgrpo.tasks.polynomial.files.read_lines`; a polynomial that cannot be
+            UserError: see above, and :func:`bgrpo.tasks.polynomial.data_files.read_lines`; a polynomial that cannot be
                 read (with its line); or nothing is left.
         """
         outcomes: Counter[str] = Counter()
@@ -105,11 +105,11 @@ class PolynomialTask:
         progress: Callable[[int], None],
         exclude: Sequence[str],
     ) -> None:
-        """Write a data file of generated problems, see :func:`bgrpo.tasks.polynomial.files.generate_file`."""
+        """Write a data file of generated problems, see :func:`bgrpo.tasks.polynomial.data_files.generate_file`."""
         generate_file(GeneratorOptions.from_dict(options), count, seed, out, workers, progress, exclude)
 
     def verify(self, path: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-        """Check every line's own answer, see :func:`bgrpo.tasks.polynomial.files.verify_file`."""
+        """Check every line's own answer, see :func:`bgrpo.tasks.polynomial.data_files.verify_file`."""
         return verify_file(path, self.ring, progress)
 
     def measure_speed(self, seconds: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from bgrpo.distributed.pool.records import (
+from bgrpo.distributed.pool.pool_records import (
     Actor,
     ActorState,
     Answer,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bgrpo.config import PretrainConfig
 from bgrpo.display.progress import PRETRAINING_COLUMNS, TrainingProgress
-from bgrpo.distributed.session.session import pretraining_demand, ray_session
+from bgrpo.distributed.session.ray_session import pretraining_demand, ray_session
 from bgrpo.distributed.train.driving import (
     STOP_FILE,
     STOPPED_STATUS,
@@ -28,7 +28,7 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.policies.io import check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, train
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.runs.folder import RunFolder, flatten
+from bgrpo.runs.run_folder import RunFolder, flatten
 from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25

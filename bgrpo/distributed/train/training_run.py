@@ -28,7 +28,7 @@ from bgrpo.distributed.rollout.remote import (
     publish_in_spite_of_restarts,
 )
 from bgrpo.distributed.rollout.service import start_service
-from bgrpo.distributed.session.session import ray_session, training_demand
+from bgrpo.distributed.session.ray_session import ray_session, training_demand
 from bgrpo.distributed.train.decisions_tail import DecisionsTail
 from bgrpo.distributed.train.driving import (
     STOP_FILE,
@@ -50,8 +50,8 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import Spent, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.runs.folder import RunFolder, flatten, write_atomically
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
+from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
 from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25

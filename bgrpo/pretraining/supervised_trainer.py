@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from bgrpo.config import PretrainConfig
 from bgrpo.errors import UserError
-from bgrpo.pretraining.data import IGNORED, BatchOrder, Lines, collate
+from bgrpo.pretraining.supervised_lines import IGNORED, BatchOrder, Lines, collate
 
 LOG_EVERY = 20  # optimizer steps between log lines; each one waits for the device
 
