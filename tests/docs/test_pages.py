@@ -137,6 +137,18 @@ def test_links_of_pages_that_sphinx_does_not_follow_lead_somewhere(page: Path) -
             assert anchor in [slug(title) for title in titles], f"{file}#{anchor}"
 
 
+def test_every_path_of_the_repository_that_a_page_names_is_there() -> None:
+    pages = [*NOT_BUILT, REPOSITORY / "SECURITY.md", *DOCS.rglob("*.md")]
+    named = {
+        (page.name, path)
+        for page in pages
+        for path in re.findall(r"`((?:bgrpo|cluster|ray_jobs|tests|docs)/[\w/.]+)`", page.read_text("utf-8"))
+        if "_build" not in path
+    }
+    assert len(named) > 60
+    assert [(page, path) for page, path in sorted(named) if not (REPOSITORY / path).exists()] == []
+
+
 def test_the_modules_that_the_changelog_sends_to_are_there() -> None:
     text = (REPOSITORY / "CHANGELOG.md").read_text("utf-8").split("### Layout")[1].split("###")[0]
     rows = [line.split("|")[2] for line in text.splitlines() if line.startswith("| `")]
