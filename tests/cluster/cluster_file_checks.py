@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from bgrpo.cli.app import app
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.distributed.session.ray_session import check_room, training_demand
 from bgrpo.errors import UserError
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.trial_configs import TrialConfigs
-from ray_jobs import pretrain, sweep, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
 IMAGE = f"bgrpo:{PROJECT['version']}"
-ENTRY_POINTS = {"ray_jobs.train": train, "ray_jobs.sweep": sweep, "ray_jobs.pretrain": pretrain}
+ENTRY_POINTS = ("ray_jobs.train", "ray_jobs.sweep", "ray_jobs.pretrain")
 
 COMPOSE_SCHEMA = json.loads(
     (files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text("utf-8")
@@ -200,11 +201,13 @@ def job_configs(entrypoint: str) -> list[TrainConfig]:
     python, option, module, *arguments = shlex.split(entrypoint)
     if (python, option) != ("python", "-m") or module not in ENTRY_POINTS:
         raise ValueError(f"{entrypoint}: expected python -m and one of {', '.join(ENTRY_POINTS)}")
-    options = ENTRY_POINTS[module].parse(arguments)
-    if module == "ray_jobs.sweep":
-        tree = load_config(SweepConfig, options.config, options.overrides)
+    command: Any = typer.main.get_command(app)
+    name = module.removeprefix("ray_jobs.")
+    given = command.commands[name].make_context(name, arguments).params
+    if name == "sweep":
+        tree = load_config(SweepConfig, given["config"], given["overrides"] or [])
         return TrialConfigs(tree, Path(tree.run.dir)).check()
-    return [load_config(TrainConfig, options.config, options.overrides)]
+    return [load_config(TrainConfig, given["config"], given["overrides"] or [])]
 
 
 def check_job_fits(entrypoint: str, groups: list[tuple[int, dict[str, float]]], spot: dict[str, float]) -> list[str]:
