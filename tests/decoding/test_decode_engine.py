@@ -42,11 +42,11 @@ SMALL: dict[str, Any] = {
 }
 
 
-def beams(completions: int = 4, max_new_tokens: int = 8, **options: Any) -> DecodeSettings:
+def beams(group_size: int = 4, max_new_tokens: int = 8, **options: Any) -> DecodeSettings:
     return DecodeSettings(
         **{
             "mode": "beam",
-            "completions": completions,
+            "group_size": group_size,
             "max_new_tokens": max_new_tokens,
             "eos_token_id": EOS,
             "pad_token_id": 0,

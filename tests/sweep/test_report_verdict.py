@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +14,16 @@ from hypothesis import strategies as st
 from bgrpo.sweep.report.sweep_verdict import Circumstances, Conclusion, compare_arms, decide, unequal_amounts
 
 LEVEL = 0.05
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> Iterator[None]:
+    """statsmodels collects garbage at each adjustment: what other tests left is not looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 Results = dict[str, dict[int, list[float]]]
 
 

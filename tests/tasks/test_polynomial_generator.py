@@ -180,6 +180,11 @@ def test_category(variables: int, degree: int, inner_degree: int, label: str) ->
     assert category(variables, degree, inner_degree) == label
 
 
+@pytest.mark.parametrize("pair", ["2,3", ["2,3"], [[2, 3]]])
+def test_a_pair_of_degrees_may_stand_alone(pair: Any) -> None:
+    assert GeneratorOptions.from_dict({"degrees": pair}).degrees == ((2, 3),)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -188,7 +193,7 @@ def test_category(variables: int, degree: int, inner_degree: int, label: str) ->
         ({"kind": "double"}, "kind='double': expected one of single, single_with_outer"),
         ({"leading": "negative"}, "leading='negative': expected one of any, positive"),
         ({"degrees": []}, "expected a list of outer,inner pairs"),
-        ({"degrees": "2,2"}, "expected a list of outer,inner pairs"),
+        ({"degrees": {"outer": 2}}, "expected a list of outer,inner pairs"),
         ({"degrees": [[2]]}, r"\[2\] is not a pair"),
         ({"degrees": [2]}, "2 is not a pair"),
         ({"degrees": ["2;3"]}, "'2;3' is not a pair"),
