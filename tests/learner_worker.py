@@ -12,7 +12,7 @@ import torch.distributed as dist
 from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
 
 import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
-from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.learner_state import policy_folder
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder

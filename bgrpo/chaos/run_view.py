@@ -23,7 +23,7 @@ from bgrpo.chaos.faults import TITLES, Missed, Victim, end_leftovers, hit, last_
 from bgrpo.chaos.memory_growth import MemorySample
 from bgrpo.chaos.recovery import LearnerLife, Sight
 from bgrpo.distributed.rollout.service import SERVICE_NAMESPACE
-from bgrpo.distributed.train.whereabouts import LearnerPlace, read_learners
+from bgrpo.distributed.train.learner_places import LearnerPlace, read_learners
 from bgrpo.runs.run_folder import RunFolder
 
 ANSWER_S = 30.0

@@ -228,7 +228,7 @@ def check_policy() -> Check:
 def check_mlflow(runs: Path) -> Check:
     """The embedded MLflow store can be made and written in the folder of all runs."""
     from bgrpo.config import TrackingSection
-    from bgrpo.runs.tracking import Tracker
+    from bgrpo.runs.mlflow_tracking import Tracker
 
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=_nearest_folder(runs)) as folder:
         tracker = Tracker.start(load_config(TrackingSection, None), folder, "doctor", {"check": "write"})

@@ -6,7 +6,7 @@
   bf16 numbers are exact in fp32, so the roundings are the same.
 - The head is cut into blocks of the vocabulary, so that only the logits of one block need to exist at a time.
 - ``gelu_new`` is computed in one pass instead of eight; where it follows a matrix product, within that.
-- Attention is the search tree's, see :mod:`bgrpo.decoding.attention`.
+- Attention is the search tree's, see :mod:`bgrpo.decoding.tree_attention`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.pytorch_utils import Conv1D
 
-from bgrpo.decoding.attention import TREE_ATTENTION
 from bgrpo.decoding.onednn import TYPICAL_ROWS, onednn_multiplies
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
+from bgrpo.decoding.tree_attention import TREE_ATTENTION
 
 Precision = Literal["fp32", "bf16"]
 """Of the layers' matrix products, and of the keys and values that attention keeps."""
@@ -45,7 +45,7 @@ class FastModel:
     Attributes:
         model: see :func:`fast_layers`.
         head: its head, in blocks.
-        kept: see :class:`bgrpo.decoding.attention.TreeStore`.
+        kept: see :class:`bgrpo.decoding.tree_attention.TreeStore`.
     """
 
     model: PreTrainedModel

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from bgrpo.decoding.attention import TreeStore, rounded
+from bgrpo.decoding.tree_attention import TreeStore, rounded
 
 _TOKENS_AT_ONCE = 4096  # bounds the memory of activations
 
@@ -40,7 +40,7 @@ class PromptPass:
         self._last_layer = last_layer
 
     def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
-        """See :class:`bgrpo.decoding.attention.Attends`."""
+        """See :class:`bgrpo.decoding.tree_attention.Attends`."""
         outputs = []
         first, start = self._first, 0
         for prompts, places in self._runs:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bgrpo.decoding.attention import TorchStore
 from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.paths import FixedPaths
 from bgrpo.decoding.prefill import prefill
 from bgrpo.decoding.search import Traces, feed, trace
 from bgrpo.decoding.slots import Chooser, Rows, Slots, root_slots
+from bgrpo.decoding.tree_attention import TorchStore
 
 POLL_EVERY = 8
 """Steps between looks at whether all hypotheses have ended; each look waits for the device."""

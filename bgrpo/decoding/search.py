@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bgrpo.decoding.attention import CompiledStore, TorchStore, TreeStore
 from bgrpo.decoding.compiled import TreeAttentionKernel
 from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.paths import ReusingPaths
 from bgrpo.decoding.prefill import prefill
 from bgrpo.decoding.slots import Chooser, RowLogits, Rows, Slots, root_slots
+from bgrpo.decoding.tree_attention import CompiledStore, TorchStore, TreeStore
 
 _ROW_STEPS = 16  # numbers of rows are rounded up to multiples: every new number costs set-up time in the matrix library
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from bgrpo.groups import Completion
 from bgrpo.scoring.judge import Check, finished_texts, with_verdicts
-from bgrpo.scoring.texts import complete
+from bgrpo.scoring.readable_groups import complete
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:

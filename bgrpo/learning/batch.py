@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
+from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.scoring.advantages import advantages, is_informative
 
@@ -85,12 +84,6 @@ def draw_groups(
         if sum(_is_used(group, config) for group in groups) >= wanted:
             break
     return groups
-
-
-def indices_of_draw(config: TrainConfig, step: int, problems: int, draw: int = 0) -> list[int]:
-    """The problems of one draw of one training step, see :func:`bgrpo.learning.rollout_source.prompt_indices`."""
-    rollout = config.rollout
-    return prompt_indices(config.seed, step, rollout.prompts_per_step, problems, draw, 1 + rollout.max_extra_draws)
 
 
 def check_drawn(drawn: Sequence[ScoredGroup], indices: Sequence[int], step: int, version: int) -> None:
@@ -176,24 +169,3 @@ def _cut(groups: Sequence[LearningGroup], cuts: int) -> list[list[LearningGroup]
     """Consecutive cuts whose sizes differ by at most one."""
     bounds = [len(groups) * cut // cuts for cut in range(cuts + 1)]
     return [list(groups[start:end]) for start, end in itertools.pairwise(bounds)]
-
-
-def prompt_indices(seed: int, step: int, count: int, size: int, draw: int = 0, draws: int = 1) -> list[int]:
-    """The problems of one draw of one training step, a pure function of its arguments.
-
-    The problems form an endless stream of epochs, each a fresh permutation of all of them. A step owns ``draws *
-    count`` places of the stream, whether or not it needs its further draws.
-
-    Args:
-        seed: of the run.
-        step: training step, from 0.
-        count: problems per draw.
-        size: problems there are.
-        draw: 0 ≤ draw < draws.
-        draws: 1 + ``rollout.max_extra_draws``.
-    """
-    start = (step * draws + draw) * count
-    epochs = range(start // size, (start + count - 1) // size + 1)
-    orders = [np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs]
-    offset = start - epochs[0] * size
-    return np.concatenate(orders)[offset : offset + count].tolist()

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups, indices_of_draw
-from bgrpo.learning.checkpoint import load_groups_ahead, load_learner_state, write_checkpoint
+from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups
+from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, write_checkpoint
+from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
 from bgrpo.runs.budget import Spent, expected_steps, is_spent

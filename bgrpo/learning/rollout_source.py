@@ -11,7 +11,7 @@ import numpy as np
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
 from bgrpo.scoring.judge import Check, Judge, finished_texts
-from bgrpo.scoring.texts import complete
+from bgrpo.scoring.readable_groups import complete
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem
 
@@ -77,7 +77,7 @@ class LocalRolloutSource:
     def publish(self, version: int, model: PreTrainedModel) -> None:
         """Copy the weights, as a rollout actor would, so that updates do not reach them before the next version."""
         from bgrpo.decoding import DecodeEngine
-        from bgrpo.policies.flat import flatten_parameters
+        from bgrpo.policies.flat_weights import flatten_parameters
 
         if self._replica is None:
             self._replica = _empty_replica(model)
@@ -103,7 +103,7 @@ class LocalRolloutSource:
 
     def _engine_with(self, version: int) -> DecodeEngine:
         """The engine, its replica holding ``version``."""
-        from bgrpo.policies.flat import load_flat_parameters
+        from bgrpo.policies.flat_weights import load_flat_parameters
 
         if self._engine is None or self._replica is None or version not in self._buffers:
             raise RuntimeError(f"asked for weights of version {version}; held: {list(self._buffers)}")

@@ -21,7 +21,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.decoding.support import check_supported
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import LearningGroup, Minibatch, split_update
-from bgrpo.learning.checkpoint import check_resumable
+from bgrpo.learning.learner_state import check_resumable
 from bgrpo.learning.outer_loop import OnStep, OuterLoop, ShouldStop, Validate
 from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
 from bgrpo.learning.rollout_source import RolloutSource
@@ -126,7 +126,7 @@ class BGRPOTrainer(GRPOTrainer):
     # --- overrides: what Trainer and GRPOTrainer are made to do differently ---
 
     def get_train_dataloader(self) -> DataLoader:
-        """Empty batches, one per micro-batch: prompts are drawn by :func:`bgrpo.learning.batch.prompt_indices`."""
+        """Empty batches, one per micro-batch: :func:`bgrpo.learning.prompt_order.prompt_indices` draws the prompts."""
         places = range(self.args.max_steps * self.args.gradient_accumulation_steps)
         return DataLoader(places, collate_fn=_empty_batch)  # type: ignore[arg-type]  # a range is a map-style dataset
 

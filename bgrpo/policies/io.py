@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_path
-from bgrpo.policies.flat import flatten_parameters, load_flat_parameters
+from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 
 __all__ = [
     "LoadedPolicy",

@@ -18,9 +18,9 @@ from bgrpo.distributed.train.driving import STOPPED_STATUS, Background, first_si
 from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.runs.budget import Spent, progress
+from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.preparation import check_input
 from bgrpo.runs.run_folder import RunFolder, flatten
-from bgrpo.runs.tracking import Tracker
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.report.sweep_report import write_sweep_report
 from bgrpo.sweep.search_space import number_of_points

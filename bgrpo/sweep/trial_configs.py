@@ -8,7 +8,7 @@ from typing import Any
 
 from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.errors import UserError
-from bgrpo.runs.tracking import tracking_uri
+from bgrpo.runs.mlflow_tracking import tracking_uri
 from bgrpo.sweep.config_keys import flat_keys, merge, nest
 from bgrpo.sweep.search_space import Point, corner_points, known_points
 from bgrpo.sweep.sweep_config import SweepConfig

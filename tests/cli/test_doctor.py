@@ -17,7 +17,7 @@ from bgrpo.cli import doctor
 from bgrpo.decoding import onednn
 from bgrpo.errors import UserError
 from bgrpo.policies.io import SHIPPED_POLICY
-from bgrpo.runs.tracking import Tracker
+from bgrpo.runs.mlflow_tracking import Tracker
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 METADATA = {"Requires-Python": ">=3.11,<3.13"}

@@ -18,7 +18,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from bgrpo.chaos.faults import Victim, alive, last_step, wait_until
-from bgrpo.distributed.train.whereabouts import LearnerPlace, read_learners
+from bgrpo.distributed.train.learner_places import LearnerPlace, read_learners
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer

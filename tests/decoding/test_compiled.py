@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings, compiled
-from bgrpo.decoding.attention import CompiledStore, TorchStore, TreeStore, rounded
 from bgrpo.decoding.compiled import KernelUnavailable, load_kernel
 from bgrpo.decoding.paths import ReusingPaths
 from bgrpo.decoding.slots import Rows, Slots
+from bgrpo.decoding.tree_attention import CompiledStore, TorchStore, TreeStore, rounded
 
 REASON = why_no_kernel()
 needs_kernel = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernel: {REASON}")

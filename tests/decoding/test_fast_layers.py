@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bgrpo.decoding import fast_layers as module_under_test
-from bgrpo.decoding.attention import TREE_ATTENTION
 from bgrpo.decoding.fast_layers import fast_layers
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
+from bgrpo.decoding.tree_attention import TREE_ATTENTION
 
 
 def own_forwards(model: PreTrainedModel) -> list[nn.Module]:

@@ -17,7 +17,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.distributed.rollout.service import start_service
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import LocalRolloutSource, decode_settings
-from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.model import build_policy
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.tasks.base import Problem

@@ -20,7 +20,7 @@ from pooled_actors import Echo, Unlucky, Unpreparable
 from bgrpo.chaos.faults import alive, hit
 from bgrpo.distributed.pool.actor_pool import ActorPool, PoolError, remote_class
 from bgrpo.distributed.pool.pool_records import ActorState, PoolLimits
-from bgrpo.distributed.pool.scaling import ScalingLimits
+from bgrpo.distributed.pool.pool_scaling import ScalingLimits
 from bgrpo.distributed.watch.stacks import NO_ANSWER
 from bgrpo.errors import UserError
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from bgrpo.distributed.pool.scaling import PoolScaler, ScalingDecision, ScalingLimits
+from bgrpo.distributed.pool.pool_scaling import PoolScaler, ScalingDecision, ScalingLimits
 
 LIMITS = ScalingLimits(least=1, most=6, up_s=10.0, down_s=120.0)
 TICK_S = 1.0

@@ -24,8 +24,8 @@ from bgrpo.distributed.pool.pool_records import (
     Spawn,
     Unplaceable,
 )
+from bgrpo.distributed.pool.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool.pool_state import PoolState
-from bgrpo.distributed.pool.scaling import ScalingLimits
 
 LIMITS = PoolLimits(
     placement_s=200,

@@ -41,6 +41,7 @@ def kill_worker() -> None:
         hit(worker, SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_a_killed_worker_and_a_stop_change_nothing_in_the_result(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.batch import LearningStep
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
-from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.runs.budget import Spent

@@ -16,7 +16,7 @@ from bgrpo.distributed.rollout.reply_check import find_fault
 from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.groups import Completion, Group
 from bgrpo.policies.model import build_policy
-from bgrpo.scoring.texts import complete
+from bgrpo.scoring.readable_groups import complete
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 

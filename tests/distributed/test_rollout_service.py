@@ -38,7 +38,7 @@ from bgrpo.distributed.rollout.remote import ServiceRolloutSource
 from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.errors import UserError
 from bgrpo.learning.rollout_source import decode_settings
-from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.text import decode_completion
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem

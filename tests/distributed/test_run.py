@@ -140,6 +140,7 @@ def test_rollouts_ahead_are_one_version_old(ahead: RunResult, undisturbed: RunRe
     assert not torch.equal(weights(ahead), weights(undisturbed))
 
 
+@pytest.mark.long
 def test_rollouts_ahead_stopped_resumed_and_disturbed_change_nothing(
     ahead: RunResult, policy: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_rollouts_ahead_stopped_resumed_and_disturbed_change_nothing(
     assert torch.equal(weights(result), weights(ahead))
 
 
+@pytest.mark.long
 def test_a_divergence_ends_the_run_with_its_reason(policy: Path, tmp_path: Path) -> None:
     learner = {"learning_rate": 10.0, "warmup_steps": 0, "max_kl": 0.01, "threads": 1}
     with pytest.raises(UserError, match=r"diverged at step \d+: .*learner\.max_kl=0\.01"):

@@ -43,7 +43,7 @@ from bgrpo.distributed.watch.run_log import RunLog
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
-from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.flat_weights import flatten_parameters
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -77,6 +77,7 @@ def test_garbage_never_reaches_the_verifiers(policy_dir: Path, tmp_path: Path, m
     assert sum(status["outcomes"].values()) == sum(len(group.completions) for group in groups)
 
 
+@pytest.mark.long
 def test_a_stand_in_works_while_the_lost_actor_starts_again(policy_dir: Path) -> None:
     """It reserves no CPU, answers before the lost actor is replaced, with the same groups, and rests then."""
     with service(configuration(policy_dir, rollout={"actors": 1, "stand_ins": 1})) as client:
@@ -107,6 +108,7 @@ def test_what_finds_no_room_says_what_it_asked_for(policy_dir: Path) -> None:
         assert "the cluster has 8 CPU" in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_stopped_verifier_is_replaced(policy_dir: Path) -> None:
     """Its checks may take minutes, so that only its silence tells it from one that checks."""
     config = configuration(policy_dir, rollout={"actors": 1}, watchdog={"silence_s": 10.0})
@@ -122,6 +124,7 @@ def test_a_stopped_verifier_is_replaced(policy_dir: Path) -> None:
         wait_until(lambda: not alive(victim), "its end: Ray asks it to end first")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)  # the service starts four times
 def test_the_start_and_an_evaluation_outlive_the_service_itself(policy_dir: Path) -> None:
     """Ray starts it again, empty; the weights are published again, and the batch that was open is decoded again."""

@@ -7,7 +7,7 @@ import ray
 from ray.core.generated import autoscaler_pb2
 
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.session.autoscaling import wait_for_verdict
+from bgrpo.distributed.session.node_autoscaler import wait_for_verdict
 from bgrpo.distributed.session.ray_session import check_room, ray_session, training_demand
 from bgrpo.errors import RunError, UserError
 

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from bgrpo.errors import UserError
-from bgrpo.learning.checkpoint import load_learner_state
+from bgrpo.learning.learner_state import load_learner_state
 
 
 class Payload:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from learner_cases import TOKENIZER, make_trainer, row_logps, tiny_policy, train_config
 
 from bgrpo.groups import Verdict
-from bgrpo.learning.batch import prompt_indices
+from bgrpo.learning.prompt_order import prompt_indices
 from bgrpo.learning.rollout_source import LocalRolloutSource
 from bgrpo.tasks.base import Outcome, Problem
 

@@ -24,9 +24,10 @@ from transformers import PreTrainedModel
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
-from bgrpo.learning.batch import LearningGroup, indices_of_draw
-from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.batch import LearningGroup
+from bgrpo.learning.learner_state import policy_folder
 from bgrpo.learning.packing import packed_logps
+from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.learning.rollout_source import LocalRolloutSource
 from bgrpo.learning.trainer import _rollout_logps
 from bgrpo.policies.io import load_policy

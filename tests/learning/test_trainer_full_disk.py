@@ -13,7 +13,7 @@ from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_confi
 
 from bgrpo.chaos.faults import fill_disk
 from bgrpo.errors import UserError
-from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.learner_state import policy_folder
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 

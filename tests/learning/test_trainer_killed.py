@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from bgrpo.chaos.faults import Missed, hit, wait_until
 from bgrpo.chaos.run_comparison import compare_metrics
-from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.learner_state import policy_folder
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bgrpo.config import TrackingSection, load_config
 from bgrpo.errors import UserError
-from bgrpo.runs.tracking import Tracker, open_command, tracking_uri, valid_name
+from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri, valid_name
 
 SECTION = load_config(TrackingSection, None)
 
@@ -34,7 +34,8 @@ def first_use(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
     """A new store, made by a process of its own; once for this file, since making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("runs")
     script = (
-        "import sys; from bgrpo.config import TrackingSection, load_config; from bgrpo.runs.tracking import Tracker; "
+        "import sys; from bgrpo.config import TrackingSection, load_config; "
+        "from bgrpo.runs.mlflow_tracking import Tracker; "
         "t = Tracker.start(load_config(TrackingSection, None), sys.argv[1], 'r', {'a': 1}); t.log(1, {'kl': 1.0}); "
         "t.finish('FINISHED')"
     )
@@ -170,7 +171,7 @@ def test_an_outage_costs_one_warning_and_no_metric(
         attempts.append(clock.now)
         raise MlflowException("connection to https://me:hunter2@host refused")
 
-    with monkeypatch.context() as outage, caplog.at_level(logging.WARNING, logger="bgrpo.runs.tracking"):
+    with monkeypatch.context() as outage, caplog.at_level(logging.WARNING, logger="bgrpo.runs.mlflow_tracking"):
         outage.setattr(MlflowClient, "log_batch", refuse)
         for step in range(1, 301):
             clock.now = float(step)
@@ -189,13 +190,13 @@ def test_a_server_that_is_down_does_not_stop_the_run(tmp_path: Path, caplog: pyt
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     section = load_config(TrackingSection, None, [f"uri=http://me:hunter2@127.0.0.1:{port}"])
-    with caplog.at_level(logging.WARNING, logger="bgrpo.runs.tracking"):
+    with caplog.at_level(logging.WARNING, logger="bgrpo.runs.mlflow_tracking"):
         tracker = Tracker.start(section, tmp_path, "r", {})
         tracker.log(1, {"kl": 1.0})
         tracker.artifact(tmp_path)
         tracker.finish("FINISHED")
     assert tracker.run_id is None
-    warnings = [record for record in caplog.records if record.name == "bgrpo.runs.tracking"]
+    warnings = [record for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
     assert len(warnings) == 1
     assert "not recorded" in caplog.text
     assert "hunter2" not in caplog.text

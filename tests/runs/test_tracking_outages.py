@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bgrpo.config import TrackingSection, load_config
-from bgrpo.runs.tracking import REST, Tracker
+from bgrpo.runs.mlflow_tracking import REST, Tracker
 
 PATIENCE_S, HURRY_S = 60, 1  # for a server that answers, and for one that does not
 INFO = {
@@ -136,7 +136,7 @@ def test_training_goes_on_and_catches_up(
     assert server.steps
     before = len(server.calls)
     server.turn(outage)
-    with caplog.at_level(logging.WARNING, logger="bgrpo.runs.tracking"):
+    with caplog.at_level(logging.WARNING, logger="bgrpo.runs.mlflow_tracking"):
         log_steps(tracker, 11, 130, clock, 1.0)
     assert 2 <= len(server.calls) - before <= 4, "a store that fails is asked once a minute, not at every step"
     assert len(caplog.records) == 1 and "training goes on" in caplog.text
@@ -153,7 +153,7 @@ def test_what_was_never_sent_is_named(server: Server, tmp_path: Path, caplog: py
     tracker = start(server, tmp_path, clock)
     log_steps(tracker, 1, 5, clock, 10.0)
     server.turn("silent")
-    with caplog.at_level(logging.WARNING, logger="bgrpo.runs.tracking"):
+    with caplog.at_level(logging.WARNING, logger="bgrpo.runs.mlflow_tracking"):
         log_steps(tracker, 6, 9, clock, 10.0)
         before = len(server.calls)
         (tmp_path / "report.png").write_bytes(b"png")

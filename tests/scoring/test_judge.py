@@ -12,7 +12,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.groups import Completion, Group, Verdict
 from bgrpo.scoring import judge as judge_module
 from bgrpo.scoring.judge import Judge, finished_texts
-from bgrpo.scoring.texts import with_texts
+from bgrpo.scoring.readable_groups import with_texts
 from bgrpo.tasks.base import Problem
 
 PROBLEMS = [Problem("p"), Problem("q")]

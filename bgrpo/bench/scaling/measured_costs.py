@@ -28,7 +28,7 @@ from bgrpo.distributed.rollout.service import start_service
 from bgrpo.distributed.session.ray_session import Demand, ray_session
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
-from bgrpo.policies.flat import flatten_parameters, load_flat_parameters
+from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.io import LoadedPolicy, save_policy
 from bgrpo.runs.preparation import Preparation, check_input
 from bgrpo.scoring.judge import Judge, finished_texts

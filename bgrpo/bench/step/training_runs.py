@@ -23,8 +23,8 @@ from bgrpo.distributed.session.ray_session import ray_session, training_demand
 from bgrpo.distributed.train.training_run import run_training
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy, save_policy
+from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.preparation import check_input
-from bgrpo.runs.tracking import Tracker
 
 PARTS = ("rollout", "weights", "learn", "optimizer", "total")
 RUNS = {"quickstart": 12, "19M": 4}

@@ -18,7 +18,7 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.scoring.judge import Judge, finished_texts
-from bgrpo.scoring.texts import complete
+from bgrpo.scoring.readable_groups import complete
 from bgrpo.tasks.base import Outcome, load_task
 
 SHIPPED_PROBLEMS = 96

@@ -32,8 +32,8 @@ from bgrpo.distributed.pool.pool_records import (
     Spawn,
     Unplaceable,
 )
+from bgrpo.distributed.pool.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool.pool_state import PoolState
-from bgrpo.distributed.pool.scaling import ScalingLimits
 from bgrpo.distributed.session.ray_errors import explain, is_node_loss
 from bgrpo.distributed.watch.stacks import NO_ANSWER, current_stacks, describe_processes
 from bgrpo.errors import RunError, UserError

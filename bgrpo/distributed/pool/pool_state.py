@@ -44,7 +44,7 @@ from bgrpo.distributed.pool.pool_records import (
     Spawn,
     Unplaceable,
 )
-from bgrpo.distributed.pool.scaling import PoolScaler, ScalingLimits
+from bgrpo.distributed.pool.pool_scaling import PoolScaler, ScalingLimits
 
 LONGEST_TICK_S = 1.0
 """More time than this between two ticks is no silence of the actors: the pool's own process stood still."""

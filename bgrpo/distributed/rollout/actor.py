@@ -15,7 +15,7 @@ from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.distributed.session.ray_session import node_share
 from bgrpo.groups import Group
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
-from bgrpo.scoring.texts import complete
+from bgrpo.scoring.readable_groups import complete
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ class RolloutActor(PooledActor):
         self._engine = DecodeEngine(self._loaded.model, precision=self._precision)
 
     def load(self, weights: Hashable, buffer: np.ndarray) -> None:
-        """Replace the weights; see :mod:`bgrpo.policies.flat` for the buffer."""
-        from bgrpo.policies.flat import load_flat_parameters
+        """Replace the weights; see :mod:`bgrpo.policies.flat_weights` for the buffer."""
+        from bgrpo.policies.flat_weights import load_flat_parameters
 
         self._weights = None  # nothing may be served if the copy fails half-way
         load_flat_parameters(self._loaded.model, buffer)

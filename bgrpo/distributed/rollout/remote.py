@@ -16,7 +16,7 @@ from bgrpo.errors import UserError
 from bgrpo.evaluation.decoders import DecodeMode
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
-from bgrpo.policies.flat import flatten_parameters
+from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from ray.actor import ActorHandle
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError
 from bgrpo.distributed.pool.pool_records import PoolLimits
-from bgrpo.distributed.pool.scaling import ScalingLimits
+from bgrpo.distributed.pool.pool_scaling import ScalingLimits
 from bgrpo.distributed.rollout.actor import RolloutReply, RolloutRequest, spawn_rollout_actor
 from bgrpo.distributed.rollout.reply_check import find_fault
 from bgrpo.distributed.rollout.service_metrics import ServiceMetrics
@@ -131,8 +131,8 @@ class RolloutService:
         Args:
             version: of the policy. A version that was published before, or an older one, starts a new life of the run:
                 everything published as this version or later is forgotten.
-            wrapped: one reference to the buffer of :func:`bgrpo.policies.flat.flatten_parameters`. The service makes
-                its own copy, which survives the learner.
+            wrapped: one reference to the buffer of :func:`bgrpo.policies.flat_weights.flatten_parameters`. The service
+                makes its own copy, which survives the learner.
         """
         await self.start()  # the first call after Ray has started the service again
         weights = await self._weights.publish(version, wrapped[0])

@@ -50,7 +50,7 @@ class WeightStore:
         return [weights.version for weights in self._known]
 
     async def publish(self, version: int, buffer: ray.ObjectRef) -> Weights:
-        """Make ``buffer`` (see :mod:`bgrpo.policies.flat`) available as ``version``.
+        """Make ``buffer`` (see :mod:`bgrpo.policies.flat_weights`) available as ``version``.
 
         Versions that are not older than ``version`` belong to learners that are gone, and cannot be asked for any more.
         """

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import ray
 
 from bgrpo.config import PretrainConfig, TrainConfig
-from bgrpo.distributed.session.autoscaling import autoscaler_can_hold
 from bgrpo.distributed.session.head_watch import head_watch
+from bgrpo.distributed.session.node_autoscaler import autoscaler_can_hold
 from bgrpo.errors import RunError, UserError
 
 RAY_LOGS = "/tmp/ray/session_latest/logs"

@@ -12,11 +12,11 @@ from bgrpo.config import TrainConfig
 from bgrpo.distributed.rollout.remote import ServiceDecoder, ServiceRolloutSource
 from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.distributed.train.failures import final_failure, record_failure
+from bgrpo.distributed.train.learner_places import record_learner
 from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
-from bgrpo.distributed.train.whereabouts import record_learner
 from bgrpo.distributed.watch.prometheus import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.watch.run_log import RunLog, start_run_log
-from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.learner_state import policy_folder
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.problem_files import read_problems

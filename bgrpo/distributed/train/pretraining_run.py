@@ -28,8 +28,8 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.policies.io import check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, train
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.run_folder import RunFolder, flatten
-from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
 NOT_OF_THE_RESULT = ("run.", "tracking.")  # left out of the command that makes a policy again

@@ -45,14 +45,14 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.distributed.watch.watchdog import Watchdog
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation, evaluate
-from bgrpo.learning.checkpoint import policy_folder
+from bgrpo.learning.learner_state import policy_folder
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import Spent, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
 from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
-from bgrpo.runs.tracking import Tracker, open_command, tracking_uri
 
 POLL_S = 0.25
 START_S = 180.0

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, ScoredGroup, Verdict
-from bgrpo.learning.batch import check_drawn, indices_of_draw
+from bgrpo.learning.batch import check_drawn
+from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.policies.io import write_policy
 
 _OPTIMIZER_FILE = "optimizer.pt"
