@@ -32,12 +32,12 @@ def sweep_arms(config: str | None, overrides: list[str], resume: str | None, ret
     from bgrpo.sweep.sweep_folder import load_new_sweep, load_resumed_sweep
 
     if resume is None:
-        load_new_sweep(config, overrides)
+        sweep, old = load_new_sweep(config, overrides), None
     else:
-        load_resumed_sweep(resume, overrides)
-    from bgrpo.sweep.sweep_driver import sweep_from_command_line
+        sweep, old = load_resumed_sweep(resume, overrides)
+    from bgrpo.sweep.sweep_driver import sweep_and_announce
 
-    return sweep_from_command_line(config, overrides, resume, retry_failed, as_json)
+    return sweep_and_announce(sweep, config, old, retry_failed, as_json)
 
 
 def submit_training(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:

@@ -26,7 +26,7 @@ from bgrpo.sweep.report.sweep_report import write_sweep_report
 from bgrpo.sweep.search_space import number_of_points
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_display import SweepDisplay, TrialProgress, time_left
-from bgrpo.sweep.sweep_folder import SweepFolder, load_new_sweep, load_resumed_sweep, settle_interrupted
+from bgrpo.sweep.sweep_folder import SweepFolder, settle_interrupted
 from bgrpo.sweep.sweep_plan import Plan, Trial, retry_failed
 from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.sweep.tune.tune_run import run_on_tune
@@ -54,20 +54,15 @@ class SweepResult:
     report: Path | None  # page to open; None for an interrupted sweep
 
 
-def sweep_from_command_line(
-    config_name: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool
+def sweep_and_announce(
+    sweep: SweepConfig, config_name: str | None, old: SweepFolder | None, retry_failed: bool, as_json: bool
 ) -> int:
-    """What ``bgrpo sweep`` and ``python -m ray_jobs.sweep`` do; returns the exit status."""
-    console = Console(stderr=as_json)
-    if resume is None:
-        result = run_sweep(load_new_sweep(config_name, overrides), config_name, None, console)
-    else:
-        sweep, folder = load_resumed_sweep(resume, overrides)
-        result = run_sweep(sweep, config_name, folder, console, retry_failed)
+    """What ``bgrpo sweep`` does; arguments as of :func:`run_sweep`. Returns the exit status."""
+    result = run_sweep(sweep, config_name, old, Console(stderr=as_json), retry_failed)
     if as_json:
         print(json.dumps(_summary(result)))
     else:
-        _announce(result, console)
+        _announce(result, Console())
     return {"finished": 0, "interrupted": STOPPED_STATUS, "failed": 1}[result.state]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from bgrpo.config import build_config, load_config
+from bgrpo.config import load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 from bgrpo.runs.redaction import REDACTED, redact_credentials
@@ -151,9 +151,7 @@ class SweepFolder:
 def load_new_sweep(config: str | None, overrides: list[str]) -> SweepConfig:
     """The configuration of a new sweep; ``run.dir`` becomes absolute."""
     sweep = load_config(SweepConfig, config, overrides)
-    tree = sweep.model_dump(mode="json")
-    tree["run"]["dir"] = str(settle_runs(sweep.run.dir))
-    return build_config(SweepConfig, tree, config or "defaults")
+    return _placed(sweep, dir=str(settle_runs(sweep.run.dir)))
 
 
 def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, SweepFolder]:
@@ -182,9 +180,12 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
             f"sweep {folder.name}: tracking.uri={sweep.tracking.uri} was stored without its password; give "
             f"tracking.uri=… again, or tracking.enabled=false"
         )
-    tree = sweep.model_dump(mode="json")
-    tree["run"] |= {"dir": str(folder.path.parent), "name": folder.name}
-    return build_config(SweepConfig, tree, str(folder.path / CONFIG)), folder
+    return _placed(sweep, dir=str(folder.path.parent), name=folder.name), folder
+
+
+def _placed(sweep: SweepConfig, **place: str) -> SweepConfig:
+    """The same sweep in another place; nothing is validated again."""
+    return sweep.model_copy(update={"run": sweep.run.model_copy(update=place)})
 
 
 def newest_metrics(run: Path) -> dict[str, Any]:
