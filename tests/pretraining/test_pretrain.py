@@ -202,11 +202,12 @@ def run_processes(settings: PretrainConfig, run_dir: Path, count: int) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     code = (
-        "import sys, torch\nfrom pathlib import Path\n"
+        "import os, sys, torch\nfrom pathlib import Path\n"
         "from bgrpo.config import PretrainConfig, load_config\nfrom bgrpo.pretraining.pretrain import train\n"
         "torch.distributed.init_process_group('gloo')\n"
         "train(load_config(PretrainConfig, sys.argv[1] + '/config.yaml'), Path(sys.argv[1]), lambda metrics: None)\n"
         "torch.distributed.barrier()\ntorch.distributed.destroy_process_group()\n"
+        "sys.stdout.flush()\nos._exit(0)\n"  # gloo's own threads may abort an interpreter that unloads them
     )
     tests = Path(__file__).resolve().parents[1]
     environment = os.environ | {
