@@ -230,7 +230,7 @@ def generate_data(
 
 @app.command()
 def report(
-    name: Annotated[str, typer.Argument(metavar="SWEEP", help="Name or folder of a sweep, or of a single run.")],
+    name: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="Name or folder of a run or of a sweep.")],
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs and sweeps.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> int:

@@ -27,6 +27,7 @@ from sphinx.errors import ExtensionError
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = {
     "security": "SECURITY.md",
+    "overview": "README.md",
     "runbook": "cluster/README.md",
     "contributing": "CONTRIBUTING.md",
     "changes": "CHANGELOG.md",
@@ -136,7 +137,7 @@ def _type_name(annotation: Any) -> str:
     if hasattr(annotation, "__metadata__"):  # Annotated
         return _type_name(annotation.__origin__)
     if origin is None:
-        return {"NoneType": "none"}.get(annotation.__name__, annotation.__name__) if annotation is not Any else "any"
+        return {"NoneType": "`null`"}.get(annotation.__name__, annotation.__name__) if annotation is not Any else "any"
     arguments = [_type_name(part) for part in get_args(annotation)]
     if origin in (list, dict):
         return f"{origin.__name__} of " + " to ".join(arguments)
@@ -146,7 +147,7 @@ def _type_name(annotation: Any) -> str:
 def _shown(default: Any) -> str:
     """A default as it would be typed."""
     if default is None:
-        return "none"
+        return "`null`"
     if isinstance(default, dict) and default:
         return ", ".join(f"`{name}`" for name in default)
     if isinstance(default, bool):

@@ -16,6 +16,10 @@ import pytest
 from page_commands import PAGES, REPOSITORY, check, commands_of
 
 from bgrpo.cli.app import main
+from bgrpo.config import ProblemSource, TaskSection
+from bgrpo.errors import UserError
+from bgrpo.tasks.base import Outcome, load_task
+from bgrpo.tasks.splits import load_splits
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = sorted({(command, mark) for page in PAGES for command, mark in commands_of(page.read_text("utf-8"))})
@@ -58,13 +62,23 @@ def test_commands_are_found_in_blocks_and_in_sentences() -> None:
     assert len(COMMANDS) > 60
 
 
+def save_files_of(text: str, folder: Path) -> list[str]:
+    """Write the files that a page says to save; their names."""
+    files = re.findall(r"[Ss]aved? (?:this )?as `([\w.]+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL)
+    for name, content in files:
+        (folder / name).write_text(content, "utf-8")
+    return [name for name, _ in files]
+
+
 @pytest.mark.parametrize("page", ["getting_started.md", "tasks_and_rewards.md"])
 def test_the_commands_on_data_and_policies_run_in_their_order(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With fewer problems. What a page reads, a line above it has written."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     text = (REPOSITORY / "docs" / page).read_text("utf-8")
+    save_files_of(text, tmp_path)
     lines = [shlex.split(command)[1:] for command, mark in commands_of(text) if not mark]
     cheap = [words for words in lines if len(words) > 1 and words[0] in CHEAP and "FILE" not in words]
     made = [words for words in cheap if words[0] == "generate-data"]
@@ -74,6 +88,52 @@ def test_the_commands_on_data_and_policies_run_in_their_order(
             if option in words:
                 words[words.index(option) + 1] = value
         assert main([*words, *ENOUGH.get(words[0], [])]) == 0, capsys.readouterr().err
+
+
+def test_the_task_on_the_page_generates_loads_checks_and_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exactly the page's class, file and commands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (REPOSITORY / "docs" / "tasks_and_rewards.md").read_text("utf-8")
+    assert save_files_of(text, tmp_path) == ["my_task.py", "digits.txt"]
+    evaluate, decode = (
+        shlex.split(command)[1:] for command, _ in commands_of(text) if "--data digits.txt --task" in command
+    )
+    assert main([*evaluate, "--json"]) == 0, capsys.readouterr().err
+    result = json.loads(capsys.readouterr().out)
+    assert result["problems"] == 3
+    assert result["by_category"].keys() == {"3 digits", "4 digits", "5 digits"}
+    assert main(decode) == 0, capsys.readouterr().err
+    assert len((tmp_path / "reversed.jsonl").read_text("utf-8").splitlines()) == 3
+
+    task = load_task("my_task:ReverseTask")
+    first = task.generate({}, 20, seed=1)
+    assert first == task.generate({}, 20, seed=1)
+    further = task.generate({"digits": 2}, 90, seed=1, exclude=[f"P 1 {digit} ⁇" for digit in range(10)])
+    assert len({problem.prompt for problem in further}) == 90
+    assert {task.check(problem.prompt, problem.answer) for problem in first + further} == {Outcome.CORRECT}
+    assert task.check("P 1 2 ⁇", "1 2") == Outcome.WRONG
+    with pytest.raises(UserError, match="fewer than 11"):
+        task.generate({"digits": 1}, 11, seed=1)
+
+
+def test_the_moved_script_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for number, name in enumerate(["train", "valid", "test"]):
+        (tmp_path / f"{name}.jsonl").write_text(
+            json.dumps({"prompt": f"{number}+1=", "answer": f"{number + 1}"}) + "\n"
+        )
+    assert save_files_of((REPOSITORY / "docs" / "from_trl.md").read_text("utf-8"), tmp_path) == ["moved.py"]
+    task = load_task("moved:MovedTask")
+    source = {name: ProblemSource(file=f"{name}.jsonl") for name in ("train", "test")}
+    splits = load_splits(task, TaskSection(validation=ProblemSource(file="valid.jsonl"), **source))
+    assert [problem.prompt for problem in splits.validation] == ["1+1="]
+    assert [task.check("2+1=", text) for text in ("3", "4")] == [Outcome.CORRECT, Outcome.WRONG]
+    with pytest.raises(UserError, match=r"task\.validation\.file"):
+        load_splits(task, TaskSection(**source))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ DOCS = REPOSITORY / "docs"
 NOT_BUILT = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 
 sys.path.insert(0, str(DOCS / "_extensions"))
-from repository_pages import lengths, moved_links, runs_in, with_runs_in  # noqa: E402
+from repository_pages import key_tables, lengths, moved_links, runs_in, with_runs_in  # noqa: E402
 
 
 def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
@@ -57,6 +57,14 @@ def test_every_configuration_key_is_on_its_page(built: Path) -> None:
     assert [key for key in keys if not re.search(rf"(?<![\w.]){re.escape(key)}\b", text)] == []
     assert "fp32" in text
     assert "weight of the k3 KL to the reference policy" in text
+
+
+def test_an_unset_key_is_null_as_it_would_be_typed() -> None:
+    (row,) = (row for row in key_tables(TrainConfig).splitlines() if row.startswith("| `advantage.kind` |"))
+    _, values, default, _ = row.split(" | ")
+    assert "`none`" in values
+    assert values.endswith("or `null`")
+    assert default == "`null`"
 
 
 def test_every_command_and_option_is_on_its_page(built: Path) -> None:
