@@ -1,5 +1,9 @@
 """Exceptions that entry points print without a traceback: what the user can mend, and why a run failed."""
 
+from __future__ import annotations
+
+import traceback
+
 
 class UserError(Exception):
     """Something the user typed, wrote or provided is wrong.
@@ -22,3 +26,11 @@ class DivergenceError(UserError):
 
     The message says the step, the values, and what to try. Nothing is published or saved after it.
     """
+
+
+def summary(error: BaseException) -> str:
+    """One line that says what was raised and where."""
+    lines = str(error).splitlines() or [""]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {lines[0]}{where}"

@@ -147,15 +147,17 @@ def evaluate(
     beam_width: Annotated[
         list[int] | None, typer.Option("--beam-width", min=1, help="Width of beam@k; may be repeated.")
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=0, help="Samples per problem for pass@k; 0: none.")] = 10,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=0, help="Samples per problem for pass@k; 0: none.")
+    ] = None,
     max_new_tokens: NewTokens = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the samples.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the samples.")] = None,
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> int:
     """Measure a policy: greedy, beam@k, pass@k and beam-rank score with 95 % intervals, and by category.
 
-    --config runs/RUN/config.yaml judges as that run did.
+    --config runs/RUN/config.yaml judges as that run did; widths, samples and seed come from it too, unless given.
     """
     from bgrpo.cli.measure import Decoding, evaluate_policy
     from bgrpo.cli.task_options import task_overrides
@@ -163,7 +165,7 @@ def evaluate(
     given = [*task_overrides(task, task_option or []), *(overrides or [])]
     chosen = config or ("quickstart" if data is None and task is None else None)
     decoding = Decoding.chosen(policy, chosen, given, max_new_tokens, threads)
-    return evaluate_policy(decoding, data, problems, beam_width or [1, 3, 5, 10], samples, seed, as_json)
+    return evaluate_policy(decoding, data, problems, beam_width, samples, seed, as_json)
 
 
 @app.command()

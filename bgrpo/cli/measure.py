@@ -19,7 +19,7 @@ from bgrpo.display.terminal import progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
-from bgrpo.tasks.base import Problem, Task, load_task
+from bgrpo.tasks.base import Problem, Task, generate_problems, load_task
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
 
@@ -58,21 +58,27 @@ def evaluate_policy(
     decoding: Decoding,
     data: Path | None,
     limit: int | None,
-    beam_widths: Sequence[int],
-    samples: int,
-    seed: int,
+    beam_widths: Sequence[int] | None,
+    samples: int | None,
+    seed: int | None,
     as_json: bool,
 ) -> int:
-    """Print a policy's metrics on a data file, or on the configuration's test problems."""
+    """Print a policy's metrics on a data file, or on the configuration's test problems.
+
+    Widths, samples and seed that are None are the configuration's, as in the table that ends its run.
+    """
     from bgrpo.display.run_report import evaluation_tables
     from bgrpo.evaluation.metrics import evaluate
 
-    task = decoding.task()
+    task, section = decoding.task(), decoding.config.evaluation
+    widths = beam_widths or section.beam_widths
+    samples = section.samples if samples is None else samples
+    seed = decoding.config.seed if seed is None else seed
     problems = _test_problems(task, decoding.config.task) if data is None else load_problems(task, data)
     problems = problems[:limit]
     started = time.monotonic()
     with _decoder(decoding) as decode, progress_bar("evaluating") as show:
-        evaluation = evaluate(decode, problems, beam_widths, samples, seed, on_progress=show)
+        evaluation = evaluate(decode, problems, widths, samples, seed, on_progress=show)
     if as_json:
         result = {
             "policy": decoding.policy,
@@ -171,4 +177,4 @@ def _test_problems(task: Task, section: TaskSection) -> list[Problem]:
     source = section.test
     if source.file is not None:
         return load_problems(task, Path(source.file))[: source.count]
-    return task.generate(source.options, source.count, source.seed)
+    return generate_problems(task, source.options, source.count, source.seed)

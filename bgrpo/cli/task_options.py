@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bgrpo.config import TaskSection, load_config
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.tasks.base import Outcome, Problem, Task, load_file, load_task
 
 
 def task_overrides(name: str | None, options: Iterable[str]) -> list[str]:
@@ -35,7 +35,7 @@ def named_task(name: str | None, options: Iterable[str]) -> Task:
 
 def load_problems(task: Task, path: Path) -> list[Problem]:
     """Problems of a file; says on standard error how many lines' own answers are not correct."""
-    loaded = task.load(path)
+    loaded = load_file(task, path)
     bad = {name: count for name, count in loaded.outcomes.items() if count and name != Outcome.CORRECT}
     if bad:
         found = ", ".join(f"{count} {name}" for name, count in bad.items())

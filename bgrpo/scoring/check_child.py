@@ -16,11 +16,10 @@ import resource
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, summary
 from bgrpo.tasks.base import Outcome, load_task
 
 Judgement = tuple[str, float | None, str]
@@ -64,14 +63,6 @@ def _check_by_function(function: Callable[[str, str], Any]) -> Check:
         return (Outcome.CORRECT if score > 0 else Outcome.WRONG), score, ""
 
     return check
-
-
-def summary(error: BaseException) -> str:
-    """One line that says what was raised and where."""
-    lines = str(error).splitlines() or [""]
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {lines[0]}{where}"
 
 
 def _guarded(check: Check, prompt: str, completion: str, limit_s: float) -> Judgement:

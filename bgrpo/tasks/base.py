@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, summary
 
 
 class Outcome(StrEnum):
@@ -118,6 +119,54 @@ def load_task(name: str, options: dict[str, Any] | None = None) -> Task:
         raise UserError(f"task.options={options}: do not fit task {name!r} ({error})") from None
     task: Task = factory(**(options or {}))
     return task
+
+
+def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
+    """What ``task.load`` gives, see :meth:`Task.load`; a user's task may raise or return anything.
+
+    Raises:
+        UserError: the file is wrong, the task fails, or it returns something else.
+    """
+    with _named(task, f"load({str(path)!r})"):
+        loaded = task.load(path, for_training=for_training, allow_bad=allow_bad)
+    if not isinstance(loaded, LoadedProblems) or not _are_problems(loaded.problems):
+        raise UserError(f"task {task.name!r}: load() returned {_kind(loaded)}, expected LoadedProblems of Problem")
+    return loaded
+
+
+def generate_problems(
+    task: Task, options: dict[str, Any], count: int, seed: int, exclude: Sequence[str] = ()
+) -> list[Problem]:
+    """What ``task.generate`` gives, see :meth:`Task.generate`; a user's task may raise or return anything.
+
+    Raises:
+        UserError: the options do not fit, the task fails, or it returns something else.
+    """
+    with _named(task, f"generate({options}, {count}, {seed})"):
+        problems = task.generate(options, count, seed, exclude)
+    if not _are_problems(problems):
+        raise UserError(f"task {task.name!r}: generate() returned {_kind(problems)}, expected a list of Problem")
+    return problems
+
+
+@contextmanager
+def _named(task: Task, call: str) -> Iterator[None]:
+    """A failure of the task's own code, told in one line that names the task."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a user's task may raise anything
+        raise UserError(f"task {task.name!r}: {call} failed: {summary(error)}") from error
+
+
+def _are_problems(problems: Any) -> bool:
+    return isinstance(problems, list) and all(isinstance(problem, Problem) for problem in problems)
+
+
+def _kind(value: Any) -> str:
+    inner = value.problems if isinstance(value, LoadedProblems) else value
+    return f"a list of {type(inner[0]).__name__}" if isinstance(inner, list) and inner else f"a {type(inner).__name__}"
 
 
 def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bgrpo.config import ProblemSource, TaskSection
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import Problem, Task
+from bgrpo.tasks.base import Problem, Task, generate_problems, load_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ def load_splits(task: Task, section: TaskSection) -> Splits:
 def _load_split(task: Task, section: TaskSection, name: str, exclude: Collection[str]) -> list[Problem]:
     source: ProblemSource = getattr(section, name)
     if source.file is None:
-        return task.generate(source.options, source.count, source.seed, exclude=sorted(exclude))
-    loaded = task.load(Path(source.file), for_training=name == "train", allow_bad=section.allow_bad_lines)
+        return generate_problems(task, source.options, source.count, source.seed, sorted(exclude))
+    loaded = load_file(task, Path(source.file), for_training=name == "train", allow_bad=section.allow_bad_lines)
     problems = [problem for problem in loaded.problems if problem.prompt not in exclude][: source.count]
     if not problems:
         raise UserError(

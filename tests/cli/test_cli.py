@@ -347,6 +347,10 @@ def test_evaluate_takes_a_configurations_test_problems(
     assert set(asked) == {problem.prompt for problem in expected}
     assert metrics["greedy"]["mean"] == 0
     assert metrics["beam@3"]["mean"] == 1
+    assert (
+        main(["evaluate", "--config", str(config), "--json", "evaluation.beam_widths=[2]", "evaluation.samples=0"]) == 0
+    )
+    assert set(json.loads(capsys.readouterr().out)["metrics"]) == {"greedy", "beam@2", "top1", "beam_rank_score"}
     assert metrics["beam_rank_score"]["mean"] == pytest.approx(0.904837418)
 
 
