@@ -249,8 +249,14 @@ def settle_runs(directory: str) -> Path:
 
 
 def load_new_config(model: type[RunConfig], config: str | None, overrides: Sequence[str]) -> RunConfig:
-    """The configuration of a new run, see :func:`bgrpo.config.load_config`; ``run.dir`` becomes absolute."""
+    """The configuration of a new run, see :func:`bgrpo.config.load_config`; folders in it become absolute.
+
+    Learners and rollout actors work in other folders than the driver.
+    """
     loaded = load_config(model, config, overrides)
+    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and Path(loaded.policy.path).is_dir():
+        policy = loaded.policy.model_copy(update={"path": str(Path(loaded.policy.path).absolute())})
+        loaded = loaded.model_copy(update={"policy": policy})
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
 
 

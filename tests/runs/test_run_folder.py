@@ -156,6 +156,16 @@ def test_runs_of_a_ray_job_do_not_lie_in_the_folder_that_ray_deletes(
     assert load_new_config(TrainConfig, None, []).run.dir == str(tmp_path / "runs")
     monkeypatch.setenv(RAY_JOB_VARIABLE, "{}")
     assert load_new_config(TrainConfig, None, []).run.dir == str(tmp_path / "home" / "bgrpo" / "runs")
+
+
+def test_a_policys_folder_becomes_absolute_and_a_name_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learners work in other folders than the driver."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "shipped"):
+        (tmp_path / folder).mkdir()
+    expected = {"mine": str(tmp_path / "mine"), "shipped": "shipped", "org/model": "org/model"}
+    for given, found in expected.items():
+        assert load_new_config(TrainConfig, None, [f"policy.path={given}"]).policy.path == found
     assert load_new_config(TrainConfig, None, ["run.dir=/data/runs"]).run.dir == "/data/runs"
 
 
