@@ -8,7 +8,6 @@ in order, each sent before the next check starts. The process ends when the sock
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import numbers
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bgrpo.errors import UserError, summary
-from bgrpo.tasks.base import Outcome, load_task
+from bgrpo.tasks.base import Outcome, import_named, load_task
 
 Judgement = tuple[str, float | None, str]
 Check = Callable[[str, str], Judgement]
@@ -40,13 +39,7 @@ def load_check(target: str, options: dict[str, Any]) -> Check:
 
 
 def _import_function(target: str) -> Callable[[str, str], Any]:
-    module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
-        raise UserError(f"reward function {target!r}: expected 'module:function'")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"reward function {target!r}: cannot import it ({error})") from error
+    function = import_named(target, f"reward function {target!r}", "'module:function'")
     if not callable(function):
         raise UserError(f"reward function {target!r}: is a {type(function).__name__}, not a function")
     return function

@@ -106,19 +106,33 @@ def load_task(name: str, options: dict[str, Any] | None = None) -> Task:
     """
     shipped = shipped_tasks()
     target = f"bgrpo.tasks.{name}.task:{name.title()}Task" if name in shipped else name
-    module_name, _, attribute = target.partition(":")
-    if not module_name or not attribute:
-        raise UserError(f"task.name={name!r}: expected {', '.join(map(repr, shipped))} or 'module:Class'")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"task.name={name!r}: cannot import it ({error})") from error
+    factory = import_named(target, f"task.name={name!r}", f"{', '.join(map(repr, shipped))} or 'module:Class'")
     try:
         inspect.signature(factory).bind(**(options or {}))
     except TypeError as error:
         raise UserError(f"task.options={options}: do not fit task {name!r} ({error})") from None
     task: Task = factory(**(options or {}))
     return task
+
+
+def import_named(target: str, asked: str, expected: str) -> Any:
+    """What ``module:attribute`` names.
+
+    Args:
+        target: the name.
+        asked: how the user asked for it, for the message.
+        expected: what it should look like, for the message.
+
+    Raises:
+        UserError: it has another form, or cannot be imported.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"{asked}: expected {expected}")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{asked}: cannot import it ({error})") from error
 
 
 def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
