@@ -121,6 +121,7 @@ class FollowedRun:
         self._hit: list[Victim] = []
         self._fault = schedule.fault(0)
         self._due: float | None = None
+        self._sampled, self._weighed = 0.0, -1  # when memory was sampled last; the last fault it was sampled before
         self._ending = False  # a fault is ending the driver
         self._start = time.monotonic()
 
@@ -142,7 +143,7 @@ class FollowedRun:
 
     def _watch(self) -> str:
         """Look, disturb, start the driver again, until the run is over."""
-        best, moved, sampled = 0, time.monotonic(), 0.0
+        best, moved = 0, time.monotonic()
         while True:
             time.sleep(POLL_S)
             if (ended := self._driver.poll()) is not None:
@@ -157,9 +158,8 @@ class FollowedRun:
             self.recoveries.observe(sight, self._now())
             self._disturb(sight)
             now = time.monotonic()
-            if now - sampled > MEMORY_S:
-                sampled = now
-                self.memory.extend(self._view.memory(now))
+            if now - self._sampled > MEMORY_S:
+                self._sample_memory()
             if sight.last_step > best:
                 best, moved = sight.last_step, now
             if now - moved > NO_STEP_S:
@@ -174,6 +174,9 @@ class FollowedRun:
             self._start, self._due = time.monotonic(), fault.gap_s
         if self._now() < self._due:
             return
+        if self._weighed < fault.index:  # so that what a fault ends has been weighed, however short its life was
+            self._weighed = fault.index
+            self._sample_memory()
         if (reason := self._inject(fault, sight)) is not None:
             if self._now() < self._due + PATIENCE_S:
                 return
@@ -182,6 +185,10 @@ class FollowedRun:
         self._say(f"{record.at:6.1f} s  {fault.kind}: {record.victim or f'skipped, {reason}'}")
         self._fault = self._schedule.fault(fault.index + 1)
         self._due = self._now() + (0.0 if self._fault is None else self._fault.gap_s)
+
+    def _sample_memory(self) -> None:
+        self._sampled = time.monotonic()
+        self.memory.extend(self._view.memory(self._sampled))
 
     def _inject(self, fault: Fault, sight: Sight) -> str | None:
         """Do it; else say why not."""
