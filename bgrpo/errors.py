@@ -21,6 +21,26 @@ class RunError(RuntimeError):
     """
 
 
+class LostRunError(RunError):
+    """This process owns the run's folder no more: it was removed or replaced, or another process took the run over.
+
+    Nothing is written to the folder after it.
+    """
+
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C asked the process to end; no :class:`Exception`, so that no handler of failures takes it.
+
+    Attributes:
+        name: of the signal, or what else asked.
+        status: exit status of a process that ends for it.
+    """
+
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(name)
+        self.name, self.status = name, status
+
+
 class DivergenceError(UserError):
     """Training diverged: the loss, the gradient or the KL left the range in which going on makes sense.
 

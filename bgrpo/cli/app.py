@@ -1,6 +1,6 @@
 """The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 a training run stopped with a checkpoint.
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 stopped as asked, to go on with --resume.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from bgrpo.errors import RunError, UserError
+from bgrpo.errors import RunError, Stopped, UserError
 
 INTERRUPTED = 130
 
@@ -411,6 +411,8 @@ def main(arguments: list[str] | None = None) -> int:
         message, status = str(error), 2
     except RunError as error:
         message, status = str(error), 1
+    except Stopped as stop:
+        message, status = f"ended by {stop.name}", stop.status
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bgrpo"
         message, status = f"{error.format_message()} (see {command} --help)", 2

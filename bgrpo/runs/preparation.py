@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
+from bgrpo.files import sha256
+from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.text import encode_texts
 from bgrpo.runs.run_folder import RunFolder
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 
 SPLITS = ("train", "validation", "test")
+CHECKPOINT_BYTES = 12
+"""Of a checkpoint for each weight: fp32, and Adam's two moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,45 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
     return Preparation(policy, splits)
+
+
+def checkpoint_room(policy: LoadedPolicy) -> int:
+    """Bytes that the disk must have for one checkpoint and the final policy."""
+    return (CHECKPOINT_BYTES + 4) * sum(weight.numel() for weight in policy.model.parameters())
+
+
+def record_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
+    """Keep digests of what a run computes its result from, in ``run.json``: ``policy`` and the files in ``data/``."""
+    folder.update(inputs=_digests(folder, policy))
+
+
+def check_same_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
+    """Refuse to go on with a run from other input than it began with. A run without digests has nothing to compare.
+
+    Args:
+        folder: of the run.
+        policy: the one that the run starts from, which is the reference of the KL term; None where there is none.
+
+    Raises:
+        UserError: names what has changed.
+    """
+    saved, now = folder.info().get("inputs") or {}, _digests(folder, policy)
+    changed = [name for name in now if isinstance(saved, dict) and saved.get(name, now[name]) != now[name]]
+    if changed:
+        where = policy.path if policy is not None and changed[0] == "policy" else folder.path / changed[0]
+        raise UserError(
+            f"run {folder.name} cannot be resumed: its {changed[0]} ({where}) is not what it was started with: put it "
+            f"back, or start a new run"
+        )
+
+
+def _digests(folder: RunFolder, policy: LoadedPolicy | None) -> dict[str, str]:
+    found = {f"data/{path.name}": sha256(path) for path in sorted(folder.data.iterdir()) if path.is_file()}
+    if policy is not None:
+        digest = hashlib.sha256(flatten_parameters(policy.model).data)
+        digest.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
+        found["policy"] = digest.hexdigest()
+    return found
 
 
 def save_problems(splits: Splits, folder: RunFolder) -> None:

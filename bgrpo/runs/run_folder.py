@@ -6,14 +6,16 @@ import contextlib
 import difflib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
 import re
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,8 +23,9 @@ from typing import Any, TypeVar, cast
 import yaml
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
-from bgrpo.errors import UserError
-from bgrpo.files import write_atomically
+from bgrpo.errors import LostRunError, UserError
+from bgrpo.files import is_file, parse_object, write_atomically
+from bgrpo.runs.ownership import Claim, own
 from bgrpo.runs.redaction import REDACTED, redact_credentials
 
 RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
@@ -62,17 +65,24 @@ CHANGEABLE_ON_RESUME = (
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
 RECORDED_PACKAGES = ("bgrpo", "torch", "transformers", "trl", "ray", "mlflow")
 
+ROOM = 16 * 2**20
+"""Bytes that a file system must have free for a run to begin: its folder without checkpoints."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_NOT_NAMES = ("mlflow.db", "mlartifacts")  # MLflow's own, beside the runs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """``<run.dir>/<name>/``. Only the path: cheap to send to other processes that see the same folder.
 
-    One process writes ``run.json`` and ``metrics.jsonl``; any may read.
+    Any process may read. A run's own processes write, each with the ``claim`` of the run's owner, see :meth:`owned`.
     """
 
     path: Path
+    claim: Claim | None = field(default=None, compare=False)
 
     @classmethod
     def create(cls, config: TrainConfig | PretrainConfig, config_name: str | None) -> RunFolder:
@@ -85,6 +95,7 @@ class RunFolder:
         Raises:
             UserError: the name is taken or no plain folder name, or the folder cannot be written.
         """
+        check_place(config.run.dir, config.run.name)
         runs, path = Path(config.run.dir), None
         try:
             runs.mkdir(parents=True, exist_ok=True)
@@ -115,7 +126,7 @@ class RunFolder:
             UserError: there is no such run; names the nearest and the last ones.
         """
         for path in (Path(runs) / name, Path(name)):
-            if (path / "run.json").is_file():
+            if is_file(path / "run.json"):
                 return cls(path.resolve())
         raise UserError(f"no run {name!r} in {runs}/: {_suggest(Path(runs), name)}")
 
@@ -159,22 +170,54 @@ class RunFolder:
         """The picture of training curves and before/after bars."""
         return self.path / "report.png"
 
+    @contextmanager
+    def owned(self) -> Iterator[RunFolder]:
+        """The same folder for its only writer, see :func:`bgrpo.runs.ownership.own`.
+
+        Raises:
+            UserError: another process has it.
+        """
+        with own(self.path, f"run {self.name}") as claim:
+            yield replace(self, claim=claim)
+
+    def check_owner(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            LostRunError: the folder is not, or no longer, this run's; see :meth:`bgrpo.runs.ownership.Claim.check`.
+        """
+        if self.claim is not None:
+            self.claim.check()
+
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says: status, config, started, versions, and what :meth:`update` added."""
         try:
-            info: dict[str, Any] = json.loads((self.path / "run.json").read_text("utf-8"))
+            return parse_object((self.path / "run.json").read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / 'run.json'}: cannot be read: {error}") from error
-        return info
 
     def update(self, **fields: Any) -> None:
-        """Set fields of ``run.json``, complete or not at all."""
-        write_atomically(self.path / "run.json", json.dumps(self.info() | fields, indent=1) + "\n")
+        """Set fields of ``run.json``, complete or not at all.
+
+        Raises:
+            LostRunError: the folder is not this run's any more.
+        """
+        self.check_owner()
+        info = self.info()
+        if self.claim is not None and not info:
+            raise LostRunError(f"{self.path / 'run.json'}: was removed while {self.name} was running")
+        write_atomically(self.path / "run.json", json.dumps(info | fields, indent=1) + "\n")
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null."""
+        """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null.
+
+        Raises:
+            LostRunError: the folder is not this run's any more.
+            UserError: it cannot be written.
+        """
+        self.check_owner()
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps({"step": step, "time": round(time.time(), 3)} | values | {"step": step})
         try:
@@ -184,15 +227,19 @@ class RunFolder:
             raise UserError(f"{self.metrics_path}: cannot be written ({error.strerror}): free some space") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
+        """The lines of ``metrics.jsonl``; one that is damaged is left out, as is a last one that a crash cut off."""
         if not self.metrics_path.exists():
             return []
-        lines = self.metrics_path.read_text("utf-8").split("\n")
+        lines = self.metrics_path.read_bytes().split(b"\n")
         whole = lines[:-1]  # a finished line ends in a line feed, so the last piece is empty or cut off
-        return [json.loads(line) for line in whole if line]
+        parsed = [parse_metrics(line) for line in whole if line]
+        if None in parsed:
+            logger.warning("%s: line %d is damaged, left out", self.metrics_path, parsed.index(None) + 1)
+        return [line for line in parsed if line is not None]
 
     def truncate_after(self, step: int) -> None:
-        """Forget the metrics of later steps than ``step``: a resumed run makes them again."""
+        """Forget the metrics of later steps than ``step``, and damaged lines: a resumed run makes them again."""
+        self.check_owner()
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_atomically(self.metrics_path, "".join(kept))
 
@@ -237,6 +284,62 @@ class RunFolder:
         write_atomically(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
+def parse_metrics(line: str | bytes) -> dict[str, Any] | None:
+    """One line of ``metrics.jsonl``; None when it is damaged."""
+    try:
+        found = parse_object(line)
+    except ValueError:
+        return None
+    whole = type(found.get("step")) is int and all(
+        value is None or type(value) in (int, float) for value in found.values()
+    )
+    return found if whole else None
+
+
+def check_name(name: str | None) -> None:
+    """Refuse what cannot be a run's or a sweep's folder.
+
+    Raises:
+        UserError: says what would be right.
+    """
+    if name is not None and (not _NAME.fullmatch(name) or name.lower() in _NOT_NAMES):
+        raise UserError(
+            f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit, at most 200"
+            f" (and not {' or '.join(_NOT_NAMES)})"
+        )
+
+
+def check_place(directory: str, name: str | None, kind: str = "run", room: int = ROOM) -> None:
+    """Refuse a place where a new run or sweep could not begin, before anything is made there.
+
+    Args:
+        directory: ``run.dir``.
+        name: ``run.name``; None for one that will be made up.
+        kind: run or sweep, for the message.
+        room: bytes that must be free.
+
+    Raises:
+        UserError: no name, a name that is taken, a folder that cannot be written, or too little room.
+    """
+    check_name(name)
+    if "\0" in directory:
+        raise UserError(f"run.dir={directory!r}: is no path")
+    runs = Path(directory)
+    if name is not None and os.path.lexists(runs / name):
+        raise UserError(f"{kind} {name!r} exists in {runs}/: go on with it by --resume {name}, or set another run.name")
+    there = next((path for path in (runs, *runs.absolute().parents) if os.path.lexists(path)), Path("/"))
+    mend = "set run.dir to a folder that can be written"
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "may not be written" if there.is_dir() else "is no folder"
+        raise UserError(f"run.dir={directory}: the {kind}'s folder cannot be written ({there} {why}): {mend}")
+    free = shutil.disk_usage(there).free
+    if free < room:
+        raise UserError(
+            f"run.dir={directory}: {free / 2**20:.0f} MiB are free, and the {kind} needs {room / 2**20:.0f} MiB to "
+            f"begin with: free some space, or {mend}"
+        )
+
+
 def settle_runs(directory: str) -> Path:
     """Where a relative ``run.dir`` lies: below the current folder, but in a Ray job below ``~/bgrpo``.
 
@@ -254,6 +357,7 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides)
+    check_name(loaded.run.name)
     if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and Path(loaded.policy.path).is_dir():
         policy = loaded.policy.model_copy(update={"path": str(Path(loaded.policy.path).absolute())})
         loaded = loaded.model_copy(update={"policy": policy})
@@ -293,6 +397,7 @@ def load_resumed_config(
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
     config = load_config(model, str(run.config_path), overrides)
+    run.check_same_result(config)
     if config.tracking.enabled and REDACTED in (config.tracking.uri or ""):
         raise UserError(
             f"run {run.name}: tracking.uri={config.tracking.uri} was stored without its password; give tracking.uri=… "
@@ -331,17 +436,12 @@ def _changeable(key: str) -> bool:
 
 
 def _make_named(runs: Path, name: str) -> Path:
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit"
-        )
     path = runs / name
     try:
         path.mkdir()
     except FileExistsError:
-        raise UserError(
-            f"run {name!r} exists in {runs}/: resume it with --resume {name}, or set another run.name"
-        ) from None
+        check_place(str(runs), name)  # somebody was quicker: says so
+        raise
     return path
 
 

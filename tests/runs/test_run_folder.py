@@ -56,7 +56,7 @@ def test_a_taken_name_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"run\.name"):
         RunFolder.create(_config(tmp_path, f"run.name={name!r}"), None)
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_run_is_answered_with_those_there_are(tmp_path: Path) -> None:
@@ -123,9 +123,8 @@ def test_resuming_on_another_cluster_may_fit_the_run_to_it(tmp_path: Path) -> No
 
 def test_resuming_refuses_what_would_change_the_result(tmp_path: Path) -> None:
     run = RunFolder.create(_config(tmp_path, "run.name=r"), None)
-    config = load_resumed_config(TrainConfig, str(run.path), ["rollout.group_size=11", "seed=4", "checkpoint.every=7"])
     with pytest.raises(UserError) as refusal:
-        run.resume(config)
+        load_resumed_config(TrainConfig, str(run.path), ["rollout.group_size=11", "seed=4", "checkpoint.every=7"])
     assert "rollout.group_size=11 (the run has 10)" in str(refusal.value)
     assert "seed=4 (the run has 0)" in str(refusal.value)
     assert "checkpoint" not in str(refusal.value)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from bgrpo.runs.run_folder import parse_metrics
 
 
 class MetricsTail:
@@ -36,7 +37,9 @@ class MetricsTail:
         whole = written[: written.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            record = json.loads(line)
+            record = parse_metrics(line)
+            if record is None:
+                continue  # damaged: told when the file is read as a whole
             step = record.pop("step")
             if step > self.last_step:
                 self.last_step = step
