@@ -131,6 +131,22 @@ def own(folder: Path, what: str) -> Iterator[Claim]:
         os.close(lock)
 
 
+def check_free(folder: Path, what: str) -> None:
+    """Refuse a folder that another process owns, before the work that comes before owning it.
+
+    Raises:
+        UserError: as of :func:`own`.
+    """
+    try:
+        lock = os.open(folder / FOLDER / LOCK, os.O_RDWR)
+    except OSError:  # nobody ever owned it, or it cannot be written, which owning it will say
+        return
+    try:
+        _refuse_living(folder, what, _take(lock, folder, what))
+    finally:
+        os.close(lock)
+
+
 def newest_owner(folder: Path) -> Owner | None:
     """Who owns the folder, or owned it last; None where nobody ever did, or the record cannot be read."""
     return _read(folder, _newest_number(folder))
@@ -152,13 +168,8 @@ def _take(lock: int, folder: Path, what: str) -> bool:
 def _claim(folder: Path, what: str, has_locks: bool) -> Claim:
     """Write this process's record, unless the last owner still lives."""
     try:
-        number = _newest_number(folder)
-        last = _read(folder, number)
-        if last is not None and (age_s := _beat_age(folder)) is not None:
-            here = last.machine == _machine()
-            if (not has_locks and _lives(last)) if here else age_s < STALE_S:  # a lock here has gone with its owner
-                raise _taken(what, last, age_s)
-        owner = Owner.here(number + 1)
+        _refuse_living(folder, what, has_locks)
+        owner = Owner.here(_newest_number(folder) + 1)
         try:
             with _record(folder, owner.number).open("x", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(owner)))
@@ -168,6 +179,16 @@ def _claim(folder: Path, what: str, has_locks: bool) -> Claim:
     except OSError as error:
         raise _unwritable(folder, error) from error
     return Claim(folder, owner)
+
+
+def _refuse_living(folder: Path, what: str, has_locks: bool) -> None:
+    """Raise when the last owner still lives, as far as its record and its heartbeat say."""
+    last = newest_owner(folder)
+    if last is None or (age_s := _beat_age(folder)) is None:
+        return
+    here = last.machine == _machine()
+    if (not has_locks and _lives(last)) if here else age_s < STALE_S:  # a lock here has gone with its owner
+        raise _taken(what, last, age_s)
 
 
 def _beat(claim: Claim, over: threading.Event) -> None:

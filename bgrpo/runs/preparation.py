@@ -87,7 +87,7 @@ def check_same_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
         UserError: names what has changed.
     """
     saved, now = folder.info().get("inputs") or {}, _digests(folder, policy)
-    changed = [name for name in now if isinstance(saved, dict) and saved.get(name, now[name]) != now[name]]
+    changed = [name for name in sorted(saved) if saved[name] != now.get(name)] if isinstance(saved, dict) else []
     if changed:
         where = policy.path if policy is not None and changed[0] == "policy" else folder.path / changed[0]
         raise UserError(

@@ -25,7 +25,7 @@ import yaml
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import LostRunError, UserError
 from bgrpo.files import is_file, parse_object, write_atomically
-from bgrpo.runs.ownership import Claim, own
+from bgrpo.runs.ownership import Claim, check_free, own
 from bgrpo.runs.redaction import REDACTED, redact_credentials
 
 RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
@@ -304,8 +304,8 @@ def check_name(name: str | None) -> None:
     """
     if name is not None and (not _NAME.fullmatch(name) or name.lower() in _NOT_NAMES):
         raise UserError(
-            f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit, at most 200"
-            f" (and not {' or '.join(_NOT_NAMES)})"
+            f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit, no more "
+            f"than 200 (and not {' or '.join(_NOT_NAMES)})"
         )
 
 
@@ -390,6 +390,7 @@ def load_resumed_config(
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
     runs = settle_runs(given.get("run.dir", load_config(model, None).run.dir))
     run = RunFolder.open(runs, resume)
+    check_free(run.path, f"run {run.name}")
     started_with = run.info().get("config")
     if config_name is not None and config_name != started_with:
         raise UserError(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
 from bgrpo.errors import Stopped
 
@@ -42,17 +43,18 @@ def last_words(say: Words) -> Iterator[None]:
         _words.remove(say)
 
 
-def end_process(status: str, cause: str, exit_status: int) -> None:
+def end_process(status: str, cause: str, exit_status: int, terminal: TextIO | None = None) -> None:
     """End this process at once, from any thread, where it cannot be ended in an orderly way.
 
     Args:
         status: of the run, for its records.
         cause: the line for the user.
         exit_status: of the process.
+        terminal: where the line goes; default: the standard error.
     """
     for say in reversed(_words):
         say(status, cause)
-    print(f"error: {cause}", file=sys.stderr, flush=True)
+    print(f"error: {cause}", file=terminal or sys.stderr, flush=True)
     os._exit(exit_status)
 
 

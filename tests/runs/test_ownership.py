@@ -21,7 +21,7 @@ import pytest
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import LostRunError, UserError
 from bgrpo.runs import ownership
-from bgrpo.runs.ownership import BEAT, FOLDER, STALE_S, Claim, Owner, newest_owner, own
+from bgrpo.runs.ownership import BEAT, FOLDER, STALE_S, Claim, Owner, check_free, newest_owner, own
 from bgrpo.runs.run_folder import RunFolder
 
 HOLD = "import sys, time; from pathlib import Path; from bgrpo.runs.ownership import own\n"
@@ -61,8 +61,11 @@ def test_a_living_process_is_named_and_a_killed_one_is_followed(
     with another_process(tmp_path) as process:
         with pytest.raises(UserError, match=rf"^run x belongs to process {process.pid} on \S+ since 20.*then resume$"):
             own(tmp_path, "run x").__enter__()
+        with pytest.raises(UserError, match=f"^run x belongs to process {process.pid} on"):
+            check_free(tmp_path, "run x")
         process.kill()
         process.wait(10)
+        check_free(tmp_path, "run x")
         with own(tmp_path, "run x") as claim:
             assert claim.owner.number == 2
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,9 +59,9 @@ def own_ray_watch() -> Iterator[None]:
         if over in ready:
             return
         name, pid = names[ready.pop()]
-        sys.stderr = os.fdopen(os.dup(2), "w")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for Ray's dump
-        end_process("failed", OWN_LOST.format(name=name, pid=pid), 1)
+        terminal = os.fdopen(os.dup(2), "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for Ray's dump, which is in its logs too
+        end_process("failed", OWN_LOST.format(name=name, pid=pid), 1, terminal)
 
     thread = threading.Thread(target=watch, name="own Ray watch", daemon=True)
     thread.start()
