@@ -18,7 +18,7 @@ from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import check_room_here, missing_room, training_demand
 from bgrpo.distributed.train.driving import Background
 from bgrpo.distributed.train.metrics_tail import MetricsTail
-from bgrpo.errors import UserError
+from bgrpo.errors import Stopped, UserError
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.preparation import check_input
@@ -160,6 +160,9 @@ class _Sweep:
             if report is not None:
                 tracker.artifact(report.parent, "report")
             status = MLFLOW_STATUS[state]
+        except Stopped:
+            status = "KILLED"
+            raise
         finally:
             tracker.finish(status)
         counts = {name: sum(trial.state == name for trial in plan.trials) for name in TRIAL_STATES}
