@@ -96,7 +96,7 @@ class RunFolder:
             UserError: the name is taken or no plain folder name, or the folder cannot be written.
         """
         check_place(config.run.dir, config.run.name)
-        runs, path = Path(config.run.dir), None
+        runs, path, made = Path(config.run.dir), None, False
         try:
             runs.mkdir(parents=True, exist_ok=True)
             path = _make_named(runs, config.run.name) if config.run.name else _make_unnamed(runs, config, config_name)
@@ -105,13 +105,15 @@ class RunFolder:
                 folder.mkdir()
             run._write_config(config)
             run.update(status="running", config=config_name, started=_now(), versions=installed_versions())
+            made = True
         except OSError as error:
-            if path is not None:  # what was begun would stand in the way of the next attempt
-                shutil.rmtree(path, ignore_errors=True)
             raise UserError(
                 f"run.dir={config.run.dir}: the run's folder cannot be written ({error.strerror or error}): "
                 f"free some space or set run.dir to a folder that can be written"
             ) from error
+        finally:
+            if path is not None and not made:  # what was begun would stand in the way of the next attempt
+                shutil.rmtree(path, ignore_errors=True)
         return run
 
     @classmethod

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.train.driving import JOB_SAVE_S, STOP_FILE, ask_learners_to_stop, recorded_attempt
+from bgrpo.distributed.train.driving import JOB_SAVE_S, STOP_FILE, ask_learners_to_stop, new_run, recorded_attempt
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
 from bgrpo.runs.stopping import SAVE_S, StopSignals
@@ -94,3 +94,18 @@ def test_learners_are_asked_to_save_only_what_is_not_saved(made: RunFolder, monk
     assert ask_learners_to_stop(made, "SIGTERM", 9, 7, 60.0, console) == 120.0, "a long step is waited for"
     monkeypatch.setenv(RAY_JOB_VARIABLE, "{}")
     assert ask_learners_to_stop(made, "SIGTERM", 9, 7, 1.0, console) == JOB_SAVE_S
+
+
+@pytest.mark.parametrize("raised", [STOP, UserError("full"), KeyError("bug"), KeyboardInterrupt()])
+def test_a_run_that_was_not_filled_leaves_no_folder(tmp_path: Path, raised: BaseException) -> None:
+    def fill(folder: RunFolder) -> None:
+        (folder.data / "train.jsonl").write_text("half")
+        raise raised
+
+    run = load_config(TrainConfig, None, [f"run.dir={tmp_path}", "run.name=x"])
+    with pytest.raises(type(raised)), new_run(run, None, fill):
+        pass
+    assert not (tmp_path / "x").exists()
+    with new_run(run, None, lambda folder: None) as folder:
+        folder.update(status="stopped")
+    assert folder.info()["status"] == "stopped"

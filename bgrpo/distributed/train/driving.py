@@ -18,6 +18,7 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
+from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.distributed.session.guardian import TRAIN_FOLDER
 from bgrpo.distributed.session.ray_errors import explain
 from bgrpo.distributed.session.ray_session import Demand
@@ -155,6 +156,28 @@ def _losses(error: BaseException) -> dict[int, str]:
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     causes = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
     return {rank: explain(cause) for rank, cause in causes.items() if isinstance(cause, RayError)}
+
+
+@contextmanager
+def new_run(
+    config: TrainConfig | PretrainConfig, config_name: str | None, fill: Callable[[RunFolder], None]
+) -> Iterator[RunFolder]:
+    """The folder of a new run, owned and filled; one that could not be filled, or was not to be, leaves nothing.
+
+    Args:
+        config: of the run.
+        config_name: what the user gave as ``--config``.
+        fill: writes the run's input into the folder.
+    """
+    made, filled = RunFolder.create(config, config_name), False
+    try:
+        with made.owned() as folder:
+            fill(folder)
+            filled = True
+            yield folder
+    finally:
+        if not filled:
+            shutil.rmtree(made.path, ignore_errors=True)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from bgrpo.distributed.train.driving import (
     Background,
     ask_learners_to_stop,
     fit_workers,
+    new_run,
     raise_failure,
     recorded_attempt,
     say,
@@ -122,13 +123,13 @@ def run_pretrain(
             say(console, f"run {done.folder.name} has finished: nothing is left to do")
             return done
         with _own(config, config_name, resume, command, console) as folder:
-            say(console, f"run {folder.name} in {folder.path}")
             result: PretrainResult | None = None
             with (
                 recorded_attempt(folder, resume, signals, console) as attempt,
                 guarded_ray_session(pretraining_demand(config), signals),
             ):
                 attempt.begun = True
+                say(console, f"run {folder.name} in {folder.path}")
                 result = _go(config, folder, console, signals)
                 attempt.ended = "stopped" if result.policy is None else "finished"
             return result or PretrainResult(folder, None, None)
@@ -157,10 +158,13 @@ def _own(
     check_place(config.run.dir, config.run.name)
     with console.status("making the training data"):
         data = make_data(config)
-    with RunFolder.create(config, config_name).owned() as folder:
+
+    def fill(folder: RunFolder) -> None:
         data.save(folder.path)
         record_input(folder, None)
         folder.update(command=command)
+
+    with new_run(config, config_name, fill) as folder:
         yield folder
 
 

@@ -36,6 +36,7 @@ from bgrpo.distributed.train.driving import (
     Background,
     ask_learners_to_stop,
     fit_workers,
+    new_run,
     raise_failure,
     recorded_attempt,
     say,
@@ -132,13 +133,13 @@ def run_training(
             say(console, f"run {done.folder.name} has finished: nothing is left to do")
             return done
         with _own(config, config_name, resume, console) as (folder, prepared):
-            say(console, f"run {folder.name} in {folder.path}")
             result: RunResult | None = None
             with (
                 recorded_attempt(folder, resume, signals, console) as attempt,
                 guarded_ray_session(training_demand(config), signals),
             ):
                 attempt.begun = True
+                say(console, f"run {folder.name} in {folder.path}")
                 result = _Run(config, folder, prepared, console, tags or {}, on_step, signals).go()
                 attempt.ended = "stopped" if result.stopped else "finished"
             return result or RunResult(folder, True, None, None)
@@ -169,9 +170,12 @@ def _own(
     check_place(config.run.dir, config.run.name)
     prepared = check_input(config)
     check_place(config.run.dir, config.run.name, room=ROOM + checkpoint_room(prepared.policy))
-    with RunFolder.create(config, config_name).owned() as folder:
+
+    def fill(folder: RunFolder) -> None:
         save_problems(prepared.splits, folder)
         record_input(folder, prepared.policy)
+
+    with new_run(config, config_name, fill) as folder:
         yield folder, prepared
 
 
