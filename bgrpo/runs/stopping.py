@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from bgrpo.errors import Stopped
 
@@ -69,6 +69,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked: str | None = None
         self.insisted = False
+        self._raised: Stopped | None = None
         self._gently: Callable[[str], float] | None = None
         self._deadline: float | None = None
         self._end_at = 0.0
@@ -112,13 +113,34 @@ class StopSignals:
         if not first:
             if number == signal.SIGINT:  # SIGTERM is repeated by some that send it
                 self.insisted = True
-                raise Stopped(name, INTERRUPTED_STATUS)
+                self._raise(name, INTERRUPTED_STATUS)
         elif self._gently is not None:
             save_s = self._gently(name)
             self._deadline = time.monotonic() + save_s
             self._end_at = self._deadline + CLOSE_S
         else:
-            raise Stopped(name, STOPPED_STATUS if number == signal.SIGTERM else INTERRUPTED_STATUS)
+            self._raise(name, STOPPED_STATUS if number == signal.SIGTERM else INTERRUPTED_STATUS)
+
+    def _raise(self, name: str, status: int) -> NoReturn:
+        self._raised = Stopped(name, status)
+        raise self._raised
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """What comes of :class:`Stopped` in foreign code is that again: native code makes errors of its own of it.
+
+        So is the end that Ray's own handler asks for while Ray starts, with the signal's number as its status.
+        """
+        try:
+            yield
+        except SystemExit as end:
+            if end.code != signal.SIGTERM:
+                raise
+            raise Stopped("SIGTERM", STOPPED_STATUS) from None
+        except Exception as error:
+            if self._raised is None:
+                raise
+            raise self._raised from error
 
     @contextmanager
     def _installed(self) -> Iterator[None]:
@@ -129,11 +151,8 @@ class StopSignals:
         thread = threading.Thread(target=self._watch, args=(reader,), name="stop signals", daemon=True)
         thread.start()
         try:
-            yield
-        except SystemExit as end:  # Ray's own handler, while it starts, ends with the signal's number
-            if end.code != signal.SIGTERM:
-                raise
-            raise Stopped("SIGTERM", STOPPED_STATUS) from None
+            with self.translated():
+                yield
         finally:
             self._over.set()
             signal.set_wakeup_fd(previous)

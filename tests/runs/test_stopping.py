@@ -54,6 +54,10 @@ with last_words(lambda status, cause: say('status', status)), Hangs():
     "a library's handler": """
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
 say('ready'); time.sleep(60)""",
+    "turned into an error": """
+say('ready')
+try: time.sleep(60)
+except Stopped: raise SystemError("returned a result with an exception set")""",
     "taken back": """
 signal.signal(signal.SIGTERM, signal.SIG_IGN); signals.again()
 say('ready'); time.sleep(60)""",
@@ -93,6 +97,7 @@ def run(body: str, *numbers: signal.Signals) -> tuple[int, list[str]]:
         ),
         ("hangs", [SIGINT, SIGINT], 130, ["ready", "hangs", "stopped by SIGINT"]),
         ("a library's handler", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
+        ("turned into an error", [SIGINT], 130, ["ready", "stopped by SIGINT"]),
         ("taken back", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
     ],
 )

@@ -205,7 +205,7 @@ def recorded_attempt(folder: RunFolder, resumed: bool, signals: StopSignals, con
     attempt = Attempt(begun=resumed)
     status, cause = "failed", ""
     try:
-        with last_words(lambda status, cause: set_status(folder, status, console, cause)):
+        with signals.translated(), last_words(lambda status, cause: set_status(folder, status, console, cause)):
             yield attempt
     except Stopped:
         status, attempt.begun = "interrupted" if signals.insisted else "stopped", True
