@@ -33,7 +33,12 @@ class ProblemSource(Section):
     file: str | None = Field(None, description="data file; when set, nothing is generated")
     options: dict[str, Any] = Field({}, description="of the task's generator: see bgrpo generate-data --help")
     count: Positive = Field(1000, description="how many problems to generate, or at most to read from the file")
-    seed: NonNegative = Field(0, description="seed of the generator")
+    seed: NonNegative = Field(0, description="of the generator, or of what is held out")
+    share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="part of task.train's file to hold out for validation or test when they have no file; default: "
+        "none, or 0.05 where the task has no generator",
+    )
 
 
 class TaskSection(Section):
@@ -44,6 +49,9 @@ class TaskSection(Section):
     train: ProblemSource = Field(ProblemSource(count=50000, seed=1), description="problems to learn from")
     validation: ProblemSource = Field(ProblemSource(count=500, seed=2), description="problems for model selection")
     test: ProblemSource = Field(ProblemSource(count=1000, seed=3), description="problems for the before/after table")
+    split_by: str | None = Field(
+        None, description="column whose values are never on two sides of a split that task.*.share makes"
+    )
     allow_bad_lines: bool = Field(False, description="train on a file some of whose own answers are wrong")
 
 

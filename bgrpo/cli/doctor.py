@@ -25,7 +25,7 @@ from rich.console import Console
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import load_task
+from bgrpo.tasks.base import generate_problems, load_task
 
 GIB = 1024**3
 CHECKED_PACKAGES = ("torch", "transformers", "trl", "ray", "mlflow")
@@ -215,7 +215,8 @@ def check_policy() -> Check:
     policy = load_policy("shipped")
     config = load_config(TrainConfig, "quickstart")
     test = config.task.test
-    problems = load_task(config.task.name, config.task.options).generate(test.options, KNOWN_PROBLEMS, test.seed)
+    task = load_task(config.task.name, config.task.options)
+    problems = generate_problems(task, test.options, KNOWN_PROBLEMS, test.seed)
     with Judge(config).start() as checks:
         metrics = evaluate(LocalDecoder(policy, checks.run, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
     solved = round(metrics[f"beam@{RANK_WIDTH}"] * KNOWN_PROBLEMS)

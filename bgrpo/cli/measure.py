@@ -14,12 +14,13 @@ from typing import Any
 from rich.console import Console
 
 from bgrpo.cli.task_options import load_problems
-from bgrpo.config import TaskSection, TrainConfig, load_config
+from bgrpo.config import TrainConfig, load_config
 from bgrpo.display.terminal import progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
-from bgrpo.tasks.base import Problem, Task, generate_problems, load_task
+from bgrpo.tasks.base import Task, load_task
+from bgrpo.tasks.splits import evaluation_problems
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
 
@@ -74,7 +75,7 @@ def evaluate_policy(
     widths = beam_widths or section.beam_widths
     samples = section.samples if samples is None else samples
     seed = decoding.config.seed if seed is None else seed
-    problems = _test_problems(task, decoding.config.task) if data is None else load_problems(task, data)
+    problems = evaluation_problems(task, decoding.config.task) if data is None else load_problems(task, data)
     problems = problems[:limit]
     started = time.monotonic()
     with _decoder(decoding) as decode, progress_bar("evaluating") as show:
@@ -170,11 +171,3 @@ def _written(out: Path) -> Iterator[Any]:
             yield file
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-
-
-def _test_problems(task: Task, section: TaskSection) -> list[Problem]:
-    """The test split, which does not depend on the other splits."""
-    source = section.test
-    if source.file is not None:
-        return load_problems(task, Path(source.file))[: source.count]
-    return generate_problems(task, source.options, source.count, source.seed)

@@ -29,19 +29,34 @@ class Outcome(StrEnum):
     ERROR = "error"
 
 
+Message = dict[str, str]
+"""Of a chat: ``{"role": …, "content": …}``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One problem of a data file.
 
     Attributes:
-        prompt: text that the tokenizer turns into the prompt.
+        prompt: text that the tokenizer turns into the prompt; of a chat, its messages as one text, for people to read.
         answer: the known answer, without terminator; empty when none is known.
         category: label of the breakdown in evaluations, empty for none.
+        messages: of a chat, which the policy's chat template turns into the prompt; empty when the prompt is text.
+        alternatives: further answers that are as right as ``answer``.
+        fields: whatever else its row holds, by column, as JSON can hold it.
     """
 
     prompt: str
     answer: str = ""
     category: str = ""
+    messages: tuple[Message, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> list[str]:
+        """Every known answer; none when none is known."""
+        return [self.answer, *self.alternatives] if self.answer else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,8 @@ class Task(Protocol):
 
     A task may have further methods, which some commands ask for; see :func:`ability`:
 
+    - ``generate(options, count, seed, exclude=()) -> list[Problem]``: ``count`` distinct problems, a pure function of
+      (options, count, seed), none with a prompt in ``exclude``. Without it, problems come from files.
     - ``tokenizer() -> PreTrainedTokenizerBase``: of policies trained from scratch (``bgrpo pretrain``).
     - ``write_data(options, count, seed, out, workers, progress, exclude)``: write a data file (``generate-data``).
     - ``verify(path, progress) -> dict``: check every line's own answer (``verify``).
@@ -82,10 +99,6 @@ class Task(Protocol):
             UserError: missing, empty or malformed file (with the line number); or a file for training some of whose
                 own answers are wrong, unless ``allow_bad``.
         """
-        ...
-
-    def generate(self, options: dict[str, Any], count: int, seed: int, exclude: Sequence[str] = ()) -> list[Problem]:
-        """``count`` distinct problems, a pure function of (options, count, seed), none with a prompt in ``exclude``."""
         ...
 
 
@@ -151,13 +164,14 @@ def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: 
 def generate_problems(
     task: Task, options: dict[str, Any], count: int, seed: int, exclude: Sequence[str] = ()
 ) -> list[Problem]:
-    """What ``task.generate`` gives, see :meth:`Task.generate`; a user's task may raise or return anything.
+    """What ``task.generate`` gives, see :class:`Task`; a user's task may raise or return anything.
 
     Raises:
         UserError: the options do not fit, the task fails, or it returns something else.
     """
+    generate = ability(task, "generate", "a split without a file")
     with _named(task, f"generate({options}, {count}, {seed})"):
-        problems = task.generate(options, count, seed, exclude)
+        problems = generate(options, count, seed, exclude)
     if not _are_problems(problems):
         raise UserError(f"task {task.name!r}: generate() returned {_kind(problems)}, expected a list of Problem")
     return problems
@@ -181,6 +195,11 @@ def _are_problems(problems: Any) -> bool:
 def _kind(value: Any) -> str:
     inner = value.problems if isinstance(value, LoadedProblems) else value
     return f"a list of {type(inner[0]).__name__}" if isinstance(inner, list) and inner else f"a {type(inner).__name__}"
+
+
+def can_generate(task: Task) -> bool:
+    """Whether problems of this task need no file."""
+    return callable(getattr(task, "generate", None))
 
 
 def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:

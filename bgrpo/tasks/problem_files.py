@@ -6,9 +6,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import Problem
+from bgrpo.tasks.base import Message, Problem
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
@@ -33,6 +34,10 @@ def read_problems(path: Path) -> list[Problem]:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            return [Problem(**json.loads(line)) for line in file]
+            return [_problem(**json.loads(line)) for line in file]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: the run's problems cannot be read: {error}") from error
+
+
+def _problem(messages: list[Message] = [], alternatives: list[str] = [], **rest: Any) -> Problem:  # noqa: B006
+    return Problem(messages=tuple(messages), alternatives=tuple(alternatives), **rest)

@@ -19,7 +19,7 @@ from bgrpo.policies.io import load_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.scoring.judge import Judge, finished_texts
 from bgrpo.scoring.readable_groups import complete
-from bgrpo.tasks.base import Outcome, load_task
+from bgrpo.tasks.base import Outcome, generate_problems, load_task
 
 SHIPPED_PROBLEMS = 96
 CORRECT = 0.3  # of the completions, where the policy has random weights
@@ -116,7 +116,7 @@ def _shipped_groups(
 ) -> list[ScoredGroup]:
     task = load_task(config.task.name, config.task.options)
     train = config.task.train
-    problems = task.generate(train.options, SHIPPED_PROBLEMS, train.seed)
+    problems = generate_problems(task, train.options, SHIPPED_PROBLEMS, train.seed)
     groups = complete(DecodeEngine(model), tokenizer, problems, decode_settings(config, tokenizer))
     verdicts = [Verdict(task.check(*item)) for item in finished_texts(problems, groups)]
     return Judge(config).score(range(len(groups)), groups, verdicts, version=0)
