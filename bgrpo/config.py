@@ -133,16 +133,89 @@ class VerifierSection(Section):
     node_resource: str | None = Field(None, description="Ray resource of the nodes that verifiers run on")
 
 
-class RewardSection(Section):
-    """From outcome and rank to a number."""
+class PartSection(Section):
+    """One score of a completion: exactly one of check, function, metric, model and url."""
 
-    kind: Literal["simple", "rank", "reverse_rank", "function"] | None = Field(
-        None, description="default: rank for bgrpo, simple for grpo and reinforce"
+    check: bool = Field(False, description="the task's exact check: 1 when correct, else 0")
+    function: str | None = Field(None, description="'module:function'; see the page on rewards for its forms")
+    metric: str | None = Field(None, description="a metric of text: exact_match, rouge_l, distinct_2, …")
+    weight: float = Field(1.0, description="factor in the sum; 0: watched, never learned from")
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(None, description="default: verifier.timeout_s")
+    score_truncated: bool = Field(False, description="score completions that max_new_tokens cut off, too")
+
+    @property
+    def source(self) -> str:
+        """What gives the score: ``check``, ``function`` or ``metric``."""
+        return next(name for name in ("check", "function", "metric") if getattr(self, name))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        named = [name for name in ("check", "function", "metric") if getattr(self, name)]
+        if len(named) != 1:
+            raise ValueError(f"names {' and '.join(named) or 'none'} of check, function, metric: expected one")
+        return self
+
+
+class RewardSection(Section):
+    """From the scores of a completion, and its rank, to a number."""
+
+    parts: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], PartSection] = Field(
+        {}, description="named scores, weighted together; default: the task's check"
     )
-    function: str | None = Field(None, description="'module:function' called as f(prompt, completion) -> float")
-    tau: Annotated[float, Field(gt=0)] | None = Field(None, description="scale of the rank reward; default: group_size")
-    wrong_reward: float = Field(0.0, description="reward of a completion that is not correct")
+    combine: Literal["sum", "normalize_then_sum"] = Field(
+        "sum", description="normalize_then_sum: each part by the group's mean and deviation first (GDPO)"
+    )
+    kind: Literal["simple", "rank", "reverse_rank", "unlikely", "function"] | None = Field(
+        None,
+        description="how rank shapes the score; default: rank where bgrpo learns from the check alone, else simple",
+    )
+    function: str | None = Field(None, description="short for one part of this function; a score above 0 is correct")
+    tau: Annotated[float, Field(gt=0)] | None = Field(None, description="scale of the rank kinds; default: group_size")
+    unlikely_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="of kind unlikely: what the likeliest completion loses of its score"
+    )
+    wrong_reward: float = Field(0.0, description="reward of a completion that is not correct, or was cut off")
     balance_negatives: bool = Field(False, description="set wrong rewards so that each mixed group sums to zero")
+    correct_above: float | None = Field(None, description="score above which a completion counts as correct")
+    max_failures: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="share of a step's scores that may fail; beyond it the run ends with the first cause"
+    )
+
+    @property
+    def named_parts(self) -> dict[str, PartSection]:
+        """The parts, also where only a function is named, or nothing: then it is the task's check."""
+        if self.parts:
+            return self.parts
+        return {"check": PartSection(check=True)} if self.function is None else {"function": self._function_part}
+
+    @property
+    def learns_from_check_alone(self) -> bool:
+        """Whether a completion is right or wrong, and no other score counts."""
+        return [part.check for part in self.named_parts.values() if part.weight] == [True]
+
+    @property
+    def least_correct(self) -> float | None:
+        """The score above which a completion counts as correct."""
+        return 0.0 if self.correct_above is None and self.function is not None else self.correct_above
+
+    @property
+    def _function_part(self) -> PartSection:
+        return PartSection(function=self.function)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.parts and self.function is not None:
+            raise ValueError(f"function={self.function} and parts are both set: name the function in a part")
+        if not any(part.weight for part in self.named_parts.values()):
+            raise ValueError("every part has weight 0: nothing would be learned")
+        checks = [name for name, part in self.named_parts.items() if part.check]
+        if len(checks) > 1:
+            raise ValueError(f"parts {' and '.join(checks)} are both the task's check: one is enough")
+        if checks and self.correct_above is not None:
+            raise ValueError(f"correct_above={self.correct_above:g}: the check says what is correct; leave it out")
+        if self.balance_negatives and not checks and self.least_correct is None:
+            raise ValueError("balance_negatives needs a check, or correct_above: nothing says what is wrong")
+        return self
 
 
 class AdvantageSection(Section):
@@ -263,12 +336,10 @@ class TrainConfig(Section):
 
     @property
     def reward_kind(self) -> str:
-        """The reward asked for, or the algorithm's default."""
+        """How rank shapes the score: as asked for, or the algorithm's default."""
         if self.reward.kind is not None:
-            return self.reward.kind
-        if self.reward.function is not None:
-            return "function"
-        return "rank" if self.algorithm == "bgrpo" else "simple"
+            return "simple" if self.reward.kind == "function" else self.reward.kind
+        return "rank" if self.algorithm == "bgrpo" and self.reward.learns_from_check_alone else "simple"
 
     @property
     def advantage_kind(self) -> str:
@@ -298,10 +369,8 @@ class TrainConfig(Section):
                 f"reward.kind={self.reward_kind} needs ranked beams, but algorithm={self.algorithm} draws samples, "
                 f"which have no rank: use reward.kind=simple, or algorithm=bgrpo"
             )
-        if self.reward_kind == "function" and self.reward.function is None:
+        if self.reward.kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")
-        if self.reward.function is not None and self.reward_kind != "function":
-            raise ValueError(f"reward.function is set but reward.kind={self.reward_kind}: use reward.kind=function")
         if self.algorithm == "reinforce" and learner.num_iterations != 1:
             raise ValueError(
                 f"algorithm=reinforce is on-policy: learner.num_iterations={learner.num_iterations} must be 1"

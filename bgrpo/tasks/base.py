@@ -27,6 +27,8 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"
     TIMEOUT = "timeout"
     ERROR = "error"
+    SCORED = "scored"  # it has a score, and nothing says what would be right
+    UNSCORED = "unscored"  # no part of the reward applies to it
 
 
 Message = dict[str, str]
