@@ -23,6 +23,7 @@ import numpy as np
 from bgrpo.errors import UserError
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
+from bgrpo.scoring.failed_checks import describe_failures, first_details
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Outcome, Problem
 
@@ -39,6 +40,7 @@ class Evaluation:
         categories: category of each problem, in order.
         values: metric -> one value in [0, 1] per problem, in the same order.
         outcomes: search (``"beam 10"``, ``"sample 10"``) -> outcome -> completions with that outcome.
+        details: outcome -> what failed in the first check with that outcome, of ``error`` and ``timeout``.
         digest: names the problems; evaluations of other problems are not comparable.
     """
 
@@ -46,6 +48,7 @@ class Evaluation:
     values: dict[str, list[float]]
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
     digest: str = ""
+    details: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Mean of each metric over the problems."""
@@ -71,7 +74,13 @@ class Evaluation:
             "values": self.values,
             "outcomes": self.outcomes,
             "digest": self.digest,
+            "details": self.details,
         }
+
+    def failures(self) -> list[str]:
+        """One line per kind of failure in the checks; empty when all came to a verdict."""
+        counts = sum(map(Counter, self.outcomes.values()), Counter())
+        return describe_failures(counts, self.details)
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Self:
@@ -110,18 +119,21 @@ def evaluate(
         searches.append(("sample", samples))
     values: dict[str, list[float]] = {}
     outcomes: dict[str, dict[str, int]] = {}
+    details: dict[str, str] = {}
     for i, (mode, group_size) in enumerate(searches):
         verdicts: list[list[str]] = []
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             seeds = [rollout_seed(seed, 0, start + j) for j in range(len(part))] if mode == "sample" else None
             groups = decode(part, mode, group_size, seeds)
+            details = first_details(completion for group in groups for completion in group) | details
             verdicts += [[str(completion.outcome) for completion in group] for group in groups]
             if on_progress is not None:
                 on_progress(i * len(problems) + len(verdicts), len(searches) * len(problems))
         outcomes[f"{mode} {group_size}"] = count_outcomes(verdicts)
         values |= _search_metrics(mode, group_size, verdicts, set(beam_widths))
-    return Evaluation([problem.category for problem in problems], values, outcomes, problems_digest(problems))
+    categories = [problem.category for problem in problems]
+    return Evaluation(categories, values, outcomes, problems_digest(problems), details)
 
 
 def _search_metrics(

@@ -9,6 +9,9 @@ from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
 from bgrpo.tasks.base import Outcome
 
+LARGEST_REWARD = 1e12
+"""In size. Beyond it, sums of squares leave the range of the update's float32."""
+
 _UNSCORED = frozenset({Outcome.TRUNCATED, Outcome.TIMEOUT, Outcome.ERROR})
 
 
@@ -32,7 +35,8 @@ def group_rewards(
             the group sums to zero.
 
     Raises:
-        UserError: unknown kind, or ``function`` where a checked completion has no score.
+        UserError: unknown kind; ``function`` where a checked completion has no score; a reward that is not finite, or
+            beyond :data:`LARGEST_REWARD`.
     """
     if kind == "function":
         rewards = [_function_reward(verdict, wrong_reward) for verdict in verdicts]
@@ -42,6 +46,12 @@ def group_rewards(
             reward if verdict.outcome == Outcome.CORRECT else wrong_reward
             for verdict, reward in zip(verdicts, right, strict=True)
         ]
+    for rank, reward in enumerate(rewards, start=1):
+        if not abs(reward) <= LARGEST_REWARD:
+            raise UserError(
+                f"the reward of rank {rank} of {len(rewards)} is {reward:g}, expected at most {LARGEST_REWARD:g} in "
+                f"size: reward.kind={kind}, tau={tau:g}, wrong_reward={wrong_reward:g}"
+            )
     return _balanced(verdicts, rewards) if balance_negatives else rewards
 
 
@@ -51,8 +61,15 @@ def _right_rewards(count: int, kind: str, tau: float) -> list[float]:
     if kind == "rank":
         return [math.exp(-position / tau) for position in range(count)]
     if kind == "reverse_rank":
-        return [math.exp(position / tau) for position in range(count)]
+        return [_exp(position / tau) for position in range(count)]
     raise UserError(f"reward.kind={kind!r}: expected simple, rank, reverse_rank or function")
+
+
+def _exp(exponent: float) -> float:
+    try:
+        return math.exp(exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _function_reward(verdict: Verdict, wrong_reward: float) -> float:
