@@ -18,12 +18,16 @@ from bgrpo.errors import UserError
 from bgrpo.files import check_target
 from bgrpo.tasks.base import Task, ability
 
+_VERIFIED = {"lines", "outcomes", "microseconds_per_check", "first_bad"}
+
 
 def verify_data(task: Task, data: Path, as_json: bool) -> int:
     """Print what every line's own answer is."""
     verify = ability(task, "verify", "bgrpo verify")
     with progress_bar("checking") as show:
         result = verify(data, lambda done: show(done, None))
+    if not isinstance(result, dict) or not result.keys() >= _VERIFIED:
+        raise UserError(f"task {task.name!r}: verify() returned no dictionary with {', '.join(sorted(_VERIFIED))}")
     if as_json:
         print(json.dumps(result))
         return 0
@@ -36,7 +40,8 @@ def verify_data(task: Task, data: Path, as_json: bool) -> int:
         table.add_row(outcome, f"{count:,}")
     console.print(table)
     for bad in result["first_bad"]:
-        console.print(f"{data}:{bad['line']}: {bad['outcome']}", soft_wrap=True)
+        detail = f": {bad['detail']}" if bad.get("detail") else ""
+        console.print(f"{data}:{bad['line']}: {bad['outcome']}{detail}", soft_wrap=True, markup=False)
     return 0
 
 

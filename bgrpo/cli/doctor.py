@@ -210,14 +210,14 @@ def check_policy() -> Check:
     from bgrpo.evaluation.decoders import LocalDecoder
     from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
     from bgrpo.policies.io import load_policy
-    from bgrpo.scoring.judge import Judge
+    from bgrpo.scoring.judge import Judge, trial_of
 
     policy = load_policy("shipped")
     config = load_config(TrainConfig, "quickstart")
     test = config.task.test
     task = load_task(config.task.name, config.task.options)
     problems = generate_problems(task, test.options, KNOWN_PROBLEMS, test.seed)
-    with Judge(config).start() as checks:
+    with Judge(config).start(trial_of(problems)) as checks:
         metrics = evaluate(LocalDecoder(policy, checks.run, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
     solved = round(metrics[f"beam@{RANK_WIDTH}"] * KNOWN_PROBLEMS)
     detail = f"shipped policy solves {solved} of {KNOWN_PROBLEMS} problems"

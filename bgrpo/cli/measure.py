@@ -78,7 +78,7 @@ def evaluate_policy(
     problems = evaluation_problems(task, decoding.config.task) if data is None else load_problems(task, data)
     problems = problems[:limit]
     started = time.monotonic()
-    with _decoder(decoding) as decode, progress_bar("evaluating") as show:
+    with _decoder(decoding, problems) as decode, progress_bar("evaluating") as show:
         evaluation = evaluate(decode, problems, widths, samples, seed, on_progress=show)
     if as_json:
         result = {
@@ -87,6 +87,7 @@ def evaluate_policy(
             "metrics": {name: interval._asdict() for name, interval in evaluation.intervals(seed).items()},
             "by_category": evaluation.by_category(),
             "outcomes": evaluation.outcomes,
+            "failed_checks": evaluation.failures(),
             "seconds": time.monotonic() - started,
         }
         print(json.dumps(result))
@@ -94,6 +95,8 @@ def evaluate_policy(
     console = table_console()
     for table in evaluation_tables(evaluation, f"policy {decoding.policy}"):
         console.print(table)
+    for line in evaluation.failures():
+        console.print(line, soft_wrap=True, markup=False)
     return 0
 
 
@@ -101,7 +104,7 @@ def decode_file(decoding: Decoding, data: Path, out: Path, beam_width: int, limi
     """Write one JSON line per problem with its beams, complete or not at all."""
     check_target(out, "--out")
     problems = load_problems(decoding.task(), data)[:limit]
-    with _decoder(decoding) as decode, progress_bar("decoding") as show, _written(out) as file:
+    with _decoder(decoding, problems) as decode, progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
@@ -150,17 +153,17 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
 
 
 @contextmanager
-def _decoder(decoding: Decoding) -> Iterator[Any]:
-    """A local decoder with its judge's process."""
+def _decoder(decoding: Decoding, problems: Sequence[Problem]) -> Iterator[Any]:
+    """A local decoder with its judge's process, which is tried on the problems."""
     import torch
 
     from bgrpo.evaluation.decoders import LocalDecoder
     from bgrpo.policies.io import load_policy
-    from bgrpo.scoring.judge import Judge
+    from bgrpo.scoring.judge import Judge, trial_of
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
     policy = load_policy(decoding.policy)
-    with Judge(decoding.config).start() as checks:
+    with Judge(decoding.config).start(trial_of(problems)) as checks:
         yield LocalDecoder(policy, checks.run, decoding.max_new_tokens)
 
 

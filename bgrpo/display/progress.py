@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from bgrpo.scoring.failed_checks import describe_failures, outcomes_of
+
 PLAIN_INTERVAL_S = 10.0
 
 
@@ -22,11 +24,13 @@ class Column(NamedTuple):
         label: what stands over it.
         key: metric that it shows; nothing is shown until the metric has come.
         form: format specification.
+        unless_zero: nothing is shown while the metric is 0.
     """
 
     label: str
     key: str
     form: str
+    unless_zero: bool = False
 
 
 TRAINING_COLUMNS = (
@@ -36,6 +40,9 @@ TRAINING_COLUMNS = (
     Column("KL", "kl", ".4f"),
     Column("rollouts/s", "rollouts_per_s", ".0f"),
     Column("staleness", "staleness", ".0f"),
+    Column("errors", "outcome/error", ".0f", unless_zero=True),
+    Column("timeouts", "outcome/timeout", ".0f", unless_zero=True),
+    Column("truncated", "outcome/truncated", ".0f", unless_zero=True),
 )
 PRETRAINING_COLUMNS = (
     Column("loss", "loss", ".4f"),
@@ -117,6 +124,7 @@ class TrainingProgress(Display):
         self._first_step = start_step
         self._started_at = clock()
         self._latest: dict[str, float] = {}
+        self._told: set[str] = set()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -133,8 +141,18 @@ class TrainingProgress(Display):
         if self._live is not None:
             self._live.update(self._render())
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Step ``step`` of ``total_steps`` is done; metrics that do not come with every step keep their last value."""
+    def update(self, step: int, metrics: Mapping[str, float], details: Mapping[str, str] | None = None) -> None:
+        """Step ``step`` of ``total_steps`` is done; metrics that do not come with every step keep their last value.
+
+        Args:
+            step: number of steps done.
+            metrics: of this step.
+            details: what failed in its checks, by outcome; the first of each kind is printed.
+        """
+        new = {kind: detail for kind, detail in (details or {}).items() if kind not in self._told}
+        self._told |= new.keys()
+        for line in describe_failures(outcomes_of(metrics), new):
+            self.note(f"step {step}: {line}")
         self._latest |= metrics
         self._bar.update(self._task, completed=step)
         self._show(self._render, lambda: self._line(step), at_once=step >= self._total)
@@ -143,7 +161,7 @@ class TrainingProgress(Display):
         return [
             (column.label, format(self._latest[column.key], column.form))
             for column in self._columns
-            if column.key in self._latest
+            if column.key in self._latest and not (column.unless_zero and not self._latest[column.key])
         ]
 
     def _render(self) -> Group:

@@ -13,13 +13,14 @@ from bgrpo.display.png import write_png
 from bgrpo.evaluation.comparison import ComparisonRow, EvaluationComparison
 from bgrpo.evaluation.intervals import Interval
 from bgrpo.evaluation.metrics import Evaluation
+from bgrpo.scoring.failed_checks import failures_of_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
 INK, FAINT, GRID = "#222222", "#777777", "#dddddd"
-BEFORE, AFTER, CURVE = "#a9b4c2", "#1f6fb2", "#1f6fb2"
+BEFORE, AFTER, CURVE, WARNING = "#a9b4c2", "#1f6fb2", "#1f6fb2", "#b03a2e"
 SMOOTHING = 20  # a curve's dark line is the mean over steps / SMOOTHING steps
 DPI = 150
 
@@ -94,7 +95,7 @@ def metric_label(name: str) -> str:
 def plot_report(
     metrics: Sequence[Mapping[str, Any]], comparison: EvaluationComparison | None, title: str, out: Path
 ) -> None:
-    """Write a PNG: training curves on the left, before/after bars with intervals on the right.
+    """Write a PNG: training curves on the left, before/after bars with intervals on the right, failed checks below.
 
     Args:
         metrics: one mapping per training step, with ``step``; metrics that never came are left out.
@@ -108,6 +109,8 @@ def plot_report(
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)  # inches
     figure = Figure(figsize=(9 if comparison is None else 14, 6.4), dpi=DPI, layout=layout)
     figure.suptitle(title, fontsize=15, color=INK, fontweight="bold")
+    label = "\n".join(line if len(line) <= 150 else f"{line[:150]}…" for line in failures_of_steps(metrics))
+    figure.supxlabel(label, fontsize=9, color=WARNING, parse_math=False)
     left, *right = figure.subfigures(1, 1 if comparison is None else 2, squeeze=False)[0]
     _draw_curves(left, metrics)
     if comparison is not None:

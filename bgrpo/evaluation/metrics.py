@@ -34,6 +34,7 @@ from bgrpo.errors import UserError
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.groups import Verdict
+from bgrpo.scoring.failed_checks import describe_failures, first_details
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Outcome, Problem
 
@@ -50,6 +51,7 @@ class Evaluation:
         categories: category of each problem, in order.
         values: metric -> one value per problem, in the same order; NaN where nothing could be scored.
         outcomes: search (``"beam 10"``, ``"sample 10"``) -> outcome -> completions with that outcome.
+        details: outcome -> what failed in the first check with that outcome, of ``error`` and ``timeout``.
         digest: names the problems; evaluations of other problems are not comparable.
     """
 
@@ -57,6 +59,7 @@ class Evaluation:
     values: dict[str, list[float]]
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
     digest: str = ""
+    details: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Mean of each metric over the problems that have a value."""
@@ -84,7 +87,13 @@ class Evaluation:
             },
             "outcomes": self.outcomes,
             "digest": self.digest,
+            "details": self.details,
         }
+
+    def failures(self) -> list[str]:
+        """One line per kind of failure in the checks; empty when all came to a verdict."""
+        counts = sum(map(Counter, self.outcomes.values()), Counter())
+        return describe_failures(counts, self.details)
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Self:
@@ -195,18 +204,21 @@ def evaluate(
     searches = measures.searches(beam_widths, samples)
     values: dict[str, list[float]] = {}
     outcomes: dict[str, dict[str, int]] = {}
+    details: dict[str, str] = {}
     for i, (mode, group_size) in enumerate(searches):
         verdicts: list[list[Verdict]] = []
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             seeds = [rollout_seed(seed, 0, start + j) for j in range(len(part))] if mode == "sample" else None
             groups = decode(part, mode, group_size, seeds)
+            details = first_details(completion for group in groups for completion in group) | details
             verdicts += [[completion.judged for completion in group] for group in groups]
             if on_progress is not None:
                 on_progress(i * len(problems) + len(verdicts), len(searches) * len(problems))
         outcomes[f"{mode} {group_size}"] = count_outcomes([[verdict.outcome for verdict in row] for row in verdicts])
         values |= measures.of_search(mode, group_size, verdicts, set(beam_widths))
-    return Evaluation([problem.category for problem in problems], values, outcomes, problems_digest(problems))
+    categories = [problem.category for problem in problems]
+    return Evaluation(categories, values, outcomes, problems_digest(problems), details)
 
 
 def _solved(

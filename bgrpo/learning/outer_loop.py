@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from bgrpo.config import TrainConfig
-from bgrpo.groups import ScoredGroup
+from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups
 from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, write_checkpoint
 from bgrpo.learning.prompt_order import indices_of_draw
@@ -19,8 +19,11 @@ from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
 from bgrpo.runs.budget import Spent, expected_steps, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.scoring.failed_checks import DETAILS, first_details, refuse_if_all_failed
 
-OnStep = Callable[[dict[str, float]], None]
+OnStep = Callable[[dict[str, Any]], None]
+"""Takes a step's metrics, and under :data:`bgrpo.scoring.failed_checks.DETAILS` what failed in its checks, if any."""
+
 Validate = Callable[[int], dict[str, float]]
 ShouldStop = Callable[[], bool]
 
@@ -135,9 +138,10 @@ class OuterLoop(TrainerCallback):
             if control.should_training_stop or self._checkpoint_due(validation):
                 self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
             metrics |= {f"validation/{name}": value for name, value in validation.items()}
-        metrics |= self._clock.restart(_completions(self._scored))
+        metrics |= self._clock.restart(len(_completions(self._scored)))
         if self._on_step is not None:
-            self._on_step(metrics)
+            details = first_details(_completions(self._scored))
+            self._on_step(metrics | ({DETAILS: details} if details else {}))
 
     def _step_metrics(self) -> dict[str, float]:
         if self._scored is None:
@@ -153,7 +157,10 @@ class OuterLoop(TrainerCallback):
         return max(self._first_version, step - self._config.rollout.max_staleness)
 
     def _draw(self) -> list[ScoredGroup]:
-        return draw_groups(self._source, self._config, self.step, self._planned_version(self.step), self._problems)
+        version = self._planned_version(self.step)
+        groups = draw_groups(self._source, self._config, self.step, version, self._problems)
+        refuse_if_all_failed([each for group in groups for each in group.completions], f"step {self.step + 1}")
+        return groups
 
     def _publish(self, model: PreTrainedModel) -> None:
         with self._clock.measure("weights"):
@@ -195,5 +202,5 @@ class OuterLoop(TrainerCallback):
             )
 
 
-def _completions(scored: LearningStep | None) -> int:
-    return sum(len(group.completions) for group in scored.groups) if scored is not None else 0
+def _completions(scored: LearningStep | None) -> list[Completion]:
+    return [completion for group in scored.groups for completion in group.completions] if scored is not None else []

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
+from bgrpo.groups import Verdict
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.text import encode_texts
 from bgrpo.runs.run_folder import RunFolder
-from bgrpo.scoring.check_child import load_check
-from bgrpo.tasks.base import Problem, load_task
+from bgrpo.scoring.judge import Judge, trial_of
+from bgrpo.tasks.base import Outcome, Problem, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
 
@@ -37,7 +38,7 @@ class Preparation:
 
 
 def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparation:
-    """Load and check the policy, the problems and the reward function.
+    """Load and check the policy and the problems, and try the reward function or the task's check on one of them.
 
     Args:
         config: of the run.
@@ -47,8 +48,6 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
         UserError: what is wrong, where, and what would be right.
     """
     policy = load_policy(config.policy.path)
-    if config.reward.function is not None:
-        load_check(config.reward.function, {})
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task)
     for name in SPLITS:
@@ -58,6 +57,9 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
             f"task.train has {len(splits.train)} problems, fewer than rollout.prompts_per_step="
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
+    judge = Judge(config)
+    judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
+    judge.start(trial_of(splits.train)).close()
     return Preparation(policy, splits)
 
 

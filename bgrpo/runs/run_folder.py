@@ -173,10 +173,10 @@ class RunFolder:
         """Set fields of ``run.json``, complete or not at all."""
         write_atomically(self.path / "run.json", json.dumps(self.info() | fields, indent=1) + "\n")
 
-    def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null."""
-        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3)} | values | {"step": step})
+        lost = {name: None for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | metrics | lost | {"step": step})
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")

@@ -27,24 +27,28 @@ class Judge:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
 
-    def start(self) -> CheckProcess:
+    def start(self, trial: tuple[str, str] | None) -> CheckProcess:
         """The process that checks: with the user's reward function, or else the task's own check.
 
         Shipped tasks get a memory limit; a user's function or task may be a model of any size and gets none.
 
+        Args:
+            trial: what it is tried on, see :func:`trial_of`.
+
         Raises:
-            UserError: the function or task cannot be imported.
+            UserError: the function or task cannot be imported, or fails there.
         """
         config = self._config
         timeout_s = config.verifier.timeout_s
         if config.reward.function is not None:
-            return CheckProcess(config.reward.function, timeout_s=timeout_s)
+            return CheckProcess(config.reward.function, timeout_s=timeout_s, trial=trial)
         shipped = ":" not in config.task.name
         return CheckProcess(
             f"task:{config.task.name}",
             config.task.options,
             timeout_s,
             memory_bytes=SHIPPED_TASK_MEMORY_BYTES if shipped else None,
+            trial=trial,
         )
 
     def rewards(self, verdicts: Sequence[Verdict]) -> list[float]:
@@ -82,6 +86,15 @@ class Judge:
             )
             for index, group in zip(indices, with_verdicts(groups, verdicts), strict=True)
         ]
+
+
+def trial_of(problems: Sequence[Problem]) -> tuple[str, str] | None:
+    """(prompt, completion) on which every check must come to a verdict: the first known answer, else an empty text.
+
+    None where there are no problems.
+    """
+    tried = next((problem for problem in problems if problem.answer), problems[0] if problems else None)
+    return None if tried is None else (tried.prompt, tried.answer)
 
 
 def finished_texts(problems: Sequence[Problem], groups: Sequence[Group]) -> list[tuple[str, str]]:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
 from bgrpo.tasks.base import Outcome
 
 Rewards = list[float | None]
 NORMAL_EPSILON = 1e-4
 """Added to a standard deviation before dividing by it, as TRL does."""
+
+LARGEST_REWARD = 1e12
+"""In size. Beyond it, sums of squares leave the range of the update's float32."""
 
 _FAILED = frozenset({Outcome.TIMEOUT, Outcome.ERROR, Outcome.UNSCORED})
 
@@ -55,6 +59,9 @@ def group_rewards(verdicts: Sequence[Verdict], rule: RewardRule, ranks: Sequence
         verdicts: one per completion.
         rule: how.
         ranks: of each by its log-probability, 1 for the likeliest; default: they are in this order.
+
+    Raises:
+        UserError: a reward beyond :data:`LARGEST_REWARD`.
     """
     factors = _factors(rule, ranks or range(1, len(verdicts) + 1))
     if rule.weights is None:
@@ -66,6 +73,12 @@ def group_rewards(verdicts: Sequence[Verdict], rule: RewardRule, ranks: Sequence
             base + (score - base) * factor if score is not None else _unscored(verdict, rule)
             for verdict, score, factor in zip(verdicts, scores, factors, strict=True)
         ]
+    for reward in rewards:
+        if reward is not None and not abs(reward) <= LARGEST_REWARD:
+            raise UserError(
+                f"a reward is {reward:g}, expected at most {LARGEST_REWARD:g} in size: reward.kind={rule.kind}, "
+                f"tau={rule.tau:g}, wrong_reward={rule.wrong_reward:g}"
+            )
     return _balanced(verdicts, rewards) if rule.balance_negatives else rewards
 
 
@@ -85,7 +98,14 @@ def _factors(rule: RewardRule, ranks: Sequence[int]) -> list[float]:
         span = max(len(ranks) - 1, 1)
         return [1 - rule.unlikely_share * (len(ranks) - rank) / span for rank in ranks]
     sign = -1 if rule.kind == "rank" else 1
-    return [math.exp(sign * (rank - 1) / rule.tau) for rank in ranks]
+    return [_exp(sign * (rank - 1) / rule.tau) for rank in ranks]
+
+
+def _exp(exponent: float) -> float:
+    try:
+        return math.exp(exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _right_or_wrong(verdict: Verdict, factor: float, rule: RewardRule) -> float | None:

@@ -172,8 +172,8 @@ class _Sweep:
         if trial.id not in self._tails:
             self._tails[trial.id] = MetricsTail(self._folder.trials / trial.id / "metrics.jsonl"), {}
         tail, newest = self._tails[trial.id]
-        for _, metrics in tail.new_steps():
-            newest |= metrics
+        for written in tail.new_steps():
+            newest |= written.metrics
         fraction = min(1.0, progress(self._configs.of(trial), Spent.from_metrics(newest)))
         left_s = time_left(trial, fraction, time.time())
         return TrialProgress(trial, tail.last_step, fraction, newest.get(f"validation/{self._sweep.metric}"), left_s)

@@ -142,6 +142,8 @@ def import_named(target: str, asked: str, expected: str) -> Any:
         UserError: it has another form, or cannot be imported.
     """
     module_name, _, attribute = target.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        raise UserError(f"{asked}: is a file; name the module: '{Path(module_name).stem}:{attribute or 'NAME'}'")
     if not module_name or not attribute:
         raise UserError(f"{asked}: expected {expected}")
     try:
@@ -213,9 +215,14 @@ def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
         purpose: what it is needed for, for the message.
 
     Raises:
-        UserError: the task does not have it.
+        UserError: the task does not have it; when it is called, its failure.
     """
     found = getattr(task, method, None)
     if found is None:
         raise UserError(f"task {task.name!r} has no method {method}(), which {purpose} needs")
-    return found
+
+    def call(*arguments: Any) -> Any:
+        with _named(task, f"{method}()"):
+            return found(*arguments)
+
+    return call

@@ -11,7 +11,7 @@ from learner_cases import EOS, TOKENIZER
 from bgrpo.config import TrainConfig
 from bgrpo.groups import Completion, Group, Verdict
 from bgrpo.scoring import judge as judge_module
-from bgrpo.scoring.judge import Judge, finished_texts
+from bgrpo.scoring.judge import Judge, finished_texts, trial_of
 from bgrpo.scoring.readable_groups import with_texts
 from bgrpo.tasks.base import Problem
 
@@ -75,9 +75,22 @@ def test_the_check_process_is_what_the_configuration_says(
 ) -> None:
     asked: list[Any] = []
 
-    def note(target: str, options: Any = None, timeout_s: float = 5.0, memory_bytes: int | None = None) -> None:
-        asked.append((target, options or {}, (timeout_s, memory_bytes)))
+    def note(
+        target: str,
+        options: Any = None,
+        timeout_s: float = 5.0,
+        memory_bytes: int | None = None,
+        trial: tuple[str, str] | None = None,
+    ) -> None:
+        asked.append((target, options or {}, (timeout_s, memory_bytes), trial))
 
     monkeypatch.setattr(judge_module, "CheckProcess", note)
-    judge(**tree).start()
-    assert asked == [(target, tree.get("task", {}).get("options", {}), limits)]
+    judge(**tree).start(("p", "c"))
+    assert asked == [(target, tree.get("task", {}).get("options", {}), limits, ("p", "c"))]
+
+
+@pytest.mark.parametrize(
+    ("answers", "trial"), [([], None), (["", ""], ("0", "")), (["", "x", "y"], ("1", "x")), (["z"], ("0", "z"))]
+)
+def test_checks_are_tried_on_the_first_known_answer(answers: list[str], trial: tuple[str, str] | None) -> None:
+    assert trial_of([Problem(str(i), answer) for i, answer in enumerate(answers)]) == trial

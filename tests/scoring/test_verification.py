@@ -59,7 +59,7 @@ def test_scores_and_outcomes() -> None:
 def test_the_shipped_task_checks_through_the_child() -> None:
     """f = (a^2)^2 + 1: a^2 solves it, a^3 does not, f itself is trivial, and noise is no answer."""
     prompt = "+ P 1 ^ a P 4 ⁇"
-    with Judge(TrainConfig()).start() as process:
+    with Judge(TrainConfig()).start((prompt, "^ a P 2")) as process:
         results = process.run([(prompt, text) for text in ("^ a P 2", "^ a P 3", "+ P 1 ^ a P 4", "^ ^")])
     assert [result.outcome for result in results] == ["correct", "wrong", "trivial", "unparseable"]
     assert all(result.score is None for result in results)

@@ -31,7 +31,7 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.io import LoadedPolicy, save_policy
 from bgrpo.runs.preparation import Preparation, check_input
-from bgrpo.scoring.judge import Judge, finished_texts
+from bgrpo.scoring.judge import Judge, finished_texts, trial_of
 
 REQUESTS = 12
 """Of one measured batch."""
@@ -203,8 +203,7 @@ def _verification_and_learning(
 ) -> dict[str, float]:
     """Seconds per request of one verifier and of one learner."""
     items = finished_texts([prepared.splits.train[group.index] for group in groups], groups)
-    with Judge(config).start() as checks:
-        checks.run(items[:1])  # the child's start
+    with Judge(config).start(trial_of(prepared.splits.train)) as checks:
         verify_s = timed(lambda: checks.run(items)).seconds / REQUESTS
     requests = config.rollout.prompts_per_step / config.rollout.prompts_per_request
     return {"verify_s": verify_s, "learn_s": _learning_s(config, prepared, groups) / requests}

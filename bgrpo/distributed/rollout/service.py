@@ -100,7 +100,7 @@ class RolloutService:
             stand_ins=rollout.stand_ins,
             spawn_stand_in=lambda: spawn_rollout_actor(config, cpus=0.0),
         )
-        self._verifiers = VerifierPool(config)
+        self._verifiers = VerifierPool(config, problems)
         self._pools = [self._rollouts, self._verifiers.pool]
         self._clock: asyncio.Task[None] | None = None
 

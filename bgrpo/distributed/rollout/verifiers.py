@@ -14,7 +14,8 @@ from bgrpo.distributed.pool.pool_records import PoolLimits
 from bgrpo.distributed.session.ray_session import node_share
 from bgrpo.groups import Verdict
 from bgrpo.scoring.check_process import START_LIMIT_S
-from bgrpo.scoring.judge import Judge
+from bgrpo.scoring.judge import Judge, trial_of
+from bgrpo.tasks.base import Problem
 
 LEAST_ITEMS_PER_REQUEST = 16
 """Fewer are not worth a request of their own."""
@@ -27,14 +28,16 @@ class VerifierActor(PooledActor):
 
     Args:
         judge: whose checks they are.
+        trial: what they are tried on, see :func:`bgrpo.scoring.judge.trial_of`.
     """
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, trial: tuple[str, str] | None) -> None:
         self._judge = judge
+        self._trial = trial
 
     def prepare(self) -> None:
-        """Start the child; UserError when its target cannot be imported."""
-        self._process = self._judge.start()
+        """Start the child; UserError when its target cannot be imported, or fails in its trial."""
+        self._process = self._judge.start(self._trial)
 
     def serve(self, request: list[tuple[str, str]]) -> list[Verdict]:
         """Check (prompt, completion) pairs."""
@@ -49,9 +52,15 @@ def find_fault(items: Sequence[tuple[str, str]], reply: Any) -> str | None:
 
 
 class VerifierPool:
-    """``verifier.processes`` verifier actors. They reserve no CPU: most of the time they wait."""
+    """``verifier.processes`` verifier actors. They reserve no CPU: most of the time they wait.
 
-    def __init__(self, config: TrainConfig) -> None:
+    Args:
+        config: of the run.
+        problems: of the run; the checks are tried on one of them.
+    """
+
+    def __init__(self, config: TrainConfig, problems: Sequence[Problem]) -> None:
+        trial = trial_of(problems)
         judge = Judge(config)
         self._timeout_s = config.verifier.timeout_s
         self._processes = config.verifier.processes
@@ -59,7 +68,7 @@ class VerifierPool:
         share = node_share(config.verifier.node_resource)
 
         def spawn() -> ActorHandle:
-            return remote_class(VerifierActor).options(num_cpus=0, resources=share).remote(judge)
+            return remote_class(VerifierActor).options(num_cpus=0, resources=share).remote(judge, trial)
 
         limits = PoolLimits(placement_s=config.rollout.placement_s, silence_s=config.watchdog.silence_s)
         self.pool = ActorPool("verifier", config.verifier.processes, limits, spawn, find_fault=find_fault, asks=share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,13 @@ from bgrpo.distributed.watch.run_log import RunLog, start_run_log
 from bgrpo.learning.learner_state import policy_folder
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.scoring.failed_checks import failures_of_steps
 from bgrpo.tasks.problem_files import read_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +120,12 @@ class _StepReporter:
             self._recorder.record([Sample("bgrpo_learner_starts_total", 1)])
             self._recorder.refresh_forever()
 
-    def __call__(self, metrics: dict[str, float]) -> None:
+    def __call__(self, metrics: dict[str, Any]) -> None:
         self._log.step = int(metrics["step"])
         self._watch.moved()
         if self._folder is not None:
+            for line in failures_of_steps([metrics]):
+                logger.warning("step %d: %s", self._log.step, line)
             self._folder.append_metrics(self._log.step, metrics)
             self._recorder.record(step_samples(metrics))
 
@@ -138,4 +144,7 @@ class _Validator:
 
         decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
         samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed
-        return evaluate(decode, self._problems, [RANK_WIDTH], samples, seed).metrics()
+        evaluation = evaluate(decode, self._problems, [RANK_WIDTH], samples, seed)
+        for line in evaluation.failures():
+            logger.warning("validation of version %d: %s", version, line)
+        return evaluation.metrics()

@@ -6,6 +6,17 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from bgrpo.scoring.failed_checks import DETAILS
+
+
+class WrittenStep(NamedTuple):
+    """One step of a metrics file: its metrics, and what failed in its checks, by outcome."""
+
+    step: int
+    metrics: dict[str, float]
+    details: dict[str, str]
 
 
 class MetricsTail:
@@ -24,8 +35,8 @@ class MetricsTail:
         self._inode = 0
         self.last_step = last_step
 
-    def new_steps(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Steps written since the last call, with their metrics; a line still being written waits for the next call."""
+    def new_steps(self) -> Iterator[WrittenStep]:
+        """Steps written since the last call; a line still being written waits for the next call."""
         try:
             with self._path.open("rb") as file:
                 self._rewind_if_rewritten(file.fileno())
@@ -37,10 +48,11 @@ class MetricsTail:
         self._offset += len(whole)
         for line in whole.splitlines():
             record = json.loads(line)
-            step = record.pop("step")
+            step, details = record.pop("step"), record.pop(DETAILS, {})
             if step > self.last_step:
                 self.last_step = step
-                yield step, {name: value for name, value in record.items() if value is not None and name != "time"}
+                metrics = {name: value for name, value in record.items() if value is not None and name != "time"}
+                yield WrittenStep(step, metrics, details)
 
     def _rewind_if_rewritten(self, handle: int) -> None:
         info = os.fstat(handle)

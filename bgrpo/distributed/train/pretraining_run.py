@@ -163,7 +163,7 @@ def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console:
         finished = False
         while not finished:
             finished = workers.wait(POLL_S)
-            for step, metrics in tail.new_steps():
+            for step, metrics, _ in tail.new_steps():
                 progress.update(step, metrics)
                 tracker.log(step, metrics)
     raise_failure(folder.path, started, workers.error)

@@ -53,6 +53,7 @@ from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
 from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
+from bgrpo.scoring.failed_checks import failures_of_steps
 
 POLL_S = 0.25
 START_S = 180.0
@@ -220,9 +221,12 @@ class _Run:
                 self._watchdog.moved()
                 status.update(f"{self._doing}: {done / total:.0%}")
 
-            return evaluate(
+            evaluation = evaluate(
                 decode, self._prepared.splits.test, section.beam_widths, section.samples, config.seed, on_progress=show
             )
+        for line in evaluation.failures():
+            self._console.print(f"{self._doing}: {line}", soft_wrap=True, highlight=False, markup=False)
+        return evaluation
 
     def _evaluate_before(self) -> Evaluation | None:
         """The starting policy on the test problems; measured once, then kept in the run's folder."""
@@ -252,8 +256,8 @@ class _Run:
             finished = False
             while not finished:
                 finished = learners.wait(POLL_S)
-                for step, metrics in tail.new_steps():
-                    progress.update(step, metrics)
+                for step, metrics, details in tail.new_steps():
+                    progress.update(step, metrics, details)
                     tracker.log(step, metrics)
                     if self._on_step is not None:
                         self._on_step(step, metrics)
@@ -321,6 +325,7 @@ def summary(result: RunResult) -> dict[str, Any]:
         "policy": None if result.stopped else str(folder.policy),
         "report": None if result.stopped else str(folder.report_path),
         "tracking_uri": result.tracking_uri,
+        "failed_checks": failures_of_steps(folder.metrics()),
         "metrics": None
         if comparison is None
         else {
@@ -338,6 +343,8 @@ def announce(result: RunResult, config: TrainConfig, console: Console) -> None:
         return
     if result.comparison is not None:
         console.print(comparison_table(result.comparison, f"{folder.name}: before and after"))
+    for line in failures_of_steps(folder.metrics()):
+        console.print(f"training: {line}", soft_wrap=True, highlight=False, markup=False)
     lines = [("policy", str(folder.policy)), ("plot", str(folder.report_path)), ("run", str(folder.path))]
     if result.tracking_uri is not None:
         lines.append(("MLflow", open_command(result.tracking_uri)))
