@@ -172,7 +172,7 @@ class RewardSection(Section):
     function: str | None = Field(None, description="short for one part of this function; a score above 0 is correct")
     tau: Annotated[float, Field(gt=0)] | None = Field(None, description="scale of the rank kinds; default: group_size")
     unlikely_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.25, description="of kind unlikely: what the likeliest completion loses of its score"
+        0.25, description="of kind unlikely: a completion loses this × (K - rank) / K of its score"
     )
     wrong_reward: float = Field(0.0, description="reward of a completion that is not correct, or was cut off")
     balance_negatives: bool = Field(False, description="set wrong rewards so that each mixed group sums to zero")

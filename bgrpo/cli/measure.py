@@ -19,7 +19,7 @@ from bgrpo.display.terminal import progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
-from bgrpo.tasks.base import Task, load_task
+from bgrpo.tasks.base import Problem, Task, load_task
 from bgrpo.tasks.splits import evaluation_problems
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
@@ -69,7 +69,7 @@ def evaluate_policy(
     Widths, samples and seed that are None are the configuration's, as in the table that ends its run.
     """
     from bgrpo.display.run_report import evaluation_tables
-    from bgrpo.evaluation.metrics import evaluate
+    from bgrpo.evaluation.metrics import Measures, evaluate
 
     task, section = decoding.task(), decoding.config.evaluation
     widths = beam_widths or section.beam_widths
@@ -79,7 +79,7 @@ def evaluate_policy(
     problems = problems[:limit]
     started = time.monotonic()
     with _decoder(decoding, problems) as decode, progress_bar("evaluating") as show:
-        evaluation = evaluate(decode, problems, widths, samples, seed, on_progress=show)
+        evaluation = evaluate(decode, problems, widths, samples, seed, Measures.of(decoding.config), on_progress=show)
     if as_json:
         result = {
             "policy": decoding.policy,
@@ -159,12 +159,13 @@ def _decoder(decoding: Decoding, problems: Sequence[Problem]) -> Iterator[Any]:
 
     from bgrpo.evaluation.decoders import LocalDecoder
     from bgrpo.policies.io import load_policy
-    from bgrpo.scoring.judge import Judge, trial_of
+    from bgrpo.scoring.attempts import trial_of
+    from bgrpo.scoring.judge import Judge
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
     policy = load_policy(decoding.policy)
     with Judge(decoding.config).start(trial_of(problems)) as checks:
-        yield LocalDecoder(policy, checks.run, decoding.max_new_tokens)
+        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bgrpo.groups import Completion
-from bgrpo.scoring.judge import Check, finished_texts, with_verdicts
+from bgrpo.scoring.attempts import attempts_of
+from bgrpo.scoring.judge import Check, with_verdicts
 from bgrpo.scoring.readable_groups import complete
 from bgrpo.tasks.base import Problem
 
@@ -31,8 +32,8 @@ class LocalDecoder:
 
     Args:
         policy: what decodes.
-        check: what judges, for example :meth:`bgrpo.scoring.check_process.CheckProcess.run` of the judge's process.
-        max_new_tokens: longest completion, end token included; longer ones are ``truncated``, unchecked.
+        check: what judges, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
+        max_new_tokens: longest completion, end token included; longer ones are ``truncated``.
     """
 
     def __init__(self, policy: LoadedPolicy, check: Check, max_new_tokens: int) -> None:
@@ -56,5 +57,5 @@ class LocalDecoder:
             pad_token_id=self._tokenizer.pad_token_id,
         )
         groups = complete(self._engine, self._tokenizer, problems, settings, seeds)
-        judged = with_verdicts(groups, self._check(finished_texts(problems, groups)))
+        judged = with_verdicts(groups, self._check(attempts_of(problems, groups)))
         return [group.completions for group in judged]

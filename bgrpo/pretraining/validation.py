@@ -13,7 +13,7 @@ from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.policies.text import decode_completion, encode_texts
 from bgrpo.pretraining.supervised_lines import collate, tokenise
 from bgrpo.pretraining.supervised_trainer import Metrics, divergence, summed_loss
-from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.tasks.base import Outcome, Problem, checker, load_task
 
 SELECTION = "selection"  # metric that the best checkpoint maximises
 _ROWS = 64  # lines per forward pass of the loss
@@ -31,7 +31,7 @@ class Validator:
         self.tokenizer = tokenizer
         self._config = config
         self._problems = problems
-        self._task: Task = load_task(config.task.name, config.task.options)
+        self._check = checker(load_task(config.task.name, config.task.options))
         self._lines = tokenise(problems, tokenizer)
         self._prompts = encode_texts(tokenizer, [problem.prompt for problem in problems])
         self._settings = DecodeSettings(
@@ -61,7 +61,7 @@ class Validator:
         for problem, group in zip(self._problems, groups, strict=True):
             completion = group.completions[0]
             text = decode_completion(self.tokenizer, completion.tokens)
-            correct += completion.finished and self._task.check(problem.prompt, text) == Outcome.CORRECT
+            correct += completion.finished and self._check(problem, text) == Outcome.CORRECT
         accuracy = correct / len(self._problems)
         return {
             "validation_loss": loss,

@@ -12,7 +12,8 @@ from bgrpo.groups import Verdict
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.text import encode_texts
 from bgrpo.runs.run_folder import RunFolder
-from bgrpo.scoring.judge import Judge, trial_of
+from bgrpo.scoring.attempts import trial_of
+from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.base import Outcome, Problem, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits

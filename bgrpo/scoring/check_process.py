@@ -14,7 +14,8 @@ from typing import Any, Self
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
-from bgrpo.scoring.check_child import REFUSED
+from bgrpo.scoring.attempts import Attempt, by_group, to_json
+from bgrpo.scoring.check_child import GROUPS, ITEMS, REFUSED
 from bgrpo.scoring.check_link import BrokenLinkError, CheckLink
 from bgrpo.scoring.failed_checks import FAILED
 from bgrpo.tasks.base import Outcome
@@ -25,7 +26,7 @@ _SHOWN = 60  # characters of a text in a message
 
 
 class CheckProcess:
-    """One child process that checks completions one by one.
+    """One child process that scores completions with a task's check or a user's function.
 
     The child imports the target and nothing else: no torch unless the target needs it. It is started at construction,
     so that a target that cannot be imported is refused at once, and again after each kill. Each start ends with a check
@@ -33,14 +34,14 @@ class CheckProcess:
 
     Args:
         target: ``"task:NAME"`` for a task's own check (NAME as in :func:`bgrpo.tasks.base.load_task`), or
-            ``"module:function"`` for a user's reward function ``f(prompt, completion) -> float``: a score above zero
-            counts as ``correct``, else ``wrong``, and the score itself is kept. An exception, and whatever
-            :func:`bgrpo.scoring.check_child.as_score` refuses, is an ``error``. Functions are taken to be
+            ``"module:function"`` for a user's reward function, see :mod:`bgrpo.scoring.user_functions`: its outcomes
+            are ``scored`` and, for None, ``unscored``. An exception, and whatever
+            :func:`bgrpo.scoring.user_functions.as_score` refuses, is an ``error``. Functions are taken to be
             deterministic.
         options: arguments of the task.
-        timeout_s: limit of one check in seconds.
+        timeout_s: limit of one call in seconds.
         memory_bytes: limit of the child's data (RLIMIT_DATA; past it, MemoryError or an abort); None for no limit.
-        trial: (prompt, completion) to try the target on; None tries nothing.
+        trial: what to try the target on; None tries nothing.
 
     Raises:
         UserError: the target cannot be imported, or its check of ``trial`` is an error or takes 120 s.
@@ -52,12 +53,13 @@ class CheckProcess:
         options: dict[str, Any] | None = None,
         timeout_s: float = 5.0,
         memory_bytes: int | None = None,
-        trial: tuple[str, str] | None = None,
+        trial: Attempt | None = None,
     ) -> None:
         self._timeout_s = timeout_s
         self._setup = {"target": target, "options": options or {}, "memory_bytes": memory_bytes}
         self._trial = trial
         self._link: CheckLink | None = None
+        self._form = ITEMS
         fault = self._start()
         if fault is not None:
             self.close()
@@ -68,13 +70,21 @@ class CheckProcess:
         """Id of the process to kill to end the child; None while there is none."""
         return self._link.pid if self._link is not None else None
 
-    def run(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Check (prompt, completion) pairs, each distinct pair once; results in the order of ``items``."""
-        distinct = list(dict.fromkeys((prompt, completion) for prompt, completion in items))
+    def run(self, attempts: Sequence[Attempt]) -> list[Verdict]:
+        """Score attempts, in order; where one is scored at a time, each distinct text of a group once."""
+        if self._form == GROUPS:
+            return self._run_groups(by_group(attempts))
+        keys = [(attempt.group, attempt.problem.prompt, attempt.text) for attempt in attempts]
+        distinct = dict(zip(keys, attempts, strict=True))
+        verdicts = dict(zip(distinct, self._run_items(list(distinct.values())), strict=True))
+        return [verdicts[key] for key in keys]
+
+    def _run_items(self, items: list[Attempt]) -> list[Verdict]:
+        """One verdict per item; what disturbs the check of one is its fault alone."""
         results: list[Verdict] = []
-        crashes: Counter[int] = Counter()  # by position in ``distinct``
-        while len(results) < len(distinct):
-            fault = self._run_until_fault(distinct, results)
+        crashes: Counter[int] = Counter()  # by position
+        while len(results) < len(items):
+            fault = self._run_until_fault(items, results)
             if fault is None:
                 continue
             if fault.outcome == Outcome.ERROR:
@@ -82,8 +92,21 @@ class CheckProcess:
                 if crashes[len(results)] < CRASHES_PER_ITEM:
                     continue
             results.append(fault)
-        by_item = dict(zip(distinct, results, strict=True))
-        return [by_item[prompt, completion] for prompt, completion in items]
+        return results
+
+    def _run_groups(self, groups: list[list[Attempt]]) -> list[Verdict]:
+        """All groups in one call; where that fails, each in a call of its own, so that one disturbs no other."""
+        items = [attempt for group in groups for attempt in group]
+        for _ in range(CRASHES_PER_ITEM):
+            results: list[Verdict] = []
+            fault = self._run_until_fault(items, results)
+            if fault is None or fault.outcome == Outcome.TIMEOUT or len(groups) > 1:
+                break
+        if fault is None and not (results and all(result.outcome in FAILED for result in results)):
+            return results
+        if len(groups) > 1:
+            return [verdict for group in groups for verdict in self._run_groups([group])]
+        return results if fault is None else [fault] * len(items)
 
     def close(self) -> None:
         """End the child and what it has started."""
@@ -99,14 +122,14 @@ class CheckProcess:
     ) -> None:
         self.close()
 
-    def _run_until_fault(self, items: list[tuple[str, str]], results: list[Verdict]) -> Verdict | None:
+    def _run_until_fault(self, items: list[Attempt], results: list[Verdict]) -> Verdict | None:
         """Append the results of the items that have none yet; on a fault, end the child and return the culprit's."""
         if self._link is None:
             fault = self._start()
             if self._link is None:
                 return fault
         rest = items[len(results) :]
-        return self._ask(rest, len(rest), results, self._timeout_s)
+        return self._ask(to_json(rest, self._form == GROUPS), len(rest), results, self._timeout_s)
 
     def _start(self) -> Verdict | None:
         """Start the child and try it; what is wrong, None when nothing is. Where it is of no use there is no link."""
@@ -118,12 +141,14 @@ class CheckProcess:
         if answers[0].outcome == REFUSED:
             self.close()
             return Verdict(Outcome.ERROR, detail=answers[0].detail)
+        self._form = answers[0].detail
         if self._trial is None:
             return None
-        fault = self._ask([self._trial], 1, answers, START_LIMIT_S)
+        fault = self._ask(to_json([self._trial], self._form == GROUPS), 1, answers, START_LIMIT_S)
         if fault is None and answers[1].outcome not in FAILED:
             return None
-        prompt, completion = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…" for text in self._trial)
+        texts = (self._trial.problem.prompt, self._trial.text)
+        prompt, completion = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…" for text in texts)
         tried = f"{target!r}: tried on prompt {prompt!r} and completion {completion!r}"
         return replace(fault or answers[1], detail=f"{tried}: {(fault or answers[1]).detail}")
 

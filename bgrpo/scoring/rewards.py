@@ -28,7 +28,7 @@ class RewardRule:
 
     Attributes:
         kind: ``simple`` (the score as it is), ``rank`` (times exp(-(rank - 1) / tau)), ``reverse_rank`` (times
-            exp(+(rank - 1) / tau)) or ``unlikely`` (times 1 - share × (K - rank) / (K - 1): the likeliest loses most,
+            exp(+(rank - 1) / tau)) or ``unlikely`` (times 1 - share × (K - rank) / K: the likeliest loses most,
             He et al. 2025).
         tau: scale of the rank kinds, in ranks.
         unlikely_share: what the likeliest completion loses with ``unlikely``.
@@ -95,8 +95,7 @@ def _factors(rule: RewardRule, ranks: Sequence[int]) -> list[float]:
     if rule.kind == "simple":
         return [1.0] * len(ranks)
     if rule.kind == "unlikely":
-        span = max(len(ranks) - 1, 1)
-        return [1 - rule.unlikely_share * (len(ranks) - rank) / span for rank in ranks]
+        return [1 - rule.unlikely_share * (len(ranks) - rank) / len(ranks) for rank in ranks]
     sign = -1 if rule.kind == "rank" else 1
     return [_exp(sign * (rank - 1) / rule.tau) for rank in ranks]
 

@@ -90,9 +90,9 @@ class Task(Protocol):
 
     name: str
 
-    def check(self, prompt: str, completion: str) -> Outcome:
-        """Outcome of ``completion`` (text without end token) for ``prompt``; never raises on any text."""
-        ...
+    check: Callable[..., Outcome]
+    """``check(problem, completion)``, or ``check(prompt, completion)`` where the text of the prompt is all it needs:
+    outcome of a completion (text without end token); never raises on any text."""
 
     def load(self, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
         """Read a data file, verify each line's own answer, drop trivial problems.
@@ -199,6 +199,14 @@ def _are_problems(problems: Any) -> bool:
 def _kind(value: Any) -> str:
     inner = value.problems if isinstance(value, LoadedProblems) else value
     return f"a list of {type(inner[0]).__name__}" if isinstance(inner, list) and inner else f"a {type(inner).__name__}"
+
+
+def checker(task: Task) -> Callable[[Problem, str], Outcome]:
+    """The task's check, called with the whole problem, whichever of its two forms it has."""
+    first = next(iter(inspect.signature(task.check).parameters), "")
+    if first == "prompt":
+        return lambda problem, completion: task.check(problem.prompt, completion)
+    return task.check
 
 
 def can_generate(task: Task) -> bool:

@@ -31,7 +31,8 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.io import LoadedPolicy, save_policy
 from bgrpo.runs.preparation import Preparation, check_input
-from bgrpo.scoring.judge import Judge, finished_texts, trial_of
+from bgrpo.scoring.attempts import attempts_of, trial_of
+from bgrpo.scoring.judge import Judge
 
 REQUESTS = 12
 """Of one measured batch."""
@@ -202,7 +203,7 @@ def _verification_and_learning(
     config: TrainConfig, prepared: Preparation, groups: list[ScoredGroup]
 ) -> dict[str, float]:
     """Seconds per request of one verifier and of one learner."""
-    items = finished_texts([prepared.splits.train[group.index] for group in groups], groups)
+    items = attempts_of([prepared.splits.train[group.index] for group in groups], groups)
     with Judge(config).start(trial_of(prepared.splits.train)) as checks:
         verify_s = timed(lambda: checks.run(items)).seconds / REQUESTS
     requests = config.rollout.prompts_per_step / config.rollout.prompts_per_request

@@ -34,7 +34,8 @@ from bgrpo.distributed.watch.run_log import start_run_log
 from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
-from bgrpo.scoring.judge import Judge, finished_texts
+from bgrpo.scoring.attempts import attempts_of
+from bgrpo.scoring.judge import Judge
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem
 
@@ -284,7 +285,7 @@ class RolloutService:
             raise RuntimeError(f"asked for weights {request.weights}, got rollouts of {reply.weights}")
         self._request_s.append(reply.seconds)
         self._metrics.decoded(reply.seconds)
-        verdicts = await self._verifiers.check(finished_texts(request.problems, reply.groups))
+        verdicts = await self._verifiers.check(attempts_of(request.problems, reply.groups))
         groups = self._judge.score(indices, reply.groups, verdicts, request.weights.version)
         self._metrics.scored(groups)
         self._recent.append((time.monotonic(), sum(len(group.completions) for group in groups)))

@@ -140,11 +140,11 @@ class _Validator:
         self._problems = problems[: job.config.evaluation.problems]
 
     def __call__(self, version: int) -> dict[str, float]:
-        from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
+        from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
 
         decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
         samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed
-        evaluation = evaluate(decode, self._problems, [RANK_WIDTH], samples, seed)
+        evaluation = evaluate(decode, self._problems, [RANK_WIDTH], samples, seed, Measures.of(self._job.config))
         for line in evaluation.failures():
             logger.warning("validation of version %d: %s", version, line)
         return evaluation.metrics()

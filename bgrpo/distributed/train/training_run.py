@@ -44,7 +44,7 @@ from bgrpo.distributed.train.learner_watch import describe_learners
 from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.distributed.watch.watchdog import Watchdog
 from bgrpo.evaluation.comparison import EvaluationComparison
-from bgrpo.evaluation.metrics import Evaluation, evaluate
+from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
 from bgrpo.learning.learner_state import policy_folder
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
@@ -222,7 +222,13 @@ class _Run:
                 status.update(f"{self._doing}: {done / total:.0%}")
 
             evaluation = evaluate(
-                decode, self._prepared.splits.test, section.beam_widths, section.samples, config.seed, on_progress=show
+                decode,
+                self._prepared.splits.test,
+                section.beam_widths,
+                section.samples,
+                config.seed,
+                Measures.of(config),
+                on_progress=show,
             )
         for line in evaluation.failures():
             self._console.print(f"{self._doing}: {line}", soft_wrap=True, highlight=False, markup=False)
