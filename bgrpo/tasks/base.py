@@ -91,8 +91,8 @@ class Task(Protocol):
     name: str
 
     check: Callable[..., Outcome]
-    """``check(problem, completion)``, or ``check(prompt, completion)`` where the text of the prompt is all it needs:
-    outcome of a completion (text without end token); never raises on any text."""
+    """``check(prompt, completion)``: outcome of a completion (text without end token); never raises on any text. Where
+    the first parameter is named ``problem``, it gets the whole problem, its answers included."""
 
     def load(self, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
         """Read a data file, verify each line's own answer, drop trivial problems.
@@ -203,10 +203,9 @@ def _kind(value: Any) -> str:
 
 def checker(task: Task) -> Callable[[Problem, str], Outcome]:
     """The task's check, called with the whole problem, whichever of its two forms it has."""
-    first = next(iter(inspect.signature(task.check).parameters), "")
-    if first == "prompt":
-        return lambda problem, completion: task.check(problem.prompt, completion)
-    return task.check
+    if next(iter(inspect.signature(task.check).parameters), "") == "problem":
+        return task.check
+    return lambda problem, completion: task.check(problem.prompt, completion)
 
 
 def can_generate(task: Task) -> bool:
