@@ -19,6 +19,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -58,23 +59,24 @@ def _wait_for(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-def _end_children() -> None:
-    """Kill all children, and those that become ours because their parent was one, until there are none."""
+def _end_with_children() -> NoReturn:
+    """Kill all children, and those that become ours because their parent was one, until there are none; then end."""
     while pids := _children():
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         for _ in pids:
             os.wait()
+    os._exit(0)  # a guard's last act: nothing is left to be closed, and callers wait
 
 
 def _children() -> list[int]:
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for pid in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - ten times as fast as pathlib
         with suppress(FileNotFoundError, ProcessLookupError):
-            parent = stat.read_bytes().rpartition(b")")[2].split()[1]  # after the name, which may hold anything
-            if int(parent) == os.getpid():
-                found.append(int(stat.parent.name))
+            stat = Path("/proc", pid, "stat").read_bytes()
+            if int(stat.rpartition(b")")[2].split()[1]) == os.getpid():  # after the name, which may hold anything
+                found.append(int(pid))
     return found
 
 
@@ -96,7 +98,7 @@ def _guard(channel: socket.socket, control: socket.socket, outer: int) -> None:
     code = _wait_for(check)
     with suppress(OSError):  # nobody is there any more to be told
         control.sendall(b"%d\n" % code)
-    _end_children()
+    _end_with_children()
 
 
 def main(channel: socket.socket, control: socket.socket) -> None:
@@ -110,7 +112,7 @@ def main(channel: socket.socket, control: socket.socket) -> None:
     channel.close()
     control.close()
     _wait_for(inner)
-    _end_children()
+    _end_with_children()
 
 
 if __name__ == "__main__":

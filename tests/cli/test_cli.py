@@ -332,6 +332,10 @@ def test_evaluate_tells_why_checks_failed(data: Path, policy: Path, capsys: pyte
     assert failed and line.startswith(f"error in {failed} of ") and "the first: TypeError: [bold]no answer" in line
     assert main(base) == 0
     assert line in " ".join(capsys.readouterr().out.split("\n"))
+    out = data.parent / "judged.jsonl"
+    assert main(["decode", "--policy", str(policy), "--data", str(data), "--out", str(out), base[-1]]) == 0
+    written = [each for text in out.read_text("utf-8").splitlines() for each in json.loads(text)["completions"]]
+    assert all(("detail" in each) == (each["outcome"] == "error") for each in written)
     base[-1] = "reward.function=reward_functions:always_fails"
     assert main(base) == 2
     assert re.search(r"error: [^\n]*tried on prompt [^\n]*NameError: name 'np' is not", capsys.readouterr().err)
