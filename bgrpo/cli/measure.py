@@ -123,7 +123,7 @@ def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
         "logprob": completion.logprob,
         "finished": completion.finished,
         "outcome": completion.outcome,
-    }
+    } | ({"detail": completion.verdict.detail} if completion.verdict and completion.verdict.detail else {})
 
 
 def rebuild_report(name: str, runs: Path, as_json: bool) -> int:

@@ -58,7 +58,7 @@ class CheckLink:
 
     @property
     def pid(self) -> int:
-        """Process id of the guard: whoever kills it ends the check too."""
+        """Process id of the outer guard: whoever kills it ends the check too."""
         return self._process.pid
 
     def ask(self, content: Any, limit_s: float) -> str:
@@ -101,18 +101,18 @@ class CheckLink:
         if self._process.returncode is not None:
             return "had ended"
         by_itself = self._comes(self._control, wait_s)
-        with contextlib.suppress(OSError):  # the guard is gone
+        with contextlib.suppress(OSError):  # both guards are gone
             self._control.shutdown(socket.SHUT_WR)
-        word = self._control.recv(32) if self._comes(self._control, EXIT_LIMIT_S) else b""
+        answers = self._comes(self._control, EXIT_LIMIT_S)
+        word = self._control.recv(32) if answers else b""
         self._channel.close()
         self._control.close()
-        if word:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(EXIT_LIMIT_S)
-        if self._process.returncode is None:  # the guard was killed, or is held up: its group is what can be reached
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_LIMIT_S if answers else 0)
+        if self._process.returncode is None:  # a guard is held up: their group is what can be reached
             os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait(EXIT_LIMIT_S)
-        return _how_it_ended(int(word) if word else code) if by_itself else "was killed"
+        return _how_it_ended(int(word) if word else code or -signal.SIGKILL) if by_itself else "was killed"
 
     def _line(self, deadline: float) -> bytes:
         """The next line. What comes is bounded, so bytes that keep coming do not put the deadline off."""

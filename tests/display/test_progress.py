@@ -62,6 +62,27 @@ def test_a_terminal_gets_a_live_display() -> None:
     assert "checkpoint at step 4" in text
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_first_failed_check_of_each_kind_is_told_once(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=250, height=20)
+    with TrainingProgress(5, "r", console=console) as progress:
+        progress.update(1, {"outcome/correct": 300.0, "outcome/error": 0.0, "outcome/truncated": 7.0})
+        failed = {"outcome/correct": 312.0, "outcome/error": 8.0, "outcome/truncated": 5.0}
+        progress.update(2, failed, {"error": "TypeError: [bold] $x_$"})
+        progress.update(3, failed, {"error": "another"})
+        progress.update(4, failed | {"outcome/timeout": 1.0}, {"error": "another", "timeout": "late"})
+        progress.update(5, failed | {"outcome/timeout": 1234.0})
+    text = out.getvalue()
+    assert text.count("step 2: error in 8 of 320 checks, the first: TypeError: [bold] $x_$") == 1
+    assert text.count("step 4: timeout in 1 of 321 checks, the first: late") == 1
+    assert "another" not in text
+    if not terminal:
+        assert text.endswith("r: step 5/5 · errors 8 · timeouts 1234 · truncated 5\n")
+    else:
+        assert "timeouts" in text and "1234" in text
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1:00 min"), (187, "3:07 min"), (3729, "1:02:09 h")]
 )

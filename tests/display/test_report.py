@@ -154,3 +154,15 @@ def test_the_picture_is_wider_with_a_comparison(tmp_path: Path) -> None:
         plot_report(_metrics(3), comparison, "run · bgrpo", tmp_path / "report.png")
         with Image.open(tmp_path / "report.png") as image:
             assert image.size == size
+
+
+def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they say: it is no markup, and does not crowd out the curves."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(run_report, "write_png", lambda figure, out: drawn.append(figure))
+    steps = _metrics(2, **{"outcome/error": 3.0, "outcome/wrong": 2.0})
+    steps[1]["details"] = {"error": f"ValueError: $x_$ \\frac {'long ' * 200}"}
+    plot_report(steps, None, "run", Path("nowhere.png"))
+    drawn[0].draw_without_rendering()
+    text = drawn[0].get_supxlabel()
+    assert text.startswith("error in 6 of 10 checks, the first: ValueError: $x_$") and len(text) < 160

@@ -92,6 +92,28 @@ def test_each_width_is_a_search_of_its_own_over_batches() -> None:
     assert len(set(decoder.seeds)) == 7, "one seed per problem, whatever the batch"
 
 
+def test_what_failed_in_the_checks_is_kept_with_the_evaluation() -> None:
+    """The first of each kind, over all searches and batches."""
+
+    def decode(problems: Sequence[Problem], mode: str, size: int, seeds: object) -> list[list[Completion]]:
+        late = Verdict("timeout", detail=f"late at width {size}") if size > 1 else Verdict("wrong")
+        wrong = Verdict("error", detail=problems[0].prompt)
+        return [[Completion([1], [0.0], True, "", verdict) for verdict in [wrong, *[late] * (size - 1)]]] * len(
+            problems
+        )
+
+    evaluation = evaluate(decode, PROBLEMS, [3], samples=0, seed=0, batch=4)
+    assert evaluation.details == {"error": PROBLEMS[0].prompt, "timeout": "late at width 3"}
+    assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
+    assert evaluation.failures() == [
+        f"error in 21 of 98 checks, the first: {PROBLEMS[0].prompt}",
+        "timeout in 77 of 98 checks, the first: late at width 3",
+    ]
+    before_there_were_details = evaluation.to_dict()
+    del before_there_were_details["details"]
+    assert Evaluation.from_dict(before_there_were_details).failures() == []
+
+
 def test_widths_that_were_not_asked_for_give_no_metric() -> None:
     metrics = evaluate(ScriptedDecoder([2] * 7, [0] * 7), PROBLEMS, [3], samples=0, seed=0).metrics()
     assert set(metrics) == {"greedy", "beam@3", "top1", "beam_rank_score"}

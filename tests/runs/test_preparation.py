@@ -63,3 +63,20 @@ def test_tokens_that_the_policy_lacks_are_named(policy: Path, tmp_path: Path) ->
 def test_fewer_problems_than_one_step_needs(policy: Path) -> None:
     with pytest.raises(UserError, match=r"task\.train has 8 problems, fewer than rollout\.prompts_per_step=64"):
         check_input(config(policy, rollout={"prompts_per_step": 64, "max_new_tokens": 16}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"reward": {"function": "reward_functions:always_fails"}}, "completion '.+': NameError: name 'np' is not def"),
+        ({"reward": {"function": "reward_functions:returns_text"}}, "the reward function returned str, expected a flo"),
+        ({"reward": {"function": "reward_functions.py:length"}}, "is a file; name the module: 'reward_functions:leng"),
+        ({"reward": {"function": "./mine/reward_functions.py"}}, "is a file; name the module: 'reward_functions:NAME"),
+        ({"reward": {"function": "no_such_module:f"}}, "No module named 'no_such_module'"),
+        ({"task": {"name": "user_tasks:RaisingTask"}}, "'task:user_tasks:RaisingTask': tried on prompt .* KeyError"),
+        ({"reward": {"kind": "reverse_rank", "tau": 0.001}}, "the reward of rank 2 of .* is inf"),
+    ],
+)
+def test_a_scorer_that_fails_is_found_on_a_real_problem(policy: Path, sections: dict, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^[^\n]*{message}[^\n]*$"):
+        check_input(config(policy, **sections))

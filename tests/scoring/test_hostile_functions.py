@@ -19,7 +19,7 @@ import pytest
 import torch
 from hostile_functions import CASES, VALUES
 
-from bgrpo.chaos.faults import alive, wait_until
+from bgrpo.chaos.faults import alive, children, wait_until
 from bgrpo.errors import UserError
 from bgrpo.scoring import check_link
 from bgrpo.scoring.check_child import LONGEST_DETAIL, MisreturnedError, as_score
@@ -139,6 +139,20 @@ def test_what_a_check_starts_ends_with_it(tmp_path: Path, ending: str) -> None:
         checks.run([(str(tmp_path / "pids"), ending)])
     pids = left_by(tmp_path / "pids")
     assert len(pids) >= 4 and not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("guard", ["outer", "inner"])
+def test_what_a_check_starts_ends_when_a_guard_is_killed(tmp_path: Path, guard: str) -> None:
+    """As Ray does to what a worker has started, before the worker ends."""
+    with CheckProcess("hostile_functions:leave_processes") as checks:
+        checks.run([(str(tmp_path / "pids"), "return")])
+        assert checks.pid is not None
+        (inner,) = children(checks.pid)
+        pids = [*left_by(tmp_path / "pids"), *children(inner)]
+        os.kill(checks.pid if guard == "outer" else inner, signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, pids)), "the end of what the check started", 10)
+        (again,) = checks.run([(str(tmp_path / "again"), "return")])
+    assert again.outcome == "correct"
 
 
 def test_what_a_check_starts_ends_with_its_caller(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -70,3 +71,20 @@ def test_a_missing_score_is_refused() -> None:
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"'ranked': expected simple, rank, reverse_rank or function"):
         group_rewards(verdicts(["correct"]), "ranked", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "scores"),
+    [
+        ({"kind": "reverse_rank", "tau": 1e-3}, []),
+        ({"kind": "reverse_rank", "tau": 0.01}, []),
+        ({"kind": "simple", "tau": 1.0, "wrong_reward": math.nan}, []),
+        ({"kind": "rank", "tau": 1.0, "wrong_reward": -math.inf}, []),
+        ({"kind": "function", "tau": 1.0, "wrong_reward": 1e13}, [1.0]),
+        ({"kind": "function", "tau": 1.0}, [math.nan]),
+        ({"kind": "function", "tau": 1.0, "balance_negatives": True}, [math.inf]),
+    ],
+)
+def test_a_reward_that_no_update_can_bear_is_refused(options: dict[str, Any], scores: list[float]) -> None:
+    with pytest.raises(UserError, match=r"the reward of rank \d of 3 is .*: reward\.kind=.*, tau=.*, wrong_reward="):
+        group_rewards(verdicts(["correct", "correct", "timeout"], [*scores, 1.0]), **options)
