@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bgrpo.scoring.failed_checks import describe_failures, outcomes_of
+from bgrpo.scoring.failed_checks import describe_failures, failures_in
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -151,7 +151,7 @@ class TrainingProgress(Display):
         """
         new = {kind: detail for kind, detail in (details or {}).items() if kind not in self._told}
         self._told |= new.keys()
-        for line in describe_failures(outcomes_of(metrics), new):
+        for line in describe_failures(failures_in(metrics), new):
             self.note(f"step {step}: {line}")
         self._latest |= metrics
         self._bar.update(self._task, completed=step)

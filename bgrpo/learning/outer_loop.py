@@ -19,7 +19,7 @@ from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
 from bgrpo.runs.budget import Spent, expected_steps, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.scoring.failed_checks import DETAILS, first_details, refuse_if_all_failed
+from bgrpo.scoring.failed_checks import DETAILS, first_details, refuse_failed_step
 
 OnStep = Callable[[dict[str, Any]], None]
 """Takes a step's metrics, and under :data:`bgrpo.scoring.failed_checks.DETAILS` what failed in its checks, if any."""
@@ -159,7 +159,8 @@ class OuterLoop(TrainerCallback):
     def _draw(self) -> list[ScoredGroup]:
         version = self._planned_version(self.step)
         groups = draw_groups(self._source, self._config, self.step, version, self._problems)
-        refuse_if_all_failed([each for group in groups for each in group.completions], f"step {self.step + 1}")
+        completions = [each for group in groups for each in group.completions]
+        refuse_failed_step(completions, self._config.reward.max_failures, f"step {self.step + 1}")
         return groups
 
     def _publish(self, model: PreTrainedModel) -> None:

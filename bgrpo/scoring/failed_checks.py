@@ -16,27 +16,38 @@ DETAILS = "details"
 
 
 def first_details(completions: Iterable[Completion]) -> dict[str, str]:
-    """Outcome -> detail of the first completion with that outcome, of the outcomes that say a check failed."""
+    """Kind of failure -> detail of the first completion with it.
+
+    Kinds are the outcomes that say a check failed, and ``part NAME`` where a part of the reward failed whose failure
+    has not become the outcome: it is watched only.
+    """
     details: dict[str, str] = {}
     for completion in completions:
-        if completion.verdict is not None and completion.outcome in FAILED:
-            details.setdefault(str(completion.outcome), completion.verdict.detail or "no detail is known")
+        verdict = completion.judged
+        if verdict.outcome in FAILED:
+            details.setdefault(str(verdict.outcome), verdict.detail or "no detail is known")
+        else:
+            for name, detail in verdict.failures.items():
+                details.setdefault(f"part {name}", detail)
     return details
 
 
-def outcomes_of(step: Mapping[str, Any]) -> Counter[str]:
-    """Completions by outcome, from the metrics of a training step."""
-    return Counter({str(outcome): int(step.get(f"outcome/{outcome}") or 0) for outcome in Outcome})
+def failures_in(step: Mapping[str, Any]) -> Counter[str]:
+    """Completions by outcome, and by part of the reward that failed, from the metrics of a training step."""
+    outcomes = Counter({str(outcome): int(step.get(f"outcome/{outcome}") or 0) for outcome in Outcome})
+    shares = {key.split("/")[1]: share or 0.0 for key, share in step.items() if key.endswith("/failed")}
+    parts = {f"part {name}": round(share * outcomes.total()) for name, share in shares.items()}
+    return outcomes + Counter(parts)
 
 
 def describe_failures(outcomes: Mapping[str, int], details: Mapping[str, str]) -> list[str]:
     """One line per kind of failure.
 
     Args:
-        outcomes: completions by outcome; those that were truncated were not checked.
+        outcomes: completions by outcome (those that were truncated were not checked), and by part that failed.
         details: of :func:`first_details`.
     """
-    checks = sum(outcomes.values()) - outcomes.get(Outcome.TRUNCATED, 0)
+    checks = sum(outcomes.get(outcome, 0) for outcome in Outcome if outcome != Outcome.TRUNCATED)
     return [f"{kind} in {outcomes[kind]:,} of {checks:,} checks, the first: {text}" for kind, text in details.items()]
 
 
@@ -45,22 +56,34 @@ def failures_of_steps(steps: Iterable[Mapping[str, Any]]) -> list[str]:
     outcomes: Counter[str] = Counter()
     details: dict[str, str] = {}
     for step in steps:
-        outcomes += outcomes_of(step)
+        outcomes += failures_in(step)
         details = step.get(DETAILS, {}) | details
     return describe_failures(outcomes, details)
 
 
-def refuse_if_all_failed(completions: Sequence[Completion], where: str) -> None:
-    """Nothing can be learned where no check came to a verdict; truncated completions, which are not checked, aside.
+def refuse_failed_step(completions: Sequence[Completion], most: float, where: str) -> None:
+    """Nothing should be learned where checks come to no verdict; truncated completions, which are not checked, aside.
+
+    Args:
+        completions: of one step.
+        most: share of the checks that may fail.
+        where: the step, for the message.
 
     Raises:
-        UserError: that is so; says why.
+        UserError: more of them failed, or all did, or no part of the reward applies to any; says why.
     """
     outcomes = Counter(str(completion.outcome) for completion in completions)
     checks = outcomes.total() - outcomes[Outcome.TRUNCATED]
-    if checks and checks == sum(outcomes[kind] for kind in FAILED):
-        causes = "; ".join(describe_failures(outcomes, first_details(completions)))
+    failed = sum(outcomes[kind] for kind in FAILED)
+    if checks and outcomes[Outcome.UNSCORED] == checks:
         raise UserError(
-            f"{where}: no check came to a verdict, so nothing was learned from this step: {causes}; mend that, then go "
-            f"on from the newest checkpoint with --resume"
+            f"{where}: no part of the reward applies to any of {checks:,} completions (each gave None, or there is no "
+            "known answer), so nothing can be learned: add a part that does"
+        )
+    if failed and (failed > most * checks or failed + outcomes[Outcome.UNSCORED] == checks):
+        causes = "; ".join(describe_failures(outcomes, first_details(completions)))
+        what = "no check came to a verdict" if failed == checks else f"more than reward.max_failures={most:g} failed"
+        raise UserError(
+            f"{where}: {what}, so nothing was learned from this step: {causes}; mend that, then go on from the newest "
+            f"checkpoint with --resume"
         )

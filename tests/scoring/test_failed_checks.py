@@ -6,7 +6,7 @@ import pytest
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, Verdict
-from bgrpo.scoring.failed_checks import describe_failures, failures_of_steps, first_details, refuse_if_all_failed
+from bgrpo.scoring.failed_checks import describe_failures, failures_of_steps, first_details, refuse_failed_step
 
 
 def completions(*verdicts: str) -> list[Completion]:
@@ -42,22 +42,46 @@ def test_steps_are_summed_and_the_earliest_detail_is_told() -> None:
     assert failures_of_steps([]) == failures_of_steps(steps[:1]) == []
 
 
-@pytest.mark.parametrize(
-    "verdicts",
-    [["error: why", "wrong"], ["timeout", "correct"], ["truncated"], [], ["error"] * 99 + ["unparseable"], ["trivial"]],
-)
-def test_one_verdict_is_enough_to_go_on(verdicts: list[str]) -> None:
-    refuse_if_all_failed(completions(*verdicts), "step 1")
+def test_a_part_that_is_only_watched_is_told_too() -> None:
+    watched = Verdict("scored", 1.0, parts={"a": 1.0, "b": None}, failures={"b": "late"})
+    failed = Verdict("error", None, "a: why", parts={"a": None}, failures={"a": "why"})
+    of = [Completion([1], [0.0], True, "", verdict) for verdict in (failed, watched, watched)]
+    assert first_details(of) == {"error": "a: why", "part b": "late"}
+    step = {"outcome/scored": 2.0, "outcome/error": 1.0, "part/b/failed": 2 / 3, "part/a/failed": 1 / 3}
+    assert failures_of_steps([step | {"details": first_details(of)}]) == [
+        "error in 1 of 3 checks, the first: a: why",
+        "part b in 2 of 3 checks, the first: late",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "causes"),
+    ("verdicts", "most"),
     [
-        (["error: why"], "error in 1 of 1 checks, the first: why"),
-        (["truncated", "timeout: late"], "timeout in 1 of 1 checks, the first: late"),
-        (["timeout: late", "error: why", "error: how"], "timeout in 1 of 3 .* late.*error in 2 of 3 .* why"),
+        (["error: why", "wrong"], 0.5),
+        (["timeout", "correct"], 1.0),
+        (["truncated"], 0.0),
+        ([], 0.0),
+        (["error"] * 99 + ["unparseable"], 0.99),
+        (["trivial"], 0.0),
+        (["unscored", "scored"], 0.0),
+        (["unscored", "truncated", "scored"], 0.0),
     ],
 )
-def test_a_step_without_any_verdict_ends_the_run(verdicts: list[str], causes: str) -> None:
-    with pytest.raises(UserError, match=rf"^step 7: no check came to a verdict, .*{causes}.* --resume$"):
-        refuse_if_all_failed(completions(*verdicts), "step 7")
+def test_as_many_failures_as_allowed_do_not_end_a_run(verdicts: list[str], most: float) -> None:
+    refuse_failed_step(completions(*verdicts), most, "step 1")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "most", "causes"),
+    [
+        (["error: why"], 1.0, "no check came to a verdict.*error in 1 of 1 checks, the first: why.* --resume$"),
+        (["truncated", "timeout: late"], 1.0, "no check came .*timeout in 1 of 1 checks, the first: late"),
+        (["timeout: late", "error: why", "error: how"], 1.0, "timeout in 1 of 3 .* late.*error in 2 of 3 .* why"),
+        (["error: why", "wrong", "wrong"], 0.3, r"more than reward.max_failures=0.3 failed.*error in 1 of 3"),
+        (["unscored", "truncated", "unscored"], 1.0, "no part of the reward applies to any of 2 completions"),
+        (["unscored", "error: why"], 1.0, "error in 1 of 2"),
+    ],
+)
+def test_a_step_with_too_few_verdicts_ends_the_run(verdicts: list[str], most: float, causes: str) -> None:
+    with pytest.raises(UserError, match=rf"^step 7: .*{causes}"):
+        refuse_failed_step(completions(*verdicts), most, "step 7")

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attempts import attempt, attempts
 from hostile_functions import CASES, VALUES
 
 from bgrpo.chaos.faults import alive, children, wait_until
 from bgrpo.errors import UserError
 from bgrpo.scoring import check_link
-from bgrpo.scoring.check_child import LONGEST_DETAIL, MisreturnedError, as_score
+from bgrpo.scoring.check_child import LONGEST_DETAIL
 from bgrpo.scoring.check_process import CheckProcess
+from bgrpo.scoring.user_functions import MisreturnedError, as_score
 
 TIMEOUT_S = 1.0
 NOT_AN_ANSWER = "error None something else than an answer came from the check process"
@@ -39,8 +41,8 @@ EXPECTED = {
     "stop_itself": "timeout None the check took longer than 1 s$",
     "stop_its_parent_and_exit": "error None the check process was ",
     "recurse": "error None RecursionError: ",
-    "fork_and_return_twice": "correct 7.0 $",
-    "fork_unseen_and_return_twice": "correct 7.0 $",
+    "fork_and_return_twice": "scored 7.0 $",
+    "fork_unseen_and_return_twice": "scored 7.0 $",
     "fork_and_raise_twice": "error None ValueError: in the parent ",
     "fork_and_leave_it_to_the_child": "error None the check process exited with status 4$",
     "crash_while_a_fork_holds_the_socket": "error None the check process exited with status 6$",
@@ -55,15 +57,16 @@ EXPECTED = {
     "close_everything": "error None the check process exited with status 74: did the function close its socket",
     "put_a_file_in_the_place_of_the_socket": "error None the check process exited with status 74: did the function",
     "shut_the_socket": "error None the check process ",
-    "patch_what_answers_are_made_with": "correct 9.0 $",
+    "patch_what_answers_are_made_with": "scored 9.0 $",
     "ignore_every_signal": "timeout None the check took longer than 1 s$",
-    "leave_threads_that_print": "correct 2.0 $",
-    "flood_the_output": "correct 2.0 $",
+    "leave_threads_that_print": "scored 2.0 $",
+    "flood_the_output": "scored 2.0 $",
     "raise_unspeakable": "error None Unspeakable",
     "raise_endless": "timeout None the check took longer than 1 s$",
     "raise_a_long_text": "error None ValueError: xxx",
     "raise_terminal_codes": r"error None ValueError: [^\x00-\x1f]*\[/bold\]",
     **dict.fromkeys(VALUES, "error None "),
+    "nothing": "unscored None $",
     "a value that hangs": "timeout None the check took longer than 1 s$",
     "a value that raises": "error None OSError: no value ",
     "a huge integer": "error None the reward function returned inf, expected a finite float$",
@@ -89,9 +92,9 @@ def test_a_hostile_function_harms_only_its_own_item(
 ) -> None:
     monkeypatch.setattr(check_link, "EXIT_LIMIT_S", 2.0)
     texts = ["a", "bb", name, "ccc", "dddd"]
-    results = checks.run([("p", text) for text in texts]) + checks.run([("p", "eeeee")])
+    results = checks.run(attempts(*(("p", text) for text in texts))) + checks.run(attempts(("p", "eeeee")))
     good = [(result.outcome, result.score) for position, result in enumerate(results) if position != 2]
-    assert good == [("correct", float(length)) for length in range(1, 6)]
+    assert good == [("scored", float(length)) for length in range(1, 6)]
     bad = results[2]
     assert re.match(EXPECTED[name], f"{bad.outcome} {bad.score} {bad.detail}")
     assert len(bad.detail) <= LONGEST_DETAIL and (not bad.detail or bad.detail.isprintable())
@@ -136,7 +139,7 @@ def left_by(mark: Path) -> list[int]:
 def test_what_a_check_starts_ends_with_it(tmp_path: Path, ending: str) -> None:
     """Also what lives in a session of its own, has lost its parents, and knows nothing of our environment."""
     with CheckProcess("hostile_functions:leave_processes", timeout_s=5.0) as checks:
-        checks.run([(str(tmp_path / "pids"), ending)])
+        checks.run(attempts((str(tmp_path / "pids"), ending)))
     pids = left_by(tmp_path / "pids")
     assert len(pids) >= 4 and not any(map(alive, pids))
 
@@ -145,20 +148,20 @@ def test_what_a_check_starts_ends_with_it(tmp_path: Path, ending: str) -> None:
 def test_what_a_check_starts_ends_when_a_guard_is_killed(tmp_path: Path, guard: str) -> None:
     """As Ray does to what a worker has started, before the worker ends."""
     with CheckProcess("hostile_functions:leave_processes") as checks:
-        checks.run([(str(tmp_path / "pids"), "return")])
+        checks.run(attempts((str(tmp_path / "pids"), "return")))
         assert checks.pid is not None
         (inner,) = children(checks.pid)
         pids = [*left_by(tmp_path / "pids"), *children(inner)]
         os.kill(checks.pid if guard == "outer" else inner, signal.SIGKILL)
         wait_until(lambda: not any(map(alive, pids)), "the end of what the check started", 10)
-        (again,) = checks.run([(str(tmp_path / "again"), "return")])
-    assert again.outcome == "correct"
+        (again,) = checks.run(attempts((str(tmp_path / "again"), "return")))
+    assert again.outcome == "scored"
 
 
 def test_what_a_check_starts_ends_with_its_caller(tmp_path: Path) -> None:
     program = (
-        "import sys; from bgrpo.scoring.check_process import CheckProcess\n"
-        "CheckProcess('hostile_functions:leave_processes', timeout_s=100).run([(sys.argv[1], 'hang')])"
+        "import sys; from bgrpo.scoring.check_process import CheckProcess; from attempts import attempts\n"
+        "CheckProcess('hostile_functions:leave_processes', timeout_s=100).run(attempts((sys.argv[1], 'hang')))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "pids")], env=environment) as caller:
@@ -170,13 +173,13 @@ def test_what_a_check_starts_ends_with_its_caller(tmp_path: Path) -> None:
 
 def test_the_first_call_may_take_longer_than_the_limit() -> None:
     """After each start: what a function imports at its first call does not count."""
-    with CheckProcess("hostile_functions:slow_first_call", timeout_s=0.5, trial=("p", "c")) as checks:
-        results = checks.run([("p", "x"), ("p", "hang"), ("p", "y")])
+    with CheckProcess("hostile_functions:slow_first_call", timeout_s=0.5, trial=attempt("p", "c")) as checks:
+        results = checks.run(attempts(("p", "x"), ("p", "hang"), ("p", "y")))
         assert checks.pid is not None
         os.kill(checks.pid, signal.SIGKILL)
         time.sleep(0.05)
-        results += checks.run([("p", "z")])
-    assert [result.outcome for result in results] == ["correct", "timeout", "correct", "correct"]
+        results += checks.run(attempts(("p", "z")))
+    assert [result.outcome for result in results] == ["scored", "timeout", "scored", "scored"]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_the_first_call_may_take_longer_than_the_limit() -> None:
 )
 def test_a_function_that_fails_its_trial_is_refused_in_one_line(completion: str, cause: str) -> None:
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
-        CheckProcess("hostile_functions:hostile", trial=("1 + 1 =", completion))
+        CheckProcess("hostile_functions:hostile", trial=attempt("1 + 1 =", completion))
     assert f"'hostile_functions:hostile': tried on prompt '1 + 1 =' and completion '{completion}': {cause}" in str(
         caught.value
     )
@@ -238,5 +241,5 @@ def test_a_task_that_returns_something_else_than_an_outcome(
     (tmp_path / "odd_task.py").write_text(program)
     monkeypatch.syspath_prepend(str(tmp_path))
     with CheckProcess("task:odd_task:T") as checks:
-        (result,) = checks.run([("p", "c")])
+        (result,) = checks.run(attempts(("p", "c")))
     assert f"{result.outcome} {result.detail}".startswith(verdict)
