@@ -208,7 +208,7 @@ def check_policy() -> Check:
     """The shipped policy loads, decodes, and solves at least one problem of its kind, exactly checked."""
     from bgrpo.config import TrainConfig, load_config
     from bgrpo.evaluation.decoders import LocalDecoder
-    from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
+    from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
     from bgrpo.policies.io import load_policy
     from bgrpo.scoring.attempts import trial_of
     from bgrpo.scoring.judge import Judge
@@ -219,9 +219,7 @@ def check_policy() -> Check:
     task = load_task(config.task.name, config.task.options)
     problems = generate_problems(task, test.options, KNOWN_PROBLEMS, test.seed)
     with Judge(config).start(trial_of(problems)) as checks:
-        metrics = evaluate(
-            LocalDecoder(policy, checks.judge, 32), problems, [RANK_WIDTH], 0, 0, Measures.of(config)
-        ).metrics()
+        metrics = evaluate(LocalDecoder(policy, checks.judge, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
     solved = round(metrics[f"beam@{RANK_WIDTH}"] * KNOWN_PROBLEMS)
     detail = f"shipped policy solves {solved} of {KNOWN_PROBLEMS} problems"
     if not solved:

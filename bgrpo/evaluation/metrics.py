@@ -180,7 +180,7 @@ def evaluate(
     beam_widths: Sequence[int],
     samples: int,
     seed: int,
-    measures: Measures,
+    measures: Measures = Measures(),
     batch: int = BATCH,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
