@@ -34,9 +34,8 @@ class CheckProcess:
     Args:
         target: ``"task:NAME"`` for a task's own check (NAME as in :func:`bgrpo.tasks.base.load_task`), or
             ``"module:function"`` for a user's reward function ``f(prompt, completion) -> float``: a score above zero
-            counts as ``correct``, else ``wrong``, and the score itself is kept. An exception, and whatever
-            :func:`bgrpo.scoring.check_child.as_score` refuses, is an ``error``. Functions are taken to be
-            deterministic.
+            counts as ``correct``, else ``wrong``, and the score itself is kept. An exception, and a value that is no
+            finite number of at most 1e12 in size, is an ``error``. Functions are taken to be deterministic.
         options: arguments of the task.
         timeout_s: limit of one check in seconds.
         memory_bytes: limit of the child's data (RLIMIT_DATA; past it, MemoryError or an abort); None for no limit.
