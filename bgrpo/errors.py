@@ -23,6 +23,10 @@ class RunError(RuntimeError):
     """
 
 
+class NotFiniteError(UserError, FloatingPointError):
+    """A policy computes something else than numbers. The message says where."""
+
+
 class DivergenceError(UserError):
     """Training diverged: the loss, the gradient or the KL left the range in which going on makes sense.
 

@@ -17,7 +17,7 @@ from bgrpo.decoding.search import Traces, search
 from bgrpo.decoding.settings import DecodeSettings
 from bgrpo.decoding.slots import NO_TOKEN, Chooser
 from bgrpo.decoding.support import check_supported
-from bgrpo.errors import UserError
+from bgrpo.errors import NotFiniteError, UserError
 from bgrpo.groups import Completion, Group
 
 
@@ -68,7 +68,7 @@ class DecodeEngine:
 
         Raises:
             UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds are missing.
-            FloatingPointError: the model's logits are not numbers.
+            NotFiniteError: the model's logits are not numbers.
         """
         self._check_prompts(prompts, settings)
         if not prompts:
@@ -152,7 +152,7 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 def _check_numbers(traces: Traces, batch: Sequence[int]) -> None:
     bad = torch.isnan(traces.scores_GK).any(1).nonzero().squeeze(1).tolist()
     if bad:
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"the model's logits are not numbers after prompt {min(batch[row] for row in bad)}: its weights hold NaN "
             f"or infinity, or are so large that the computation overflows"
         )

@@ -19,18 +19,22 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from bgrpo.errors import UserError, one_line
+from bgrpo.errors import UserError, one_line, reading
 from bgrpo.files import readable_file
 
 MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+
+_OTHER_NAMES = {"embed_out.weight": "lm_head.weight"}
+"""What files of a GPT-NeoX call a weight, and what the model calls it."""
 
 _MIB = 1 << 20
 _MOST_BYTES = {"tokenizer.json": 48 * _MIB, "model.safetensors.index.json": 16 * _MIB}
 _MOST_OTHER_BYTES = 2 * _MIB
 _MOST_HEADER_BYTES = 16 * _MIB
-_MOST_WEIGHT_BYTES = 1 << 45
+_MOST_WEIGHT_BYTES = 1 << 42
 _LEAST_TENSORS = 9  # of a layer of any supported model
 _GENERIC_KEYS = {"bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"}
 _OLDER_KEYS = {  # read by transformers besides a configuration's own fields
@@ -41,9 +45,8 @@ _REFUSED_KEYS = {
     "per_layer_config": "all layers must be alike",
 }
 _TOKEN_NAMES = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
-_TOKENIZER_SETTINGS: dict[str, type | tuple[type, ...]] = {
+_TOKENIZER_SETTINGS = {
     **dict.fromkeys(("add_bos_token", "add_eos_token", "split_special_tokens", "clean_up_tokenization_spaces"), bool),
-    "model_max_length": (int, float),
     "padding_side": str,
     "chat_template": str,
     "model_input_names": list,
@@ -119,7 +122,7 @@ def _check_names(folder: Path) -> None:
 def _text(folder: Path, name: str) -> str:
     path = readable_file(folder / name, _MOST_BYTES.get(name, _MOST_OTHER_BYTES))
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{name} cannot be read: {error}") from error
 
@@ -159,7 +162,10 @@ def _shapes(shards: tuple[Path, ...]) -> dict[str, tuple[int, ...]]:
         with readable_file(shard, _MOST_WEIGHT_BYTES).open("rb") as opened:
             if int.from_bytes(opened.read(8), "little") > _MOST_HEADER_BYTES:
                 raise UserError(f"{shard.name} cannot be loaded: its header is damaged, or it is no safetensors file")
-        with safe_open(shard, framework="pt") as file:  # compares the header with the size of the file
+        with (
+            reading(f"{shard.name} cannot be loaded"),
+            safe_open(shard, framework="pt") as file,
+        ):  # compares the header with the size of the file
             for name in file.keys():  # noqa: SIM118
                 entry = file.get_slice(name)
                 if _IGNORED.search(name):
@@ -197,8 +203,9 @@ def _config(raw: dict[str, Any], tensors: int) -> PretrainedConfig:
         field.name for field in dataclasses.fields(PretrainedConfig)
     }
     read = own | set(kind.attribute_map) | _GENERIC_KEYS | _OLDER_KEYS
-    config: PretrainedConfig = kind(**{key: value for key, value in raw.items() if key in read})
-    return config
+    with reading("config.json cannot be loaded"):
+        config: PretrainedConfig = kind(**{key: value for key, value in raw.items() if key in read})
+        return config
 
 
 def model_class(config: PretrainedConfig) -> Any:
@@ -208,10 +215,11 @@ def model_class(config: PretrainedConfig) -> Any:
 
 def _names_in_model(config: PretrainedConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
     """For each weight of the files its name in the model, which has exactly these weights, in these shapes."""
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = model_class(config)(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    names = {name: name if name in expected else f"{model.base_model_prefix}.{name}" for name in shapes}
+    names = {name: _OTHER_NAMES.get(name, name) for name in shapes}
+    names = {name: inside if inside in expected else f"{model.base_model_prefix}.{inside}" for name, inside in names.items()}
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     unknown = sorted(name for name, inside in names.items() if inside not in expected)
     lacking = sorted(expected.keys() - set(names.values()) - tied)
@@ -233,17 +241,22 @@ def _tokenizer(folder: Path, config: PretrainedConfig) -> PreTrainedTokenizerFas
     said = _json(folder, "special_tokens_map.json") | _json(folder, "tokenizer_config.json")
     if (folder / "chat_template.jinja").exists():
         said["chat_template"] = _text(folder, "chat_template.jinja")
-    if config.model_type == "gpt2" and str(said.get("tokenizer_class", "GPT2Tokenizer")).startswith("GPT2Tokenizer"):
-        said = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") | said
-    backend = Tokenizer.from_str(_text(folder, "tokenizer.json"))
-    backend.no_padding()
-    backend.no_truncation()
-    known = backend.get_vocab()
+    text = _text(folder, "tokenizer.json")
+    with reading("tokenizer.json cannot be loaded"):
+        backend = Tokenizer.from_str(text)
+        backend.no_padding()
+        backend.no_truncation()
+        known = backend.get_vocab()
     if sorted(known.values()) != list(range(len(known))):
         raise UserError(f"tokenizer.json has {len(known)} tokens, whose ids are not 0 to {len(known) - 1}, each once")
     if len(known) > config.vocab_size:
         raise UserError(f"the tokenizer has {len(known)} tokens, the model only {config.vocab_size}")
+    if "<|endoftext|>" in known and str(said.get("tokenizer_class", "GPT2Tokenizer")).startswith("GPT2Tokenizer"):
+        said = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"} | said  # GPT-2's own files do not say it
     settings = {name: said[name] for name, kind in _TOKENIZER_SETTINGS.items() if isinstance(said.get(name), kind)}
+    longest = said.get("model_max_length")
+    if isinstance(longest, int) and longest >= config.max_position_embeddings:  # transformers warns of longer texts
+        settings["model_max_length"] = longest
     for name in _TOKEN_NAMES:
         token = said.get(name)
         settings[name] = token = token.get("content") if isinstance(token, dict) else token

@@ -49,7 +49,7 @@ _FIRST_NAMES = (  # of transformers, and of the first layout of minGPT
     (".mlp.c_proj.", ".mlp.2."),
 )
 _MOST_JSON_BYTES = 1 << 24
-_MOST_WEIGHT_BYTES = 1 << 45
+_MOST_WEIGHT_BYTES = 1 << 42
 
 logger = logging.getLogger(__name__)
 
