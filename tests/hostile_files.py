@@ -10,13 +10,33 @@ from typing import Any
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 5, 49, 10**5, 10**9, 2**31, 2**63, 10**30, 0.5, -0.5, 1e308, -1e308, 1e-320),
-    *(float("nan"), float("inf"), float("-inf"), "", "x", "1", "../x", "/etc/passwd", "owner/kernel", "\x00", "\x1b[2J"),
+    *(
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+        "",
+        "x",
+        "1",
+        "../x",
+        "/etc/passwd",
+        "owner/kernel",
+        "\x00",
+        "\x1b[2J",
+    ),
     *("□", "⁇", "é" * 300, [], [[]], {}, [1, 2], [2, 3, 10**9], ["a"], {"a": 1}, {"content": "⁇"}, {"type": "BPE"}),
 )
 KEYS = (
     *("model_type", "eos_token_id", "pad_token_id", "auto_map", "attn_implementation", "_attn_implementation", "dtype"),
     *("quantization_config", "text_config", "decoder", "num_labels", "id2label", "return_dict", "is_encoder_decoder"),
-    *("per_layer_config", "tokenizer_file", "vocab_file", "name_or_path", "chat_template", "tokenizer_class", "to_dict"),
+    *(
+        "per_layer_config",
+        "tokenizer_file",
+        "vocab_file",
+        "name_or_path",
+        "chat_template",
+        "tokenizer_class",
+        "to_dict",
+    ),
     *("eos_token", "bos_token", "pad_token", "unk_token", "padding", "truncation", "post_processor", "decoder", "type"),
     *("rope_parameters", "sliding_window", "layer_types", "vocab_size", "n_layer", "n_head", "hidden_size", "stoi"),
     *("vocabulary", "MAX_NUMBER_TOKEN", "activation", "block_size", "prompt", "answer", "category", "line"),

@@ -161,7 +161,7 @@ def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Ite
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
     policy = check_policy(decoding.policy)
     if problems:  # evaluating none is refused by name
-        check_prompts(problems, policy, decoding.max_new_tokens, where)
+        check_prompts(problems, policy, decoding.max_new_tokens, where, "--max-new-tokens")
     with Judge(decoding.config).start() as checks:
         yield LocalDecoder(policy, checks.run, decoding.max_new_tokens)
 

@@ -219,7 +219,9 @@ def _names_in_model(config: PretrainedConfig, shapes: dict[str, tuple[int, ...]]
         model = model_class(config)(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names = {name: _OTHER_NAMES.get(name, name) for name in shapes}
-    names = {name: inside if inside in expected else f"{model.base_model_prefix}.{inside}" for name, inside in names.items()}
+    for name in names.keys() - expected.keys():
+        if names[name] == name:
+            names[name] = f"{model.base_model_prefix}.{name}"
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     unknown = sorted(name for name, inside in names.items() if inside not in expected)
     lacking = sorted(expected.keys() - set(names.values()) - tied)

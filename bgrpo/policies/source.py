@@ -81,7 +81,13 @@ def _nearest(name: str, names: Iterable[str]) -> list[str]:
 def _from_hub(model_id: str) -> Path:
     """One question to the Hub without repetitions, then the files; what was fetched before serves where it is away."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,  # of the HTTP library that this version uses
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         info = HfApi().model_info(model_id, timeout=_HUB_LIMIT_S)
@@ -97,7 +103,7 @@ def _from_hub(model_id: str) -> Path:
             f"policy {model_id}: no such directory here, and the Hugging Face Hub has no such model (or it is private: "
             f"set HF_TOKEN)"
         ) from error
-    except Exception as error:  # whatever the HTTP library of that version raises
+    except (HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         try:
             return Path(snapshot_download(model_id, local_files_only=True))
         except LocalEntryNotFoundError:

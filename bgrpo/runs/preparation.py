@@ -81,7 +81,13 @@ def check_policy(path: str) -> LoadedPolicy:
     return policy
 
 
-def check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tokens: int, where: str) -> None:
+def check_prompts(
+    problems: Sequence[Problem],
+    policy: LoadedPolicy,
+    max_new_tokens: int,
+    where: str,
+    option: str = "rollout.max_new_tokens",
+) -> None:
     """Refuse unknown tokens, and prompts that leave no room for an answer, before anything is decoded.
 
     Args:
@@ -89,6 +95,7 @@ def check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tok
         policy: that is to read them.
         max_new_tokens: of an answer.
         where: the problems came from, for messages.
+        option: that gives ``max_new_tokens``, for messages.
 
     Raises:
         UserError: names the line or problem.
@@ -98,7 +105,7 @@ def check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tok
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
     if len(ids[longest]) + max_new_tokens > context:
         raise UserError(
-            f"{place(where, problems, longest)} has {len(ids[longest])} tokens + rollout.max_new_tokens="
-            f"{max_new_tokens} = {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave "
+            f"{place(where, problems, longest)} has {len(ids[longest])} tokens + {option}={max_new_tokens} "
+            f"= {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave "
             f"long problems out, or take fewer new tokens"
         )

@@ -28,6 +28,7 @@ from bgrpo.tasks.polynomial.tokenizer import build_tokenizer, tokenizer_from_tok
 
 TOKENIZER = build_tokenizer(0, 0)
 MUTATIONS = 500
+BIAS = "transformer.ln_f.bias"
 Change = Callable[[Path], Any]
 
 
@@ -207,11 +208,11 @@ def test_any_mutation_of_any_file_is_used_or_refused_in_one_line(
         (becomes("chat_template.jinja", lambda path: path.symlink_to("/dev/zero")), "pipe, socket or device"),
         (becomes("tokenizer.json", Path.mkdir), "Is a directory"),
         (weights(lambda w: w["transformer.wte.weight"].fill_(float("nan"))), "transformer.wte.weight is not finite"),
-        (weights(lambda w: w["transformer.ln_f.bias"].view(-1)[3:4].fill_(float("inf"))), "ln_f.bias is not finite"),
-        (weights(lambda w: w.update({"transformer.ln_f.bias": torch.full((8,), 1e5).half()})), "ln_f.bias is not finite"),
-        (weights(lambda w: w.update({"transformer.ln_f.bias": torch.full((8,), 1e300, dtype=torch.float64)})), "is not finite"),
-        (weights(lambda w: w.update({"transformer.ln_f.bias": torch.ones(8, dtype=torch.int32)})), "is I32"),
-        (weights(lambda w: w.update({"transformer.ln_f.bias": torch.ones(8, dtype=torch.bool)})), "is BOOL"),
+        (weights(lambda w: w[BIAS][3:4].fill_(float("inf"))), "ln_f.bias is not finite"),
+        (weights(lambda w: w.update({BIAS: torch.full((8,), 1e5).half()})), "ln_f.bias is not finite"),
+        (weights(lambda w: w.update({BIAS: torch.full((8,), 1e300, dtype=torch.float64)})), "is not finite"),
+        (weights(lambda w: w.update({BIAS: torch.ones(8, dtype=torch.int32)})), "is I32"),
+        (weights(lambda w: w.update({BIAS: torch.ones(8, dtype=torch.bool)})), "is BOOL"),
         (weights(lambda w: w["transformer.ln_f.weight"].fill_(3e38)), "logits are not numbers"),
         (weights(lambda w: w.update({"more": torch.ones(2)})), "beyond config.json"),
         (weights(lambda w: w.pop("transformer.wpe.weight")), "lacks 1 weights, first 'transformer.wpe.weight'"),
@@ -250,7 +251,9 @@ def test_what_is_refused(folder: Path, change: Change, message: str, network: li
         in_parts,
     ],
 )  # fmt: skip
-def test_what_does_not_matter(folder: Path, change: Change, network: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_matter(
+    folder: Path, change: Change, network: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     """The policy is the same as without it, also where it is saved again."""
     ids = torch.tensor([[2, 6, 9, 18, 1]])
     expected = load_policy(str(folder)).model(ids).logits
@@ -310,13 +313,15 @@ def test_ids_without_a_text_are_never_generated(kind: str, mode: Any, tmp_path: 
     model = tiny_model(kind, vocabulary=33, seed=3)
     save_policy(model, TOKENIZER, tmp_path / kind)
     policy = load_policy(str(tmp_path / kind))
-    assert torch.equal(policy.model(torch.tensor([[2, 6, 9]])).logits, model(torch.tensor([[2, 6, 9]])).logits[..., :20])
+    assert torch.equal(
+        policy.model(torch.tensor([[2, 6, 9]])).logits, model(torch.tensor([[2, 6, 9]])).logits[..., :20]
+    )
     settings = DecodeSettings(mode, 40, 6, end_tokens(policy.tokenizer), policy.tokenizer.pad_token_id)
     group = DecodeEngine(policy.model).decode([[2, 6, 9]], settings, [7])[0]
     tokens = [completion.tokens for completion in group.completions]
     assert max(map(max, tokens)) < len(TOKENIZER)
     ended = {tuple(completion.tokens) for completion in group.completions if completion.finished}
-    assert len({decode_completion(policy.tokenizer, ids) for ids in ended}) == len(ended)
+    assert len({decode_completion(policy.tokenizer, tokens) for tokens in ended}) == len(ended)
     logps_BC, _ = packed_logps(policy.model, pack_groups([([2, 6, 9], tokens)], "cpu"))
     for row, completion in zip(logps_BC, group.completions, strict=True):
         assert row[: len(completion.tokens)].tolist() == pytest.approx(completion.logprobs, abs=1e-4)
@@ -340,8 +345,10 @@ def test_what_comes_before_every_text_comes_before_prompts_but_not_answers(folde
             "type": "TemplateProcessing",
             "single": [ends[0], {"Sequence": {"id": "A", "type_id": 0}}, ends[1]],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"a": {"id": "a", "ids": [18], "tokens": ["a"]}, "⁇": {"id": "⁇", "ids": [1], "tokens": ["⁇"]}},
-        }  # fmt: skip
+            "special_tokens": {
+                name: {"id": name, "ids": [token], "tokens": [name]} for name, token in (("a", 18), ("⁇", 1))
+            },
+        }
         says("tokenizer.json", post_processor=template)(folder)
     tokenizer = load_policy(str(folder)).tokenizer
     assert encode_texts(tokenizer, ["P 1", "a P 1"]) == [[18, 6, 9], [18, 6, 9]]

@@ -68,9 +68,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("https://huggingface.co/owner/name", "no such directory"),
     ],
 )
-def test_what_looks_like_a_path_is_never_sent_to_the_hub(
-    here: Path, asked: list[str], path: str, message: str
-) -> None:
+def test_what_looks_like_a_path_is_never_sent_to_the_hub(here: Path, asked: list[str], path: str, message: str) -> None:
     if not path:
         path = "mine/config.json"
     with pytest.raises(UserError) as caught:
@@ -94,13 +92,13 @@ def test_folders_are_found_at_home_and_runs_are_told_where_their_policy_is(here:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers everything with one status, and counts."""
+    """Answers everything with one status, and counts questions for models."""
 
     status, code = 404, "RepoNotFound"
     requests = 0
 
     def do_GET(self) -> None:
-        type(self).requests += 1
+        type(self).requests += self.path.startswith("/api/models/")
         self.send_response(self.status)
         self.send_header("X-Error-Code", self.code)
         self.send_header("Content-Length", "0")
