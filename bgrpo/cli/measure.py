@@ -77,7 +77,8 @@ def evaluate_policy(
     problems = _test_problems(task, decoding.config.task) if data is None else load_problems(task, data)
     problems = problems[:limit]
     started = time.monotonic()
-    with _decoder(decoding, problems) as decode, progress_bar("evaluating") as show:
+    where = "task.test" if data is None else str(data)
+    with _decoder(decoding, problems, where) as decode, progress_bar("evaluating") as show:
         evaluation = evaluate(decode, problems, widths, samples, seed, on_progress=show)
     if as_json:
         result = {
@@ -103,7 +104,7 @@ def decode_file(decoding: Decoding, data: Path, out: Path, beam_width: int, limi
     """Write one JSON line per problem with its beams, complete or not at all."""
     check_target(out, "--out")
     problems = load_problems(decoding.task(), data)[:limit]
-    with _decoder(decoding, problems) as decode, progress_bar("decoding") as show, _written(out) as file:
+    with _decoder(decoding, problems, str(data)) as decode, progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
@@ -152,16 +153,18 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
 
 
 @contextmanager
-def _decoder(decoding: Decoding, problems: Sequence[Problem]) -> Iterator[Any]:
-    """A local decoder with its judge's process, which is tried on the problems."""
+def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Iterator[Any]:
+    """A local decoder with its judge's process, both tried on the problems."""
     import torch
 
     from bgrpo.evaluation.decoders import LocalDecoder
-    from bgrpo.policies.io import load_policy
+    from bgrpo.runs.preparation import check_policy, check_prompts
     from bgrpo.scoring.judge import Judge, trial_of
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    policy = load_policy(decoding.policy)
+    policy = check_policy(decoding.policy)
+    if problems:  # evaluating none is refused by name
+        check_prompts(problems, policy, decoding.max_new_tokens, where, "--max-new-tokens")
     with Judge(decoding.config).start(trial_of(problems)) as checks:
         yield LocalDecoder(policy, checks.run, decoding.max_new_tokens)
 

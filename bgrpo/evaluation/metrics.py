@@ -84,8 +84,25 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Self:
-        """What :meth:`to_dict` gave."""
-        return cls(**tree)
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: something else.
+            TypeError: likewise.
+        """
+        found = cls(**tree)
+        if not (found.categories and all(isinstance(category, str) for category in found.categories)):
+            raise ValueError("categories: expected a text for each problem")
+        for name, column in found.values.items():
+            numbers = np.asarray(column, dtype=np.float64)
+            if numbers.shape != (len(found.categories),) or not np.isfinite(numbers).all():
+                raise ValueError(f"{name}: expected a number for each of {len(found.categories)} problems")
+        for counts in found.outcomes.values():
+            if not all(type(count) is int for count in counts.values()):
+                raise ValueError("outcomes: expected numbers of completions")
+        if not isinstance(found.digest, str):
+            raise ValueError("digest: expected a text")
+        return found
 
 
 def evaluate(

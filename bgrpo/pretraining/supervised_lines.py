@@ -74,7 +74,7 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) ->
             if not problem.answer.strip():
                 raise UserError(f"{problem.prompt[:60]!r}: has no answer to learn from")
         prompts = encode_texts(tokenizer, [problem.prompt for problem in chunk])
-        answers = encode_texts(tokenizer, [problem.answer for problem in chunk])
+        answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
         for prompt, answer in zip(prompts, answers, strict=True):
             line = np.array([*prompt, *answer, tokenizer.eos_token_id], np.int32)
             tokens.append(line)

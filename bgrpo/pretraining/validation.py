@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import PretrainConfig
 from bgrpo.decoding import DecodeEngine, DecodeSettings
-from bgrpo.policies.text import decode_completion, encode_texts
+from bgrpo.policies.text import decode_completion, encode_texts, end_tokens
 from bgrpo.pretraining.supervised_lines import collate, tokenise
 from bgrpo.pretraining.supervised_trainer import Metrics, divergence, summed_loss
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
@@ -38,7 +38,7 @@ class Validator:
             mode="beam",
             group_size=1,
             max_new_tokens=config.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end_tokens(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
         )
 
@@ -75,7 +75,7 @@ class Validator:
         total = 0.0
         order = self._lines.lengths.argsort(kind="stable")
         for start in range(0, len(order), _ROWS):
-            batch = collate(self._lines, order[start : start + _ROWS], self._settings.eos_token_id)
+            batch = collate(self._lines, order[start : start + _ROWS], self.tokenizer.eos_token_id)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             total += float(summed_loss(model(input_ids=batch["input_ids"]).logits, batch["targets"]))
         return total / int(self._lines.answer_lengths.sum())

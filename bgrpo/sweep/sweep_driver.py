@@ -19,7 +19,7 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
-from bgrpo.runs.preparation import check_input
+from bgrpo.runs.preparation import check_input, check_policy
 from bgrpo.runs.run_folder import RunFolder, flatten
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.report.sweep_report import write_sweep_report
@@ -92,6 +92,7 @@ def run_sweep(
         for config in examples:
             check_input(config)
     else:
+        check_policy(examples[0].policy.path)  # that of all arms
         old.read_plan()  # a damaged one is told before Ray starts
     _say_what_comes(sweep, console)
     with ray_session(training_demand(examples[0])):

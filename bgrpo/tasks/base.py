@@ -37,11 +37,13 @@ class Problem:
         prompt: text that the tokenizer turns into the prompt.
         answer: the known answer, without terminator; empty when none is known.
         category: label of the breakdown in evaluations, empty for none.
+        line: of the data file, from 1, for messages; 0 where there is none.
     """
 
     prompt: str
     answer: str = ""
     category: str = ""
+    line: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
