@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import traceback
 
+MAX_MESSAGE = 2000
+MAX_SUMMARY = 500
+
 
 class UserError(Exception):
     """Something the user typed, wrote or provided is wrong.
 
-    The message says what was wrong, where, and what would be right, in one line. Entry points print it without a
-    traceback and exit with status 2 (see ``bgrpo.cli.app.main``).
+    The message says what was wrong, where, and what would be right, in one line of bounded length, whatever texts it
+    was made from. Entry points print it without a traceback and exit with status 2 (see ``bgrpo.cli.app.main``).
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message), MAX_MESSAGE))
 
 
 class RunError(RuntimeError):
@@ -28,9 +34,20 @@ class DivergenceError(UserError):
     """
 
 
+def one_line(text: str, limit: int) -> str:
+    """A text that fits a line of a terminal and changes nothing there: the middle of a long one is left out."""
+    if len(text) > limit:
+        text = f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
+    text = " ".join(line.strip() for line in text.splitlines())
+    return "".join(c if c >= " " and not "\x7f" <= c < "\xa0" else repr(c)[1:-1] for c in text)
+
+
 def summary(error: BaseException) -> str:
     """One line that says what was raised and where."""
-    lines = str(error).splitlines() or [""]
+    try:
+        lines = str(error).splitlines() or [""]
+    except Exception as failure:  # noqa: BLE001 a user's exception may be anything
+        lines = [f"(its text cannot be made: {type(failure).__name__})"]
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {lines[0]}{where}"
+    return f"{type(error).__name__}: {one_line(lines[0], MAX_SUMMARY)}{where}"

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from bgrpo.config import (
     SHIPPED_CONFIGS,
     PretrainConfig,
-    Section,
     TrainConfig,
     build_config,
     dump_config,
-    known_keys,
     load_config,
 )
 from bgrpo.errors import UserError
+from bgrpo.settings.key_table import known_keys
+from bgrpo.settings.values import Section
 from bgrpo.sweep.sweep_config import SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -114,13 +114,13 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
     [
         ("rollout.group_sise=3", r"unknown key 'rollout.group_sise'; did you mean 'rollout.group_size'\?"),
         ("group_size=3", r"did you mean 'rollout.group_size'\?"),
-        ("learner.actors=3", r"did you mean 'learner.workers'\?"),
-        ("rollout.group_size=1", r"rollout\.group_size=1: .*greater than or equal to 2"),
+        ("learner.actors=3", r"did you mean 'rollout.actors'\?"),
+        ("rollout.group_size=1", r"rollout\.group_size=1: expected a whole number from 2 to 10\^5"),
         ("rollout.group_size=ten", r"rollout\.group_size='ten'"),
-        ("algorithm=ppo", r"algorithm='ppo'.*'bgrpo'"),
+        ("algorithm=ppo", r"algorithm='ppo': expected bgrpo, grpo or reinforce"),
         ("steps", r"override 'steps': expected key=value"),
-        ("steps.x=3", r"steps=\{'x': 3\}: .*integer"),
-        ("steps=[", r"steps=\[: not a YAML value"),
+        ("steps.x=3", r"steps=\{'x': '3'\}: expected a whole number"),
+        ("steps=[", r"steps=\[: cannot be read as YAML"),
         ("rollout=3", r"rollout=3"),
         ("learner.workers=3", r"prompts_per_step=32.*3 × learner\.minibatches=1 = 3.*32 = 10 × 3 \+ 2.*nearest.* 33"),
         ("reward.kind=function", r"needs reward\.function"),

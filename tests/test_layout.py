@@ -15,7 +15,7 @@ from bgrpo.tasks.base import shipped_tasks
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bgrpo"
 FLOORS = {
-    1: "errors seeds groups files",
+    1: "errors seeds groups files settings",
     2: "config policies decoding",
     3: "tasks",
     4: "scoring",

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from bgrpo.cli.task_options import load_problems
-from bgrpo.display.terminal import progress_bar
+from bgrpo.display.terminal import PlainConsole, progress_bar
 from bgrpo.errors import UserError
 from bgrpo.files import check_target
 from bgrpo.tasks.base import Task, ability
@@ -27,7 +26,7 @@ def verify_data(task: Task, data: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps(result))
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(f"{data}: {result['lines']:,} lines, {result['microseconds_per_check']:.0f} µs each", soft_wrap=True)
     table = Table()
     table.add_column("outcome of the line's own answer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import json
 import math
@@ -18,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 from bgrpo.runs.redaction import REDACTED, redact_credentials
+from bgrpo.settings.spelling import nearest
+from bgrpo.settings.strict_yaml import dump_yaml
 
 RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
 
@@ -234,7 +233,7 @@ class RunFolder:
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
         if tree["tracking"]["uri"] is not None:
             tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
-        write_atomically(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_atomically(self.config_path, dump_yaml(tree))
 
 
 def settle_runs(directory: str) -> Path:
@@ -365,8 +364,8 @@ def _suggest(runs: Path, name: str) -> str:
     names = [path.parent.name for path in known]
     if not names:
         return "it holds no run; give run.dir=… if the run is elsewhere"
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    meant = nearest(name, names)
+    hint = f"did you mean {meant!r}? " if meant else ""
     return f"{hint}the last ones are {', '.join(names[:3])}"
 
 

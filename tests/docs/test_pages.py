@@ -14,7 +14,8 @@ import pytest
 import typer
 
 from bgrpo.cli.app import app
-from bgrpo.config import PretrainConfig, TrainConfig, known_keys
+from bgrpo.config import PretrainConfig, TrainConfig
+from bgrpo.settings.key_table import known_keys
 from bgrpo.sweep.sweep_config import SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]

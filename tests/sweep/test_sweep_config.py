@@ -72,7 +72,7 @@ def test_an_override_reaches_space_arms_and_training_configuration() -> None:
         ({"space": {"learner.beta": {"min": 0.0}}}, "expected either values"),
         ({"space": {"learner.beta": {"values": []}}}, "at least one value"),
         ({"arms": {"a b": {}}}, "expected a name of letters"),
-        ({"arms": {}}, "at least 1 item"),
+        ({"arms": {}}, "a mapping of keys to values .at least 1, at most 100."),
         ({"baseline": "ppo"}, "expected one of the arms: bgrpo, grpo"),
         ({"budget": {"amount": 1.5}}, "expected a whole number of steps"),
         (
