@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bgrpo.errors import UserError, one_line
 from bgrpo.settings.messages import explain, shown
+from bgrpo.settings.paths import expanded
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml, read_yaml
 from bgrpo.settings.typed import UNKNOWN, below, override_value, settle
@@ -35,7 +36,6 @@ from bgrpo.settings.values import (
     ThreadsOrAuto,
     Weight,
     Width,
-    expanded,
 )
 
 SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "ray_jobs" / "configs"

@@ -42,12 +42,13 @@ def one_line(text: str, limit: int) -> str:
     return "".join(c if c >= " " and not "\x7f" <= c < "\xa0" else repr(c)[1:-1] for c in text)
 
 
-def summary(error: BaseException) -> str:
-    """One line that says what was raised and where."""
+def summary(error: BaseException, hidden: str = "") -> str:
+    """One line that says what was raised and where; places in the file ``hidden`` and in importlib say nothing."""
     try:
         lines = str(error).splitlines() or [""]
     except Exception as failure:  # noqa: BLE001 a user's exception may be anything
         lines = [f"(its text cannot be made: {type(failure).__name__})"]
-    frames = traceback.extract_tb(error.__traceback__)
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in every if frame.filename != hidden and "importlib" not in frame.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
     return f"{type(error).__name__}: {one_line(lines[0], MAX_SUMMARY)}{where}"

@@ -11,13 +11,14 @@ from typing import Any
 
 from bgrpo.bench.output import Output, make_table
 from bgrpo.bench.turns import DisagreementError
+from bgrpo.cli.task_options import checked_ability
 from bgrpo.display.terminal import PlainConsole, progress_bar
-from bgrpo.tasks.base import Task, ability
+from bgrpo.tasks.base import Task
 
 
 def measure_task(task: Task, seconds: float, as_json: bool) -> int:
     """Print the speed of the check and of the generator."""
-    measure_speed = ability(task, "measure_speed", "bgrpo bench task")
+    measure_speed = checked_ability(task, "measure_speed", "bgrpo bench task", dict[str, float | dict[str, float]])
     output = Output(None, as_json)
     with PlainConsole(stderr=True).status("measuring"):
         result = measure_speed(seconds)

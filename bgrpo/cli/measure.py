@@ -94,9 +94,11 @@ def evaluate_policy(
     return 0
 
 
-def decode_file(decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int) -> int:
+def decode_file(
+    decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int, overwrite: bool
+) -> int:
     """Write one JSON line per problem with its beams, complete or not at all."""
-    check_target(out, "--out")
+    check_target(out, "--out", overwrite=overwrite)
     problems = load_problems(decoding.task(), data)[:limit]
     with _decoder(decoding) as decode, progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):

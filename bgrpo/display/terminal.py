@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, NoReturn
@@ -31,14 +30,6 @@ def table_console(*, stderr: bool = False) -> Console:
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
     return PlainConsole(stderr=stderr, width=PLAIN_WIDTH)
-
-
-def show_everything() -> None:
-    """Let the standard streams show what their encoding lacks as ``\\u2047`` instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # tests and notebooks put other streams there
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
 
 
 @contextmanager

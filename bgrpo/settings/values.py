@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-MAX_PATH_BYTES, MAX_NAME_BYTES = 4095, 255  # of Linux
+from bgrpo.settings.paths import expanded
 
 
 class Section(BaseModel):
@@ -22,25 +21,6 @@ class KeysOf:
 
     def __init__(self, section: type[Section] | None) -> None:
         self.section = section
-
-
-def expanded(path: str) -> str:
-    """A path as a user may type it: ``~`` is the home folder. The one place for it, for keys and options alike.
-
-    Raises:
-        ValueError: no such user, or no path can be so long.
-    """
-    full = os.path.expanduser(path)  # noqa: PTH111 pathlib raises where there is no such user
-    if full.startswith("~") and not os.path.lexists(full):
-        raise ValueError(f"{path.partition('/')[0]} is no user's home folder here")
-    size = len(os.fsencode(full))
-    if (
-        "\0" in full
-        or size > MAX_PATH_BYTES
-        or any(len(os.fsencode(name)) > MAX_NAME_BYTES for name in full.split("/"))
-    ):
-        raise ValueError("no file can have such a path")
-    return full
 
 
 def _printable(text: str) -> str:
