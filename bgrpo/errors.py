@@ -36,10 +36,12 @@ class DivergenceError(UserError):
 
 def one_line(text: str, limit: int) -> str:
     """A text that fits a line of a terminal and changes nothing there: the middle of a long one is left out."""
-    if len(text) > limit:
-        text = f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
-    text = " ".join(line.strip() for line in text.splitlines())
-    return "".join(c if c >= " " and not "\x7f" <= c < "\xa0" else repr(c)[1:-1] for c in text)
+    line = " ".join(part.strip() for part in _cut(text, limit).splitlines())
+    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
 
 
 def summary(error: BaseException, hidden: str = "") -> str:

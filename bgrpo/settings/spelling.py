@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 MAX_COMPARED = 60  # characters of a name that is compared with others
 MAX_GUESSES = 3
+SHORT = 5
 
 
 def nearest_keys(key: str, known: Iterable[str]) -> list[str]:
@@ -18,8 +19,10 @@ def nearest_keys(key: str, known: Iterable[str]) -> list[str]:
     meant = nearest(name, beside)
     if meant is not None:
         return [f"{section}.{meant}" if section else meant]
-    elsewhere = [other for other in known if _same(other.rpartition(".")[2], name)]
-    if not elsewhere and len(name) > 5:
+    if section and len(name) <= SHORT:  # names as path and kind mean something else in each section
+        return []
+    elsewhere = [other for other in known if _plain(other.rpartition(".")[2]) == _plain(name)]
+    if not elsewhere and not section and len(name) > SHORT:
         elsewhere = [other for other in known if _distance(other.rpartition(".")[2], name, 1) <= 1]
     return elsewhere if len(elsewhere) <= MAX_GUESSES else []
 
@@ -41,10 +44,6 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", "_")
-
-
-def _same(name: str, other: str) -> bool:
-    return _plain(name) == _plain(other)
 
 
 def _distance(name: str, other: str, limit: int) -> int:

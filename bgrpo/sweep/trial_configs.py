@@ -63,7 +63,8 @@ class TrialConfigs:
     def _build(self, overrides: Point, phase: Phase, seed: int, name: str, where: str) -> TrainConfig:
         tree = merge(self._base, nest(overrides))
         tree = merge(tree, {"seed": seed, "run": {"dir": str(self._dir), "name": name}})
-        tree["evaluation"]["final"] = phase == "confirm"
+        if isinstance(tree["evaluation"], dict):  # else it is refused below
+            tree["evaluation"] |= {"final": phase == "confirm"}
         tree["tracking"] = self._tracking()
         tree["steps"], tree["budget"] = 1, {}
         limits = self._limits(build_config(TrainConfig, tree, where))
