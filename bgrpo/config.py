@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -39,6 +40,7 @@ from bgrpo.settings.values import (
 )
 
 SHIPPED_CONFIGS = Path(__file__).resolve().parent.parent / "ray_jobs" / "configs"
+MAX_PARAMETERS = 10**11
 RANK_WIDTH = 10
 """Width of the search behind the metrics top1 and beam_rank_score."""
 SPLITS = ("train", "validation", "test")
@@ -378,6 +380,11 @@ class PretrainConfig(Section):
     def _consistent(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        if 12 * self.layers * self.width**2 > MAX_PARAMETERS:
+            raise ValueError(
+                f"12 × layers={self.layers} × width={self.width}² = {12 * self.layers * self.width**2:.0e} parameters "
+                f"in the blocks, more than {MAX_PARAMETERS:.0e}"
+            )
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of workers={self.workers}")
         if self.max_new_tokens >= self.context:
@@ -476,7 +483,7 @@ def _parse(model: type[Section], override: str, following: Sequence[str]) -> tup
         values = [word for word in following if "=" not in word] or ["…"]
         example = "rollout.group_size=10" if below(model, name) is UNKNOWN else f"{name}={values[0]}"
         raise UserError(f"override {shown(override)}: expected key=value, for example {example}")
-    return path, override_value(text, below(model, ".".join(path)), one_line(override, 100))
+    return path, override_value(text, reduce(below, path, model), one_line(override, 100))
 
 
 def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -535,10 +535,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = _run(given)
         sys.stdout.flush()
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+    except (OSError, SystemExit) as error:  # typer makes the second of a broken pipe
+        if isinstance(error, BrokenPipeError | SystemExit) and _nobody_reads():
             status, message = UNREAD, ""
-        elif error.errno in FULL:
+        elif isinstance(error, OSError) and error.errno in FULL:
             status, message = 1, f"error: what is to be written has no room ({error})"
         else:
             raise

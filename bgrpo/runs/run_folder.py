@@ -253,7 +253,7 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides)
-    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and Path(loaded.policy.path).is_dir():
+    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and os.path.isdir(loaded.policy.path):  # noqa: PTH112
         policy = loaded.policy.model_copy(update={"path": str(Path(loaded.policy.path).absolute())})
         loaded = loaded.model_copy(update={"policy": policy})
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
@@ -282,8 +282,8 @@ def load_resumed_config(
     Raises:
         UserError: unknown run, another configuration than the run's, or an override that does not fit.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    runs = settle_runs(given.get("run.dir", load_config(model, None).run.dir))
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    runs = settle_runs(load_config(model, None, place).run.dir)
     run = RunFolder.open(runs, resume)
     started_with = run.info().get("config")
     if config_name is not None and config_name != started_with:

@@ -68,11 +68,11 @@ def plain_value(text: str) -> Any:
     return str(text)
 
 
-def read_yaml(path: Path) -> dict[str, Tree]:
-    """The mapping that a YAML file holds. Time and memory are bounded, whatever the file is.
+def read_text(path: Path) -> str:
+    """The text of a configuration file. Time and memory are bounded, whatever the file is.
 
     Raises:
-        UserError: no regular file, too large, not UTF-8, not one YAML document with a mapping, or nothing in it.
+        UserError: no regular file, unreadable, too large, or not UTF-8.
     """
     try:
         status = path.stat()
@@ -88,7 +88,16 @@ def read_yaml(path: Path) -> dict[str, Tree]:
         raise UserError(f"{path}: cannot be read as YAML: it is not UTF-8 text ({error})") from error
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: cannot be read as YAML: no configuration has over {MAX_BYTES} bytes")
-    tree = parse_yaml(text, str(path))
+    return text
+
+
+def read_yaml(path: Path) -> dict[str, Tree]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: see :func:`read_text` and :func:`parse_yaml`; or it holds no mapping, or nothing.
+    """
+    tree = parse_yaml(read_text(path), str(path))
     if tree == Plain(""):
         raise UserError(f"{path}: holds nothing; expected a mapping of keys to values")
     if not isinstance(tree, dict):

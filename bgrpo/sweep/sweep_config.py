@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bgrpo.config import RunSection, TrackingSection, TrainConfig
 from bgrpo.settings.key_table import known_keys
-from bgrpo.settings.messages import unknown_key
+from bgrpo.settings.messages import shown, unknown_key
+from bgrpo.settings.typed import below, is_section
 from bgrpo.settings.values import Few, KeysOf, Options, PathText, Section, Text
 from bgrpo.sweep.config_keys import flat_keys, is_within
 
@@ -169,14 +170,23 @@ class SweepConfig(Section):
                     f"arms.{name} has nothing to search while others have, so it would get fewer trials: give it "
                     f"arms.{name}.space, or set space for all"
                 )
+            _check_sections(arm.set, f"arms.{name}.set")
             _check_comparable([*flat_keys(arm.set), *arm.space], f"arms.{name}")
         _check_comparable(list(self.space), "space")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline={self.baseline}: expected one of the arms: {', '.join(self.arms)}")
+        _check_sections(self.train, "train")
         for key in flat_keys(self.train):
             if any(is_within(key, name) for name in SET_BY_THE_SWEEP):
                 raise ValueError(f"train.{key} is set by the sweep: use the sweep's own budget, seed, run and tracking")
         return self
+
+
+def _check_sections(values: dict[str, Any], where: str) -> None:
+    """A value in a section's place would vanish below what arms and points lay over it."""
+    for key, value in flat_keys(values).items():
+        if is_section(below(TrainConfig, key)) and not isinstance(value, dict):
+            raise ValueError(f"{where}.{key}={shown(value)}: expected a mapping of keys to values")
 
 
 def _check_comparable(keys: Sequence[str], where: str) -> None:

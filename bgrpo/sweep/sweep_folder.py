@@ -164,8 +164,8 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
     Raises:
         UserError: unknown sweep, or an override that would change what it compares.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    folder = SweepFolder.open(settle_runs(given.get("run.dir", SweepConfig().run.dir)), name)
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    folder = SweepFolder.open(settle_runs(load_config(SweepConfig, None, place).run.dir), name)
     saved = load_config(SweepConfig, str(folder.path / CONFIG), [])
     sweep = load_config(SweepConfig, str(folder.path / CONFIG), overrides)
     changed = [key for key in SweepConfig.model_fields if getattr(saved, key) != getattr(sweep, key)]

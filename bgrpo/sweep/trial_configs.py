@@ -63,8 +63,7 @@ class TrialConfigs:
     def _build(self, overrides: Point, phase: Phase, seed: int, name: str, where: str) -> TrainConfig:
         tree = merge(self._base, nest(overrides))
         tree = merge(tree, {"seed": seed, "run": {"dir": str(self._dir), "name": name}})
-        if isinstance(tree["evaluation"], dict):  # else it is refused below
-            tree["evaluation"] |= {"final": phase == "confirm"}
+        tree["evaluation"]["final"] = phase == "confirm"
         tree["tracking"] = self._tracking()
         tree["steps"], tree["budget"] = 1, {}
         limits = self._limits(build_config(TrainConfig, tree, where))
