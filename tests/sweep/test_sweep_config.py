@@ -174,7 +174,7 @@ def test_a_range_has_finite_bounded_ends(entry: list[Any]) -> None:
 def test_a_value_of_a_space_must_fit_its_key(value: Any, tmp_path: Path) -> None:
     sweep = load_sweep({"train": {"evaluation": {"every": 5}}, "space": {"learner.beta": {"values": [0.1, value]}},
                         "searcher": "grid"})  # fmt: skip
-    with pytest.raises(UserError, match="arm bgrpo, learner.beta=.*expected a number"):
+    with pytest.raises(UserError, match=r"arm bgrpo, learner.beta=.*expected a number"):
         TrialConfigs(sweep, tmp_path).check()
 
 
@@ -183,6 +183,8 @@ def test_a_value_of_a_space_must_fit_its_key(value: Any, tmp_path: Path) -> None
 def test_a_section_of_train_that_is_none_is_refused(section: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         TrialConfigs(sweep_config(train={section: value}), tmp_path).check()
+    with pytest.raises(UserError):
+        TrialConfigs(sweep_config(arms={"a": {"set": {section: value}}}), tmp_path).check()
 
 
 def test_the_base_gives_no_options_to_another_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
