@@ -6,13 +6,19 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MAX_MESSAGE = 2000
+MAX_SUMMARY = 500
+
 
 class UserError(Exception):
     """Something the user typed, wrote or provided is wrong.
 
-    The message says what was wrong, where, and what would be right, in one line. Entry points print it without a
-    traceback and exit with status 2 (see ``bgrpo.cli.app.main``).
+    The message says what was wrong, where, and what would be right, in one line of bounded length, whatever texts it
+    was made from. Entry points print it without a traceback and exit with status 2 (see ``bgrpo.cli.app.main``).
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message), MAX_MESSAGE))
 
 
 class RunError(RuntimeError):
@@ -34,10 +40,14 @@ class DivergenceError(UserError):
     """
 
 
-def one_line(text: str, most: int = 200) -> str:
-    """A foreign text fit for a message: without line ends and control characters, and cut to ``most`` characters."""
-    flat = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text[: 4 * most].split()))
-    return flat if len(flat) <= most else f"{flat[: most - 1]}…"
+def one_line(text: str, limit: int = 200) -> str:
+    """A text that fits a line of a terminal and changes nothing there: the middle of a long one is left out."""
+    line = " ".join(part.strip() for part in _cut(text, limit).splitlines())
+    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
 
 
 @contextmanager
@@ -62,9 +72,13 @@ def reading(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {one_line(str(error)) or type(error).__name__}") from error
 
 
-def summary(error: BaseException) -> str:
-    """One line that says what was raised and where."""
-    lines = str(error).splitlines() or [""]
-    frames = traceback.extract_tb(error.__traceback__)
+def summary(error: BaseException, hidden: str = "") -> str:
+    """One line that says what was raised and where; places in the file ``hidden`` and in importlib say nothing."""
+    try:
+        lines = str(error).splitlines() or [""]
+    except Exception as failure:  # noqa: BLE001 a user's exception may be anything
+        lines = [f"(its text cannot be made: {type(failure).__name__})"]
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in every if frame.filename != hidden and "importlib" not in frame.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {lines[0]}{where}"
+    return f"{type(error).__name__}: {one_line(lines[0], MAX_SUMMARY)}{where}"

@@ -88,18 +88,21 @@ def readable_file(path: Path, most_bytes: int) -> Path:
     return path
 
 
-def check_target(path: Path, option: str) -> None:
+def check_target(path: Path, option: str, *, overwrite: bool = True) -> None:
     """Make the folder of a file that is to be written, and refuse one that cannot be, before the work that fills it.
 
     Args:
         path: the file to be written.
         option: what the user gave it as, for the message.
+        overwrite: whether a file that is there may be replaced.
 
     Raises:
-        UserError: its folder cannot be made or written, or the path is a folder.
+        UserError: its folder cannot be made or written, the path is a folder, or a file that must stay.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 raises nothing, whatever the path
         raise UserError(f"{option} {path}: is a folder; give the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{option} {path}: is there already; give another name, or --overwrite to replace it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):

@@ -21,9 +21,10 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from rich.console import Console
+from rich.text import Text
 
 from bgrpo.config import load_config
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import load_task
 
@@ -335,15 +336,15 @@ STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def examine_machine(runs: Path, with_ray: bool, as_json: bool) -> int:
     """Print each finding of the doctor as it comes; 1 when training cannot work."""
-    console = Console(stderr=as_json, highlight=False)
+    console = PlainConsole(stderr=as_json)
     checks = []
     with console.status("looking"):
         for check in diagnose(runs, with_ray):
             checks.append(check)
             style = STATUS_STYLES[check.status]
             advice = f"\n     → {check.advice}" if check.advice else ""
-            console.print(f"[{style}]{check.status:4}[/] ", end="")
-            console.print(f"{check.name}: {check.detail}{advice}", markup=False, soft_wrap=True)
+            console.print(Text(f"{check.status:4} ", style=style), end="")
+            console.print(f"{check.name}: {check.detail}{advice}", soft_wrap=True)
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}))

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bgrpo.cli.task_options import load_problems
 from bgrpo.config import TaskSection, TrainConfig, load_config
-from bgrpo.display.terminal import progress_bar, table_console
+from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
@@ -100,9 +98,11 @@ def evaluate_policy(
     return 0
 
 
-def decode_file(decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int) -> int:
+def decode_file(
+    decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int, overwrite: bool
+) -> int:
     """Write one JSON line per problem with its beams, complete or not at all."""
-    check_target(out, "--out")
+    check_target(out, "--out", overwrite=overwrite)
     problems = load_problems(decoding.task(), data)[:limit]
     with _decoder(decoding, problems, str(data)) as decode, progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):
@@ -136,7 +136,7 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     folder = find_folder(name, runs)
     result: dict[str, Any] = {}
     lines: list[str] = []
-    with Console(stderr=True).status("drawing"):
+    with PlainConsole(stderr=True).status("drawing"):
         if is_sweep(folder):
             summary = summarize(read_sweep(folder))
             path, result = write_report_of(summary), summary_tree(summary)
@@ -146,9 +146,9 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"report": str(path)} | finite(result)))
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole()
     for line in [*lines, f"report: {path}"]:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return 0
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from bgrpo.config import RANK_WIDTH
 from bgrpo.errors import UserError
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
@@ -27,7 +28,6 @@ from bgrpo.scoring.failed_checks import describe_failures, first_details
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Outcome, Problem
 
-RANK_WIDTH = 10  # width of the search behind top1 and beam_rank_score
 RANK_SCALE = 10.0
 BATCH = 64  # problems per call of the decoder
 

@@ -13,7 +13,7 @@ from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.policies.text import decode_completion, encode_texts, end_tokens
 from bgrpo.pretraining.supervised_lines import collate, tokenise
 from bgrpo.pretraining.supervised_trainer import Metrics, divergence, summed_loss
-from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.tasks.base import Outcome, Problem, Task, load_task, outcome_of
 
 SELECTION = "selection"  # metric that the best checkpoint maximises
 _ROWS = 64  # lines per forward pass of the loss
@@ -61,7 +61,7 @@ class Validator:
         for problem, group in zip(self._problems, groups, strict=True):
             completion = group.completions[0]
             text = decode_completion(self.tokenizer, completion.tokens)
-            correct += completion.finished and self._task.check(problem.prompt, text) == Outcome.CORRECT
+            correct += completion.finished and outcome_of(self._task, problem.prompt, text) == Outcome.CORRECT
         accuracy = correct / len(self._problems)
         return {
             "validation_loss": loss,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import json
 import math
@@ -18,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 from bgrpo.runs.redaction import REDACTED, redact_credentials
+from bgrpo.settings.spelling import nearest
+from bgrpo.settings.strict_yaml import dump_yaml
 
 RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
 
@@ -234,7 +233,7 @@ class RunFolder:
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
         if tree["tracking"]["uri"] is not None:
             tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
-        write_atomically(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_atomically(self.config_path, dump_yaml(tree))
 
 
 def settle_runs(directory: str) -> Path:
@@ -254,7 +253,7 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides)
-    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and Path(loaded.policy.path).is_dir():
+    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and os.path.isdir(loaded.policy.path):  # noqa: PTH112
         policy = loaded.policy.model_copy(update={"path": str(Path(loaded.policy.path).absolute())})
         loaded = loaded.model_copy(update={"policy": policy})
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
@@ -283,8 +282,8 @@ def load_resumed_config(
     Raises:
         UserError: unknown run, another configuration than the run's, or an override that does not fit.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    runs = settle_runs(given.get("run.dir", load_config(model, None).run.dir))
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    runs = settle_runs(load_config(model, None, place).run.dir)
     run = RunFolder.open(runs, resume)
     started_with = run.info().get("config")
     if config_name is not None and config_name != started_with:
@@ -365,8 +364,8 @@ def _suggest(runs: Path, name: str) -> str:
     names = [path.parent.name for path in known]
     if not names:
         return "it holds no run; give run.dir=… if the run is elsewhere"
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    meant = nearest(name, names)
+    hint = f"did you mean {meant!r}? " if meant else ""
     return f"{hint}the last ones are {', '.join(names[:3])}"
 
 

@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
@@ -23,6 +22,7 @@ from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
 from bgrpo.runs.redaction import REDACTED, redact_credentials
 from bgrpo.runs.run_folder import RunFolder, installed_versions, settle_runs
+from bgrpo.settings.strict_yaml import dump_yaml
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_plan import SavedPlan, Trial, charge
 
@@ -101,7 +101,7 @@ class SweepFolder:
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
         if tree["tracking"]["uri"] is not None:
             tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
-        write_atomically(self.path / CONFIG, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_atomically(self.path / CONFIG, dump_yaml(tree))
 
     def read_plan(self) -> SavedPlan:
         """What :meth:`write_plan` wrote; empty before the first time.
@@ -164,8 +164,8 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
     Raises:
         UserError: unknown sweep, or an override that would change what it compares.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    folder = SweepFolder.open(settle_runs(given.get("run.dir", SweepConfig().run.dir)), name)
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    folder = SweepFolder.open(settle_runs(load_config(SweepConfig, None, place).run.dir), name)
     saved = load_config(SweepConfig, str(folder.path / CONFIG), [])
     sweep = load_config(SweepConfig, str(folder.path / CONFIG), overrides)
     changed = [key for key in SweepConfig.model_fields if getattr(saved, key) != getattr(sweep, key)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -91,6 +91,10 @@ class Task(Protocol):
         ...
 
 
+METHODS = ("check", "load", "generate")
+"""What every task has."""
+
+
 def shipped_tasks() -> list[str]:
     """Names of the tasks that come with this package."""
     return sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py"))
@@ -108,12 +112,20 @@ def load_task(name: str, options: dict[str, Any] | None = None) -> Task:
     """
     shipped = shipped_tasks()
     target = f"bgrpo.tasks.{name}.task:{name.title()}Task" if name in shipped else name
-    factory = import_named(target, f"task.name={name!r}", f"{', '.join(map(repr, shipped))} or 'module:Class'")
+    asked = f"task.name={name!r}"
+    factory = import_named(target, asked, f"{', '.join(map(repr, shipped))} or 'module:Class'")
+    missing = [f"{method}()" for method in METHODS if not callable(getattr(factory, method, None))]
+    if not isinstance(factory, type) or missing:
+        lacks = f" without {', '.join(missing)}" if missing else ""
+        raise UserError(f"{asked}: is a {type(factory).__name__}{lacks}, expected the class of a task")
     try:
         inspect.signature(factory).bind(**(options or {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"task.options={options}: do not fit task {name!r} ({error})") from None
-    task: Task = factory(**(options or {}))
+    with _users_code(f"{asked}: {factory.__name__}(…)"):
+        task: Task = factory(**(options or {}))
+    if not isinstance(getattr(task, "name", None), str):
+        raise UserError(f"{asked}: {factory.__name__} has no name, expected a text")
     return task
 
 
@@ -133,10 +145,14 @@ def import_named(target: str, asked: str, expected: str) -> Any:
         raise UserError(f"{asked}: is a file; name the module: '{Path(module_name).stem}:{attribute or 'NAME'}'")
     if not module_name or not attribute:
         raise UserError(f"{asked}: expected {expected}")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{asked}: cannot import it ({error})") from error
+    with _users_code(f"{asked}: importing {module_name}"):
+        try:
+            found = getattr(importlib.import_module(module_name), attribute, None)
+        except ImportError as error:
+            raise UserError(f"{asked}: cannot import it ({error})") from error
+    if found is None:
+        raise UserError(f"{asked}: cannot import it: module {module_name} has no {attribute}")
+    return found
 
 
 def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
@@ -167,19 +183,37 @@ def generate_problems(
     return problems
 
 
+def outcome_of(task: Task, prompt: str, completion: str) -> Outcome:
+    """What ``task.check`` gives in this process, see :meth:`Task.check`; a user's task may raise or return anything.
+
+    Raises:
+        UserError: the task fails, or it returns something else.
+    """
+    with _named(task, "check()"):
+        return Outcome(task.check(prompt, completion))
+
+
 @contextmanager
-def _named(task: Task, call: str) -> Iterator[None]:
-    """A failure of the task's own code, told in one line that names the task."""
+def _users_code(doing: str) -> Iterator[None]:
+    """A failure of what a user wrote, told in one line that says what was being done, and where it failed."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # a user's task may raise anything
-        raise UserError(f"task {task.name!r}: {call} failed: {summary(error)}") from error
+    except (Exception, SystemExit) as error:  # it may raise anything
+        raise UserError(f"{doing} failed: {summary(error, hidden=__file__)}") from error
+
+
+def _named(task: Task, call: str) -> AbstractContextManager[None]:
+    return _users_code(f"task {task.name!r}: {call}")
 
 
 def _are_problems(problems: Any) -> bool:
-    return isinstance(problems, list) and all(isinstance(problem, Problem) for problem in problems)
+    return isinstance(problems, list) and all(
+        isinstance(problem, Problem)
+        and all(isinstance(text, str) for text in (problem.prompt, problem.answer, problem.category))
+        for problem in problems
+    )
 
 
 def _kind(value: Any) -> str:
@@ -188,7 +222,7 @@ def _kind(value: Any) -> str:
 
 
 def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
-    """A method that a task may have.
+    """A method that a task may have; what it raises becomes a :class:`UserError`.
 
     Args:
         task: whose method.
@@ -199,7 +233,7 @@ def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
         UserError: the task does not have it; when it is called, its failure.
     """
     found = getattr(task, method, None)
-    if found is None:
+    if not callable(found):
         raise UserError(f"task {task.name!r} has no method {method}(), which {purpose} needs")
 
     def call(*arguments: Any) -> Any:

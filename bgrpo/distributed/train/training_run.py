@@ -19,7 +19,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import comparison_table, plot_report
-from bgrpo.display.terminal import table_console
+from bgrpo.display.terminal import PlainConsole, table_console
 from bgrpo.distributed.rollout.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
@@ -112,7 +112,7 @@ def run_training(
         UserError: bad input, before any process starts; or a divergence, a full disk.
         RunError: the run failed; the message holds the first cause.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
     prepared = check_input(config, load_problems(old) if old is not None else None)
     with ray_session(training_demand(config)):

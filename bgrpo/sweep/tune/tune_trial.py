@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Trainable
-from rich.console import Console
 
 from bgrpo.config import TrainConfig
-from bgrpo.display.terminal import PLAIN_WIDTH
+from bgrpo.display.terminal import PLAIN_WIDTH, PlainConsole
 from bgrpo.distributed.train.driving import STOP_FILE, Background
 from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.runs.budget import Spent, progress
@@ -105,7 +104,7 @@ class SweepTrial(Trainable):
                         events.add_scalar(name, value, step)
                     self._report(metrics)
 
-                console = Console(file=log, width=PLAIN_WIDTH)
+                console = PlainConsole(file=log, width=PLAIN_WIDTH)
                 self._result = run_training(job.config, "sweep", resume, console, job.tags, on_step)
         finally:
             self._results.put(None)
