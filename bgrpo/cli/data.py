@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from bgrpo.cli.task_options import checked_ability, load_problems
 from bgrpo.display.terminal import PlainConsole, progress_bar
