@@ -34,6 +34,8 @@ LOOPBACK_ENVIRONMENT = {
     "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
 }
 """With ``HOST`` as the node's address, no process of a Ray that inherits this listens on anything but loopback."""
+SOCKETS_ROOT = Path("/tmp")
+"""A short path: those of sockets are limited to 107 characters."""
 TOKEN_BYTES = 32
 SESSIONS_KEPT_S = 24 * 3600.0
 """Ray never removes what a session leaves: its logs."""
@@ -42,15 +44,14 @@ SESSIONS_KEPT_S = 24 * 3600.0
 def private_folder() -> Path:
     """``/tmp/bgrpo-UID``, where this user alone can list, read, rename or delete; another name where that is taken.
 
-    Ray makes its own folders for everybody, so they belong into this one. It is short, because socket paths are
-    limited to 107 characters.
+    Ray opens the folders that it makes for everybody, so they belong into this one.
     """
-    path = Path(f"/tmp/bgrpo-{os.getuid()}")
+    path = SOCKETS_ROOT / f"bgrpo-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        return Path(tempfile.mkdtemp(prefix="bgrpo-", dir="/tmp"))
+        return Path(tempfile.mkdtemp(prefix="bgrpo-", dir=SOCKETS_ROOT))
     path.chmod(0o700)
     return path
 

@@ -1,4 +1,4 @@
-"""The cluster that ``RAY_ADDRESS`` names: whether it is an address, and whether a head answers there, in bounded time."""
+"""The cluster that ``RAY_ADDRESS`` names: whether it is an address, and whether a head answers, in bounded time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import AuthenticationError
@@ -17,6 +18,7 @@ from ray.exceptions import AuthenticationError
 from bgrpo.errors import UserError
 
 ANSWER_S = 10.0
+_TOKEN_ADVICE = "this cluster wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
 _QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(\d{1,5})")
 
@@ -47,21 +49,20 @@ def joined_ray(address: str) -> Iterator[None]:
         UserError: no head of a Ray cluster answers there, or it refuses our token.
     """
     try:
+        if address == "auto":  # Ray does so too
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         check_head(canonicalize_bootstrap_address_or_die(address))
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError as error:
         raise UserError(f"RAY_ADDRESS={address}: {_TOKEN_ADVICE}") from error
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {_first_line(error)}") from error
+    except (ConnectionError, ValueError, RuntimeError) as error:  # the last: another version of Ray
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())[:300]}"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
-
-
-_TOKEN_ADVICE = (
-    "this cluster wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
-)
 
 
 def check_head(address: str, timeout_s: float = ANSWER_S) -> None:
@@ -85,7 +86,3 @@ def check_head(address: str, timeout_s: float = ANSWER_S) -> None:
             if code == grpc.StatusCode.UNIMPLEMENTED:
                 raise ConnectionError("what answers there is not the head of a Ray cluster") from error
             raise ConnectionError(f"{code.name.lower().replace('_', ' ')}: {error.details()}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]

@@ -171,7 +171,7 @@ class _Run:
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
         name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
-        self._service = start_service(config, settings, self._prepared.splits.train, vocabulary, name, run=folder.name)
+        self._service = start_service(config, settings, vocabulary, name, run=folder.name)
         folder.update(service=name)
         try:
             with self._watchdog:
