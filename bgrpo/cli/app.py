@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from bgrpo.errors import RunError, UserError
+from bgrpo.runs.redaction import redacted_output, remember_secrets
 
 INTERRUPTED = 130
 
@@ -405,6 +406,12 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:
         sys.path.append(str(Path.cwd()))  # a user's tasks and reward functions are found here, as with python -m
+    remember_secrets(given)
+    with redacted_output():
+        return _run(given)
+
+
+def _run(given: list[str]) -> int:
     try:
         status = app(given or ["--help"], prog_name="bgrpo", standalone_mode=False)
     except UserError as error:
