@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from bgrpo.errors import RunError, UserError, one_line
+from bgrpo.runs.redaction import redacted_output, remember_secrets
 from bgrpo.settings.paths import expanded
 from bgrpo.settings.spelling import nearest
 
@@ -532,6 +533,13 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the encoding lacks is shown as \\u2047
             stream.reconfigure(errors="backslashreplace")
+    remember_secrets(given)
+    with redacted_output():
+        return _flushed(given)
+
+
+def _flushed(given: list[str]) -> int:
+    """The exit status, once everything is printed, or nobody reads it."""
     try:
         status = _run(given)
         sys.stdout.flush()

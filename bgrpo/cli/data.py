@@ -6,10 +6,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from rich.table import Table
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from bgrpo.cli.task_options import checked_ability, load_problems
 from bgrpo.display.terminal import PlainConsole, progress_bar

@@ -35,11 +35,12 @@ RAY_LIMIT_S = 90.0
 FASTER = 0.9  # of fp32's time: what bf16 must stay below to be worth its rounding
 
 _RAY_SCRIPT = """
-import logging, ray
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-assert ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60) == 42
-ray.shutdown()
+import ray
+from bgrpo.cluster.private_ray import private_ray
+with private_ray(num_cpus=1):
+    assert ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60) == 42
 """
+_RAY_LOGS = "look into /tmp/bgrpo-*/ray/session_latest/logs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,10 +263,10 @@ def check_ray(limit_s: float = RAY_LIMIT_S, script: str = _RAY_SCRIPT) -> Check:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return Check("Ray starts", "fail", f"no answer in {limit_s:g} s", "look into /tmp/ray/session_latest/logs")
+        return Check("Ray starts", "fail", f"no answer in {limit_s:g} s", _RAY_LOGS)
     if process.returncode:
         last = next((line for line in reversed(errors.splitlines()) if line.strip()), f"status {process.returncode}")
-        return Check("Ray starts", "fail", last.strip()[:200], "look into /tmp/ray/session_latest/logs")
+        return Check("Ray starts", "fail", last.strip()[:200], _RAY_LOGS)
     return Check("Ray starts", "ok", f"in {time.monotonic() - started:.0f} s")
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.runs.redaction import REDACTED, redact_credentials
+from bgrpo.runs.redaction import REDACTED, redact_tree
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml
 
@@ -170,7 +170,7 @@ class RunFolder:
 
     def update(self, **fields: Any) -> None:
         """Set fields of ``run.json``, complete or not at all."""
-        write_atomically(self.path / "run.json", json.dumps(self.info() | fields, indent=1) + "\n")
+        write_atomically(self.path / "run.json", json.dumps(redact_tree(self.info() | fields), indent=1) + "\n")
 
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null."""
@@ -206,7 +206,7 @@ class RunFolder:
             UserError: names each key with both values.
         """
         saved = flatten(self.load_config(type(config)).model_dump(mode="json"))
-        asked = flatten(config.model_dump(mode="json"))
+        asked = flatten(redact_tree(config.model_dump(mode="json")))
         changed = [
             f"{key}={asked.get(key)!r} (the run has {saved.get(key)!r})"
             for key in sorted(saved.keys() | asked.keys())
@@ -229,10 +229,8 @@ class RunFolder:
         self.update(status="running", resumed=_now(), versions=installed_versions())
 
     def _write_config(self, config: TrainConfig | PretrainConfig) -> None:
-        tree = config.model_dump(mode="json")
+        tree = redact_tree(config.model_dump(mode="json"))
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
-        if tree["tracking"]["uri"] is not None:
-            tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
         write_atomically(self.config_path, dump_yaml(tree))
 
 
@@ -292,12 +290,24 @@ def load_resumed_config(
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
     config = load_config(model, str(run.config_path), overrides)
-    if config.tracking.enabled and REDACTED in (config.tracking.uri or ""):
-        raise UserError(
-            f"run {run.name}: tracking.uri={config.tracking.uri} was stored without its password; give tracking.uri=… "
-            f"again, or tracking.enabled=false"
-        )
+    refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})
+
+
+def refuse_hidden(what: str, tree: dict[str, Any]) -> None:
+    """Refuse to go on with a configuration that was stored without a password which it needs.
+
+    Args:
+        what: that goes on, for the message.
+        tree: the configuration as it was stored, with what the user gave again.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in flatten(tree).items():
+        if REDACTED in str(value) and (tree["tracking"]["enabled"] or key != "tracking.uri"):
+            off = ", or tracking.enabled=false" if key == "tracking.uri" else ""
+            raise UserError(f"{what}: {key}={value} was stored without its password; give {key}=… again{off}")
 
 
 def _placed(config: RunConfig, place: dict[str, str]) -> RunConfig:

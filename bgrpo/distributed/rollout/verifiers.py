@@ -14,8 +14,7 @@ from bgrpo.distributed.pool.pool_records import PoolLimits
 from bgrpo.distributed.session.ray_session import node_share
 from bgrpo.groups import Verdict
 from bgrpo.scoring.check_process import START_LIMIT_S
-from bgrpo.scoring.judge import Judge, trial_of
-from bgrpo.tasks.base import Problem
+from bgrpo.scoring.judge import Judge
 
 LEAST_ITEMS_PER_REQUEST = 16
 """Fewer are not worth a request of their own."""
@@ -56,11 +55,10 @@ class VerifierPool:
 
     Args:
         config: of the run.
-        problems: of the run; the checks are tried on one of them.
+        trial: what the checks are tried on, see :func:`bgrpo.scoring.judge.trial_of`.
     """
 
-    def __init__(self, config: TrainConfig, problems: Sequence[Problem]) -> None:
-        trial = trial_of(problems)
+    def __init__(self, config: TrainConfig, trial: tuple[str, str] | None) -> None:
         judge = Judge(config)
         self._timeout_s = config.verifier.timeout_s
         self._processes = config.verifier.processes

@@ -54,6 +54,7 @@ from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
 from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
 from bgrpo.scoring.failed_checks import failures_of_steps
+from bgrpo.scoring.judge import trial_of
 
 POLL_S = 0.25
 START_S = 180.0
@@ -172,7 +173,8 @@ class _Run:
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
         name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
-        self._service = start_service(config, settings, self._prepared.splits.train, vocabulary, name, run=folder.name)
+        trial = trial_of(self._prepared.splits.train)
+        self._service = start_service(config, settings, vocabulary, name, folder.name, trial)
         folder.update(service=name)
         try:
             with self._watchdog:
