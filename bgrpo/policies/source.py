@@ -50,6 +50,15 @@ def find_policy(path: str) -> Path:
     return _from_hub(path)
 
 
+def absolute_policy(path: str) -> str:
+    """What processes in other folders, and of other users, find the same policy by; a model id stays."""
+    try:
+        folder = Path(path).expanduser()
+        return str(folder.absolute()) if folder.is_dir() else path
+    except (OSError, ValueError, RuntimeError):  # refused where it is loaded
+        return path
+
+
 def is_policy(folder: Path) -> bool:
     """Whether a folder holds what could be a policy, by the names of its files."""
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading
 
 
 class UnreadableText(UserError):
@@ -46,14 +46,17 @@ def encode_texts(
     Raises:
         UnreadableText: a text is empty, or holds a token that the vocabulary lacks.
     """
-    _check_known(tokenizer, texts)
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    if not texts:
+        return []
+    with reading("the policy's tokenizer cannot encode a text"):  # lone surrogates, panics of the library
+        _check_known(tokenizer, texts)
+        encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for index, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
         if not ids:
             raise UnreadableText(f"prompt {_shorten(text)!r} is empty: expected at least one token", index)
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             raise UnreadableText(f"{_shorten(text)!r}: holds a token that is not in the policy's vocabulary", index)
-    before = [] if continued or not texts else _before(tokenizer, texts[0])
+    before = [] if continued else _before(tokenizer, texts[0])
     return [ids if ids[: len(before)] == before else before + ids for ids in encoded]
 
 
@@ -73,7 +76,8 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
     while kept and len(kept) == len(ids) and ids[len(kept) - 1] == tokenizer.pad_token_id:
         ids = ids[:-1]
         kept.pop()
-    return str(tokenizer.decode(kept, skip_special_tokens=False))
+    with reading("the policy's tokenizer cannot decode a completion"):
+        return str(tokenizer.decode(kept, skip_special_tokens=False))
 
 
 def _before(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

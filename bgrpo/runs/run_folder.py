@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
+from bgrpo.policies.source import absolute_policy
 from bgrpo.runs.redaction import REDACTED, redact_tree
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml
@@ -251,8 +252,8 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides)
-    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and os.path.isdir(loaded.policy.path):  # noqa: PTH112
-        policy = loaded.policy.model_copy(update={"path": str(Path(loaded.policy.path).absolute())})
+    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped":
+        policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
         loaded = loaded.model_copy(update={"policy": policy})
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
+from bgrpo.decoding.support import SUPPORTED_MODEL_TYPES
 from bgrpo.errors import UserError
 from bgrpo.policies.folder import MODEL_TYPES
 from bgrpo.policies.io import load_policy, save_policy
@@ -353,6 +354,17 @@ def test_what_comes_before_every_text_comes_before_prompts_but_not_answers(folde
     tokenizer = load_policy(str(folder)).tokenizer
     assert encode_texts(tokenizer, ["P 1", "a P 1"]) == [[18, 6, 9], [18, 6, 9]]
     assert encode_texts(tokenizer, ["P 1"], continued=True) == [[6, 9]]
+
+
+def test_texts_that_no_tokenizer_can_read_are_one_line() -> None:
+    for text in ("\ud800", "a" * 10**6 + "\x00", "\x1b[2J"):
+        with pytest.raises(UserError) as caught:
+            encode_texts(TOKENIZER, [text])
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+def test_what_is_loaded_can_be_decoded() -> None:
+    assert MODEL_TYPES == SUPPORTED_MODEL_TYPES
 
 
 def test_a_tokenizer_with_a_gap_is_refused(folder: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.policies import source
 from bgrpo.policies.io import SHIPPED_POLICY, load_policy
 from bgrpo.policies.source import find_policy
+from bgrpo.runs.run_folder import load_new_config
 
 
 @pytest.fixture
@@ -83,6 +85,14 @@ def test_model_ids_are_looked_for_on_the_hub(here: Path, asked: list[str], path:
     with pytest.raises(UserError, match="not on the Hub"):
         find_policy(path)
     assert asked == [path]
+
+
+def test_a_runs_policy_gets_a_name_that_other_processes_find(here: Path) -> None:
+    for given in ("~/mine", "mine", "./mine"):
+        config = load_new_config(TrainConfig, None, [f"policy.path={given}"])
+        assert config.policy.path == str(here / "mine")
+    for given in ("shipped", "owner/name", "~nobody-of-this-name/x"):
+        assert load_new_config(TrainConfig, None, [f"policy.path={given}"]).policy.path == given
 
 
 def test_folders_are_found_at_home_and_runs_are_told_where_their_policy_is(here: Path) -> None:
