@@ -16,7 +16,7 @@ from bgrpo.tasks.base import shipped_tasks
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bgrpo"
 FLOORS = {
-    1: "errors seeds groups files",
+    1: "errors seeds groups files settings",
     2: "config policies decoding",
     3: "tasks",
     4: "scoring",
@@ -60,8 +60,8 @@ def upward(source: str, target: str) -> bool:
     """Whether an import from one room into another breaks the order of floors."""
     if source == target:
         return False
-    if FLOOR_OF[source] == 1:  # these may know errors, nothing else
-        return target != "errors"
+    if FLOOR_OF[source] == 1:  # these may know errors, and settings the files, nothing else
+        return target not in (("errors", "files") if source == "settings" else ("errors",))
     return FLOOR_OF[target] >= FLOOR_OF[source]
 
 

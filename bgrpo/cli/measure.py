@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bgrpo.cli.task_options import load_problems
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.display.terminal import progress_bar, table_console
+from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
@@ -78,7 +76,8 @@ def evaluate_policy(
     problems = evaluation_problems(task, decoding.config.task) if data is None else load_problems(task, data)
     problems = problems[:limit]
     started = time.monotonic()
-    with _decoder(decoding, problems) as decode, progress_bar("evaluating") as show:
+    where = "task.test" if data is None else str(data)
+    with _decoder(decoding, problems, where) as decode, progress_bar("evaluating") as show:
         evaluation = evaluate(decode, problems, widths, samples, seed, Measures.of(decoding.config), on_progress=show)
     if as_json:
         result = {
@@ -100,11 +99,13 @@ def evaluate_policy(
     return 0
 
 
-def decode_file(decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int) -> int:
+def decode_file(
+    decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int, overwrite: bool
+) -> int:
     """Write one JSON line per problem with its beams, complete or not at all."""
-    check_target(out, "--out")
+    check_target(out, "--out", overwrite=overwrite)
     problems = load_problems(decoding.task(), data)[:limit]
-    with _decoder(decoding, problems) as decode, progress_bar("decoding") as show, _written(out) as file:
+    with _decoder(decoding, problems, str(data)) as decode, progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
@@ -136,7 +137,7 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     folder = find_folder(name, runs)
     result: dict[str, Any] = {}
     lines: list[str] = []
-    with Console(stderr=True).status("drawing"):
+    with PlainConsole(stderr=True).status("drawing"):
         if is_sweep(folder):
             summary = summarize(read_sweep(folder))
             path, result = write_report_of(summary), summary_tree(summary)
@@ -146,24 +147,26 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"report": str(path)} | finite(result)))
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole()
     for line in [*lines, f"report: {path}"]:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return 0
 
 
 @contextmanager
-def _decoder(decoding: Decoding, problems: Sequence[Problem]) -> Iterator[Any]:
-    """A local decoder with its judge's process, which is tried on the problems."""
+def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Iterator[Any]:
+    """A local decoder with its judge's process, both tried on the problems."""
     import torch
 
     from bgrpo.evaluation.decoders import LocalDecoder
-    from bgrpo.policies.io import load_policy
+    from bgrpo.runs.preparation import check_policy, check_prompts
     from bgrpo.scoring.attempts import trial_of
     from bgrpo.scoring.judge import Judge
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    policy = load_policy(decoding.policy)
+    policy = check_policy(decoding.policy)
+    if problems:  # evaluating none is refused by name
+        check_prompts(problems, policy, decoding.max_new_tokens, where, "--max-new-tokens")
     with Judge(decoding.config).start(trial_of(problems)) as checks:
         yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens)
 

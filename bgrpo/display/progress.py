@@ -11,7 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.scoring.failed_checks import describe_failures, failures_in
 
 PLAIN_INTERVAL_S = 10.0
@@ -117,7 +119,7 @@ class TrainingProgress(Display):
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(console or Console(), PLAIN_INTERVAL_S, 4, clock)
+        super().__init__(console or PlainConsole(), PLAIN_INTERVAL_S, 4, clock)
         self._total = total_steps
         self._title = title
         self._columns = columns
@@ -170,7 +172,7 @@ class TrainingProgress(Display):
         for label, _ in shown:
             table.add_column(label, justify="right", no_wrap=True)
         if shown:
-            table.add_row(*(f"[bold]{text}[/]" for _, text in shown))
+            table.add_row(*(Text(text, style="bold") for _, text in shown))
         return Group(self._bar, table)
 
     def _line(self, step: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.table import Table
+from rich.text import Text
 
 from bgrpo.display.png import write_png
 from bgrpo.evaluation.comparison import ComparisonRow, EvaluationComparison
@@ -72,7 +73,7 @@ def comparison_table(comparison: EvaluationComparison, title: str = "before and 
             metric_label(row.metric),
             _interval_text(row.metric, row.before),
             _interval_text(row.metric, row.after),
-            f"[{style}]{difference}[/]" if style else difference,
+            Text(difference, style=style or ""),
         )
     return table
 

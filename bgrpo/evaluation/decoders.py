@@ -48,12 +48,13 @@ class LocalDecoder:
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
     ) -> list[list[Completion]]:
         from bgrpo.decoding import DecodeSettings
+        from bgrpo.policies.text import end_tokens
 
         settings = DecodeSettings(
             mode=mode,
             group_size=group_size,
             max_new_tokens=self._max_new_tokens,
-            eos_token_id=self._tokenizer.eos_token_id,
+            eos_token_id=end_tokens(self._tokenizer),
             pad_token_id=self._tokenizer.pad_token_id,
         )
         groups = complete(self._engine, self._tokenizer, problems, settings, seeds)

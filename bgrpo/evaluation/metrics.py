@@ -29,7 +29,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from bgrpo.config import TrainConfig
+from bgrpo.config import RANK_WIDTH, TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
@@ -38,7 +38,6 @@ from bgrpo.scoring.failed_checks import describe_failures, first_details
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Outcome, Problem
 
-RANK_WIDTH = 10  # width of the search behind top1 and beam_rank_score
 RANK_SCALE = 10.0
 BATCH = 64  # problems per call of the decoder
 
@@ -97,11 +96,28 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Self:
-        """What :meth:`to_dict` gave."""
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: something else.
+            TypeError: likewise.
+        """
         values = {
             name: [math.nan if value is None else value for value in values] for name, values in tree["values"].items()
         }
-        return cls(**tree | {"values": values})
+        found = cls(**tree | {"values": values})
+        if not (found.categories and all(isinstance(category, str) for category in found.categories)):
+            raise ValueError("categories: expected a text for each problem")
+        for name, column in found.values.items():
+            numbers = np.asarray(column, dtype=np.float64)
+            if numbers.shape != (len(found.categories),) or np.isinf(numbers).any():
+                raise ValueError(f"{name}: expected a number for each of {len(found.categories)} problems")
+        for counts in found.outcomes.values():
+            if not all(type(count) is int for count in counts.values()):
+                raise ValueError("outcomes: expected numbers of completions")
+        if not isinstance(found.digest, str):
+            raise ValueError("digest: expected a text")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +140,8 @@ class Measures:
     def of(cls, config: TrainConfig) -> Self:
         """What a run's reward lets be measured."""
         reward = config.reward
-        checked = any(part.check for part in reward.named_parts.values())
-        graded = not reward.learns_from_check_alone or len(reward.named_parts) > 1
-        parts = tuple(reward.parts) if graded else ()
-        return cls(checked or reward.least_correct is not None, graded, parts, reward.wrong_reward)
-
-    def names(self, beam_widths: Sequence[int], samples: int) -> list[str]:
-        """Every metric that :func:`evaluate` gives with these widths and samples."""
-        values: dict[str, list[float]] = {}
-        for mode, size in self.searches(beam_widths, samples):
-            values |= self.of_search(mode, size, [[Verdict(Outcome.CORRECT, 0.0)] * size], set(beam_widths), drop=False)
-        return list(values)
+        parts = tuple(reward.parts) if reward.is_graded else ()
+        return cls(reward.says_what_is_correct, reward.is_graded, parts, reward.wrong_reward)
 
     def searches(self, beam_widths: Sequence[int], samples: int) -> list[tuple[DecodeMode, int]]:
         """(mode, group size) of the searches that the metrics need."""
@@ -148,12 +155,14 @@ class Measures:
         group_size: int,
         groups: Sequence[Sequence[Verdict]],
         beam_widths: set[int],
-        drop: bool = True,
     ) -> dict[str, list[float]]:
-        """Per-problem values of the metrics that one search gives; ``groups`` holds verdicts in rank order.
+        """Per-problem values of the metrics that one search gives, where any problem has one.
 
         Args:
-            drop: leave out metrics without a value for any problem.
+            mode: of the search.
+            group_size: of the search.
+            groups: verdicts in rank order.
+            beam_widths: that were asked for.
         """
         values: dict[str, list[float]] = {}
         if self.solved:
@@ -167,7 +176,7 @@ class Measures:
                 for name in self.parts:
                     parts = [_known([verdict.parts.get(name) for verdict in group]) for group in groups]
                     values[f"{prefix}_{name}"] = [_mean(row) for row in parts]
-        return {name: column for name, column in values.items() if not drop or not all(map(math.isnan, column))}
+        return {name: column for name, column in values.items() if not all(map(math.isnan, column))}
 
     def _reward(self, verdict: Verdict) -> float | None:
         cut_off = verdict.score is None and verdict.outcome == Outcome.TRUNCATED

@@ -184,7 +184,7 @@ class OuterLoop(TrainerCallback):
     def _checkpoint_due(self, validation: dict[str, float]) -> bool:
         """Every ``checkpoint.every`` steps, at the end, and after each validation, which makes a candidate for best."""
         section = self._config.checkpoint
-        return self.step % section.every == 0 or self.is_complete or section.metric in validation
+        return self.step % section.every == 0 or self.is_complete or self._config.checkpoint_metric in validation
 
     def _save(self, model: PreTrainedModel, optimizer: Any, lr_scheduler: Any, metrics: dict[str, float]) -> None:
         if self._store is None:
@@ -199,7 +199,7 @@ class OuterLoop(TrainerCallback):
                     folder, model, self._tokenizer, optimizer, lr_scheduler, self._config, self._problems, self._ahead
                 ),
                 metrics,
-                self._config.checkpoint.metric,
+                self._config.checkpoint_metric,
             )
 
 

@@ -117,12 +117,13 @@ class LocalRolloutSource:
 def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> DecodeSettings:
     """How a training run decodes its groups."""
     from bgrpo.decoding import DecodeSettings
+    from bgrpo.policies.text import end_tokens
 
     return DecodeSettings(
         mode=config.decode_mode,
         group_size=config.rollout.group_size,
         max_new_tokens=config.rollout.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_tokens(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         temperature=config.rollout.temperature,
     )

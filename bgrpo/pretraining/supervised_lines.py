@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading
 from bgrpo.files import atomic_path
 from bgrpo.policies.text import encode_texts
 from bgrpo.tasks.base import Problem
@@ -54,8 +54,12 @@ class Lines:
 
     @classmethod
     def load(cls, path: Path) -> Lines:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        with reading(f"{path}: the run's lines cannot be read"), np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["tokens"], arrays["starts"], arrays["prompt_lengths"])
 
 
@@ -74,7 +78,7 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) ->
             if not problem.answer.strip():
                 raise UserError(f"{problem.prompt[:60]!r}: has no answer to learn from")
         prompts = encode_texts(tokenizer, [problem.prompt for problem in chunk])
-        answers = encode_texts(tokenizer, [problem.answer for problem in chunk])
+        answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
         for prompt, answer in zip(prompts, answers, strict=True):
             line = np.array([*prompt, *answer, tokenizer.eos_token_id], np.int32)
             tokens.append(line)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bgrpo.config import TrainConfig
+from bgrpo.decoding.support import check_supported
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
 from bgrpo.policies.io import LoadedPolicy, load_policy
-from bgrpo.policies.text import encode_texts
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
+from bgrpo.scoring.readable_groups import encode_prompts, place
 from bgrpo.tasks.base import Outcome, Problem, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 SPLITS = ("train", "validation", "test")
 
@@ -48,11 +44,13 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
     Raises:
         UserError: what is wrong, where, and what would be right.
     """
-    policy = load_policy(config.policy.path)
+    policy = check_policy(config.policy.path)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task)
     for name in SPLITS:
-        _check_prompts(getattr(splits, name), policy, config.rollout.max_new_tokens, f"task.{name}")
+        file = getattr(config.task, name).file
+        where = f"task.{name}" if file is None else f"task.{name}: {file}"
+        check_prompts(getattr(splits, name), policy, config.rollout.max_new_tokens, where)
     if len(splits.train) < config.rollout.prompts_per_step:
         raise UserError(
             f"task.train has {len(splits.train)} problems, fewer than rollout.prompts_per_step="
@@ -75,21 +73,42 @@ def load_problems(folder: RunFolder) -> Splits:
     return Splits(*(read_problems(folder.data / f"{name}.jsonl") for name in SPLITS))
 
 
-def _check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tokens: int, where: str) -> None:
-    """Refuse unknown tokens, and prompts that leave no room for an answer."""
-    ids = _encode(policy.tokenizer, [problem.prompt for problem in problems], where)
-    context = getattr(policy.model.config, "max_position_embeddings", None)
+def check_policy(path: str) -> LoadedPolicy:
+    """Load a policy and check all that can be known of it before a process starts.
+
+    Raises:
+        UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.check_supported`.
+    """
+    policy = load_policy(path)
+    check_supported(policy.model)
+    return policy
+
+
+def check_prompts(
+    problems: Sequence[Problem],
+    policy: LoadedPolicy,
+    max_new_tokens: int,
+    where: str,
+    option: str = "rollout.max_new_tokens",
+) -> None:
+    """Refuse unknown tokens, and prompts that leave no room for an answer, before anything is decoded.
+
+    Args:
+        problems: at least one.
+        policy: that is to read them.
+        max_new_tokens: of an answer.
+        where: the problems came from, for messages.
+        option: that gives ``max_new_tokens``, for messages.
+
+    Raises:
+        UserError: names the line or problem.
+    """
+    ids = encode_prompts(policy.tokenizer, problems, where)
+    context = policy.model.config.max_position_embeddings
     longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if context is not None and len(ids[longest]) + max_new_tokens > context:
+    if len(ids[longest]) + max_new_tokens > context:
         raise UserError(
-            f"{where}: problem {longest + 1} has {len(ids[longest])} tokens + rollout.max_new_tokens={max_new_tokens} "
-            f"= {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave long problems out, "
-            f"or take fewer new tokens"
+            f"{place(where, problems, longest)} has {len(ids[longest])} tokens + {option}={max_new_tokens} "
+            f"= {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave "
+            f"long problems out, or take fewer new tokens"
         )
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], where: str) -> list[list[int]]:
-    try:
-        return encode_texts(tokenizer, texts)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error

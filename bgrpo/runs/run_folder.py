@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import json
 import math
@@ -18,12 +17,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.runs.redaction import REDACTED, redact_credentials
+from bgrpo.policies.source import absolute_policy
+from bgrpo.runs.redaction import REDACTED, redact_tree
+from bgrpo.settings.spelling import nearest
+from bgrpo.settings.strict_yaml import dump_yaml
 
 RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
 
@@ -171,7 +171,7 @@ class RunFolder:
 
     def update(self, **fields: Any) -> None:
         """Set fields of ``run.json``, complete or not at all."""
-        write_atomically(self.path / "run.json", json.dumps(self.info() | fields, indent=1) + "\n")
+        write_atomically(self.path / "run.json", json.dumps(redact_tree(self.info() | fields), indent=1) + "\n")
 
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null."""
@@ -207,7 +207,7 @@ class RunFolder:
             UserError: names each key with both values.
         """
         saved = flatten(self.load_config(type(config)).model_dump(mode="json"))
-        asked = flatten(config.model_dump(mode="json"))
+        asked = flatten(redact_tree(config.model_dump(mode="json")))
         changed = [
             f"{key}={asked.get(key)!r} (the run has {saved.get(key)!r})"
             for key in sorted(saved.keys() | asked.keys())
@@ -230,11 +230,9 @@ class RunFolder:
         self.update(status="running", resumed=_now(), versions=installed_versions())
 
     def _write_config(self, config: TrainConfig | PretrainConfig) -> None:
-        tree = config.model_dump(mode="json")
+        tree = redact_tree(config.model_dump(mode="json"))
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
-        if tree["tracking"]["uri"] is not None:
-            tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
-        write_atomically(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_atomically(self.config_path, dump_yaml(tree))
 
 
 def settle_runs(directory: str) -> Path:
@@ -254,8 +252,8 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides)
-    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and Path(loaded.policy.path).is_dir():
-        policy = loaded.policy.model_copy(update={"path": str(Path(loaded.policy.path).absolute())})
+    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped":
+        policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
         loaded = loaded.model_copy(update={"policy": policy})
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
 
@@ -283,8 +281,8 @@ def load_resumed_config(
     Raises:
         UserError: unknown run, another configuration than the run's, or an override that does not fit.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    runs = settle_runs(given.get("run.dir", load_config(model, None).run.dir))
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    runs = settle_runs(load_config(model, None, place).run.dir)
     run = RunFolder.open(runs, resume)
     started_with = run.info().get("config")
     if config_name is not None and config_name != started_with:
@@ -293,12 +291,24 @@ def load_resumed_config(
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
     config = load_config(model, str(run.config_path), overrides)
-    if config.tracking.enabled and REDACTED in (config.tracking.uri or ""):
-        raise UserError(
-            f"run {run.name}: tracking.uri={config.tracking.uri} was stored without its password; give tracking.uri=… "
-            f"again, or tracking.enabled=false"
-        )
+    refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})
+
+
+def refuse_hidden(what: str, tree: dict[str, Any]) -> None:
+    """Refuse to go on with a configuration that was stored without a password which it needs.
+
+    Args:
+        what: that goes on, for the message.
+        tree: the configuration as it was stored, with what the user gave again.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in flatten(tree).items():
+        if REDACTED in str(value) and (tree["tracking"]["enabled"] or key != "tracking.uri"):
+            off = ", or tracking.enabled=false" if key == "tracking.uri" else ""
+            raise UserError(f"{what}: {key}={value} was stored without its password; give {key}=… again{off}")
 
 
 def _placed(config: RunConfig, place: dict[str, str]) -> RunConfig:
@@ -365,8 +375,8 @@ def _suggest(runs: Path, name: str) -> str:
     names = [path.parent.name for path in known]
     if not names:
         return "it holds no run; give run.dir=… if the run is elsewhere"
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    meant = nearest(name, names)
+    hint = f"did you mean {meant!r}? " if meant else ""
     return f"{hint}the last ones are {', '.join(names[:3])}"
 
 

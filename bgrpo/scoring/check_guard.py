@@ -47,7 +47,8 @@ def _kill(reference: int) -> None:
 
 
 def _kill_when_closed(control: socket.socket, reference: int) -> None:
-    control.recv(1)
+    with suppress(ConnectionError):
+        control.recv(1)
     _kill(reference)
 
 

@@ -35,8 +35,8 @@ class CheckProcess:
     Args:
         target: ``"task:NAME"`` for a task's own check (NAME as in :func:`bgrpo.tasks.base.load_task`), or
             ``"module:function"`` for a user's reward function, see :mod:`bgrpo.scoring.user_functions`: its outcomes
-            are ``scored`` and, for None, ``unscored``. An exception, and whatever
-            :func:`bgrpo.scoring.user_functions.as_score` refuses, is an ``error``. Functions are taken to be
+            are ``scored`` and, for None, ``unscored``. An exception, and a value
+            that is no finite number of at most 1e12 in size, is an ``error``. Functions are taken to be
             deterministic.
         options: arguments of the task.
         timeout_s: limit of one call in seconds.

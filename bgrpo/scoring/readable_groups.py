@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bgrpo.errors import UserError
 from bgrpo.groups import Group
 from bgrpo.tasks.base import Problem
 
@@ -34,10 +35,33 @@ def complete(
     Raises:
         UserError: a prompt that the vocabulary lacks, or that is too long; see :meth:`DecodeEngine.decode`.
     """
-    from bgrpo.policies.text import encode_texts
-
-    prompts = encode_texts(tokenizer, [problem.prompt for problem in problems])
+    prompts = encode_prompts(tokenizer, problems, "prompt")
     return [with_texts(group, tokenizer) for group in engine.decode(prompts, settings, seeds)]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str) -> list[list[int]]:
+    """Token ids of the problems' prompts.
+
+    Args:
+        tokenizer: of the policy.
+        problems: any number.
+        where: they came from, for the message: their file, if there is one.
+
+    Raises:
+        UserError: a prompt that the vocabulary lacks, with its line.
+    """
+    from bgrpo.policies.text import UnreadableText, encode_texts
+
+    try:
+        return encode_texts(tokenizer, [problem.prompt for problem in problems])
+    except UnreadableText as error:
+        raise UserError(f"{place(where, problems, error.index)}: {error}") from error
+
+
+def place(where: str, problems: Sequence[Problem], index: int) -> str:
+    """How a message calls one of the problems: by its line in the file ``where``, or by its number."""
+    line = problems[index].line
+    return f"{where}:{line}" if line else f"{where}: problem {index + 1}"
 
 
 def with_texts(group: Group, tokenizer: PreTrainedTokenizerBase) -> Group:

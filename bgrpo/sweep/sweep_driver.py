@@ -13,13 +13,14 @@ import ray
 from rich.console import Console
 
 from bgrpo.config import TrainConfig
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.distributed.session.ray_session import check_room_here, missing_room, ray_session, training_demand
 from bgrpo.distributed.train.driving import STOPPED_STATUS, Background, first_signal
 from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
-from bgrpo.runs.preparation import check_input
+from bgrpo.runs.preparation import check_input, check_policy
 from bgrpo.runs.run_folder import RunFolder, flatten
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.report.sweep_report import write_sweep_report
@@ -58,11 +59,11 @@ def sweep_and_announce(
     sweep: SweepConfig, config_name: str | None, old: SweepFolder | None, retry_failed: bool, as_json: bool
 ) -> int:
     """What ``bgrpo sweep`` does; arguments as of :func:`run_sweep`. Returns the exit status."""
-    result = run_sweep(sweep, config_name, old, Console(stderr=as_json), retry_failed)
+    result = run_sweep(sweep, config_name, old, PlainConsole(stderr=as_json), retry_failed)
     if as_json:
         print(json.dumps(_summary(result)))
     else:
-        _announce(result, Console())
+        _announce(result, PlainConsole())
     return {"finished": 0, "interrupted": STOPPED_STATUS, "failed": 1}[result.state]
 
 
@@ -85,13 +86,14 @@ def run_sweep(
     Raises:
         UserError: bad input, before any process starts.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     trials_dir = Path(sweep.run.dir) / (str(sweep.run.name) if old is None else old.name) / "trials"
     examples = TrialConfigs(sweep, trials_dir).check()
     if old is None:
         for config in examples:
             check_input(config)
     else:
+        check_policy(examples[0].policy.path)  # that of all arms
         old.read_plan()  # a damaged one is told before Ray starts
     _say_what_comes(sweep, console)
     with ray_session(training_demand(examples[0])):
@@ -193,7 +195,7 @@ def _state(plan: Plan) -> SweepState:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _say_what_comes(sweep: SweepConfig, console: Console) -> None:

@@ -15,14 +15,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-from bgrpo.runs.redaction import REDACTED, redact_credentials
-from bgrpo.runs.run_folder import RunFolder, installed_versions, settle_runs
+from bgrpo.runs.redaction import redact_tree
+from bgrpo.runs.run_folder import RunFolder, installed_versions, refuse_hidden, settle_runs
+from bgrpo.settings.strict_yaml import dump_yaml
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_plan import SavedPlan, Trial, charge
 
@@ -97,11 +97,9 @@ class SweepFolder:
 
     def write_config(self, sweep: SweepConfig) -> None:
         """Keep the configuration, without passwords."""
-        tree = sweep.model_dump(mode="json")
+        tree = redact_tree(sweep.model_dump(mode="json"))
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
-        if tree["tracking"]["uri"] is not None:
-            tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
-        write_atomically(self.path / CONFIG, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_atomically(self.path / CONFIG, dump_yaml(tree))
 
     def read_plan(self) -> SavedPlan:
         """What :meth:`write_plan` wrote; empty before the first time.
@@ -164,22 +162,19 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
     Raises:
         UserError: unknown sweep, or an override that would change what it compares.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    folder = SweepFolder.open(settle_runs(given.get("run.dir", SweepConfig().run.dir)), name)
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    folder = SweepFolder.open(settle_runs(load_config(SweepConfig, None, place).run.dir), name)
     saved = load_config(SweepConfig, str(folder.path / CONFIG), [])
     sweep = load_config(SweepConfig, str(folder.path / CONFIG), overrides)
-    changed = [key for key in SweepConfig.model_fields if getattr(saved, key) != getattr(sweep, key)]
+    before, after = (redact_tree(each.model_dump(mode="json")) for each in (saved, sweep))
+    changed = [key for key in SweepConfig.model_fields if before[key] != after[key]]
     refused = [key for key in changed if key not in CHANGEABLE]
     if refused:
         raise UserError(
             f"sweep {folder.name} cannot be resumed with another {', '.join(refused)}: that would change what it "
             f"compares; start a new sweep for that, or resume without it"
         )
-    if sweep.tracking.enabled and REDACTED in (sweep.tracking.uri or ""):
-        raise UserError(
-            f"sweep {folder.name}: tracking.uri={sweep.tracking.uri} was stored without its password; give "
-            f"tracking.uri=… again, or tracking.enabled=false"
-        )
+    refuse_hidden(f"sweep {folder.name}", sweep.model_dump(mode="json"))
     return _placed(sweep, dir=str(folder.path.parent), name=folder.name), folder
 
 

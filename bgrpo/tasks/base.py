@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -46,6 +46,7 @@ class Problem:
         messages: of a chat, which the policy's chat template turns into the prompt; empty when the prompt is text.
         alternatives: further answers that are as right as ``answer``.
         fields: whatever else its row holds, by column, as JSON can hold it.
+        line: of the data file, from 1, for messages; 0 where there is none.
     """
 
     prompt: str
@@ -54,6 +55,7 @@ class Problem:
     messages: tuple[Message, ...] = ()
     alternatives: tuple[str, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
+    line: int = field(default=0, compare=False)
 
     @property
     def answers(self) -> list[str]:
@@ -104,6 +106,10 @@ class Task(Protocol):
         ...
 
 
+METHODS = ("check", "load")
+"""What every task has."""
+
+
 def shipped_tasks() -> list[str]:
     """Names of the tasks that come with this package."""
     return sorted(path.parent.name for path in Path(__file__).parent.glob("*/task.py"))
@@ -121,12 +127,20 @@ def load_task(name: str, options: dict[str, Any] | None = None) -> Task:
     """
     shipped = shipped_tasks()
     target = f"bgrpo.tasks.{name}.task:{name.title()}Task" if name in shipped else name
-    factory = import_named(target, f"task.name={name!r}", f"{', '.join(map(repr, shipped))} or 'module:Class'")
+    asked = f"task.name={name!r}"
+    factory = import_named(target, asked, f"{', '.join(map(repr, shipped))} or 'module:Class'")
+    missing = [f"{method}()" for method in METHODS if not callable(getattr(factory, method, None))]
+    if not isinstance(factory, type) or missing:
+        lacks = f" without {', '.join(missing)}" if missing else ""
+        raise UserError(f"{asked}: is a {type(factory).__name__}{lacks}, expected the class of a task")
     try:
         inspect.signature(factory).bind(**(options or {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"task.options={options}: do not fit task {name!r} ({error})") from None
-    task: Task = factory(**(options or {}))
+    with _users_code(f"{asked}: {factory.__name__}(…)"):
+        task: Task = factory(**(options or {}))
+    if not isinstance(getattr(task, "name", None), str):
+        raise UserError(f"{asked}: {factory.__name__} has no name, expected a text")
     return task
 
 
@@ -146,10 +160,14 @@ def import_named(target: str, asked: str, expected: str) -> Any:
         raise UserError(f"{asked}: is a file; name the module: '{Path(module_name).stem}:{attribute or 'NAME'}'")
     if not module_name or not attribute:
         raise UserError(f"{asked}: expected {expected}")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{asked}: cannot import it ({error})") from error
+    with _users_code(f"{asked}: importing {module_name}"):
+        try:
+            found = getattr(importlib.import_module(module_name), attribute, None)
+        except ImportError as error:
+            raise UserError(f"{asked}: cannot import it ({error})") from error
+    if found is None:
+        raise UserError(f"{asked}: cannot import it: module {module_name} has no {attribute}")
+    return found
 
 
 def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
@@ -181,19 +199,37 @@ def generate_problems(
     return problems
 
 
+def outcome_of(task: Task, problem: Problem, completion: str) -> Outcome:
+    """What ``task.check`` gives in this process, see :class:`Task`; a user's task may raise or return anything.
+
+    Raises:
+        UserError: the task fails, or it returns something else.
+    """
+    with _named(task, "check()"):
+        return Outcome(checker(task)(problem, completion))
+
+
 @contextmanager
-def _named(task: Task, call: str) -> Iterator[None]:
-    """A failure of the task's own code, told in one line that names the task."""
+def _users_code(doing: str) -> Iterator[None]:
+    """A failure of what a user wrote, told in one line that says what was being done, and where it failed."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # a user's task may raise anything
-        raise UserError(f"task {task.name!r}: {call} failed: {summary(error)}") from error
+    except (Exception, SystemExit) as error:  # it may raise anything
+        raise UserError(f"{doing} failed: {summary(error, hidden=__file__)}") from error
+
+
+def _named(task: Task, call: str) -> AbstractContextManager[None]:
+    return _users_code(f"task {task.name!r}: {call}")
 
 
 def _are_problems(problems: Any) -> bool:
-    return isinstance(problems, list) and all(isinstance(problem, Problem) for problem in problems)
+    return isinstance(problems, list) and all(
+        isinstance(problem, Problem)
+        and all(isinstance(text, str) for text in (problem.prompt, problem.answer, problem.category))
+        for problem in problems
+    )
 
 
 def _kind(value: Any) -> str:
@@ -214,7 +250,7 @@ def can_generate(task: Task) -> bool:
 
 
 def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
-    """A method that a task may have.
+    """A method that a task may have; what it raises becomes a :class:`UserError`.
 
     Args:
         task: whose method.
@@ -225,7 +261,7 @@ def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
         UserError: the task does not have it; when it is called, its failure.
     """
     found = getattr(task, method, None)
-    if found is None:
+    if not callable(found):
         raise UserError(f"task {task.name!r} has no method {method}(), which {purpose} needs")
 
     def call(*arguments: Any) -> Any:

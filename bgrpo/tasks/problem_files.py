@@ -6,10 +6,21 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from bgrpo.errors import UserError
-from bgrpo.tasks.base import Message, Problem
+from bgrpo.errors import UserError, reading
+from bgrpo.files import readable_file
+from bgrpo.tasks.base import Problem
+
+_MOST_BYTES = 1 << 34
+_TYPES = {
+    "prompt": str,
+    "answer": str,
+    "category": str,
+    "messages": list,
+    "alternatives": list,
+    "fields": dict,
+    "line": int,
+}
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
@@ -32,12 +43,12 @@ def read_problems(path: Path) -> list[Problem]:
     Raises:
         UserError: missing or damaged.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [_problem(**json.loads(line)) for line in file]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: the run's problems cannot be read: {error}") from error
-
-
-def _problem(messages: list[Message] = [], alternatives: list[str] = [], **rest: Any) -> Problem:  # noqa: B006
-    return Problem(messages=tuple(messages), alternatives=tuple(alternatives), **rest)
+    with reading(f"{path}: the run's problems cannot be read"), readable_file(path, _MOST_BYTES).open("rb") as file:
+        problems = []
+        for number, line in enumerate(file, start=1):
+            found = json.loads(line)
+            if not isinstance(found, dict) or any(type(value) is not _TYPES.get(key) for key, value in found.items()):
+                raise UserError(f"{path}: the run's problems cannot be read: line {number} is not a problem")
+            found |= {name: tuple(found[name]) for name in ("messages", "alternatives") if name in found}
+            problems.append(Problem(**found))
+        return problems

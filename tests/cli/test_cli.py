@@ -269,8 +269,9 @@ def test_decode_writes_every_problem_with_its_ranked_checked_beams(data: Path, p
             assert completion["outcome"] == expected
             outcomes.add(completion["outcome"])
     assert {"truncated", "unparseable"} <= outcomes
-    assert main([*base, "--limit", "2"]) == 0
-    assert len(out.read_text("utf-8").splitlines()) == 2, "an existing file is replaced"
+    assert main([*base, "--limit", "2"]) == 2, "an existing file stays"
+    assert main([*base, "--limit", "2", "--overwrite"]) == 0
+    assert len(out.read_text("utf-8").splitlines()) == 2
 
 
 def test_an_interrupted_decode_leaves_no_file(

@@ -143,3 +143,16 @@ def test_only_possible_tokens_are_drawn_where_the_cumulative_passes(
         assert token not in impossible or uniforms[row] > 1 - 1e-12
         assert weights[:token].sum() <= uniforms[row] + 1e-12
         assert weights[: token + 1].sum() >= uniforms[row] - 1e-12
+
+
+def test_any_of_several_end_tokens_ends_a_sample() -> None:
+    model, ends = tiny_model("gpt2", 7, seed=1), (2, 4)
+    one, several = (
+        DecodeEngine(model).decode([[3, 1]], DecodeSettings("sample", 200, 8, end, pad_token_id=0), [5])[0].completions
+        for end in (2, ends)
+    )
+    assert {completion.tokens[-1] for completion in several if completion.finished} == set(ends)
+    for free, cut in zip(one, several, strict=True):  # the same draws, up to the first end
+        first = next((place for place, token in enumerate(free.tokens) if token in ends), len(free.tokens) - 1)
+        assert cut.tokens == free.tokens[: first + 1]
+        assert cut.logprobs == pytest.approx(free.logprobs[: first + 1], abs=1e-5)

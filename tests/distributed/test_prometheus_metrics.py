@@ -409,11 +409,11 @@ def test_a_service_exposes_its_rollouts_and_pools(tmp_path: Path) -> None:
             "reward": {"function": "reward_functions:length"},
         }
     )
-    problems = [Problem(text) for text in texts]
-    service = start_service(config, decode_settings(config, tokenizer), problems, len(tokenizer), run="exposed")
+    numbered = list(enumerate(map(Problem, texts)))
+    service = start_service(config, decode_settings(config, tokenizer), len(tokenizer), run="exposed")
     ray.get(service.ready.remote(WAIT_S), timeout=WAIT_S + 10)
     ray.get(service.publish.remote(0, [ray.put(flatten_parameters(model))]), timeout=WAIT_S)
-    (groups,) = ray.get(service.collect.remote(0, 0, 0, [0, 1, 2, 3], WAIT_S), timeout=WAIT_S + 10)
+    (groups,) = ray.get(service.collect.remote(0, 0, 0, numbered, WAIT_S), timeout=WAIT_S + 10)
     groups = ray.get(groups, timeout=WAIT_S)
     expected = sum(len(completion.tokens) for group in groups for completion in group.completions)
 

@@ -71,6 +71,7 @@ def test_metrics_of_known_ranks() -> None:
         "correct": 1,
         "truncated": 6,
     }
+    assert set(metrics) == set(TrainConfig().reward.metrics([1, 3, 5, 10, 12], 4))
     assert evaluation.outcomes["sample 4"]["correct"] == 14
 
 
@@ -252,7 +253,9 @@ def test_graded_metrics_of_known_scores() -> None:
         "greedy_reward", "greedy_a", "best_reward@3", "mean_reward@3", "sample_reward", "sample_a", "best_of@3",
         "best_of@4",
     }  # fmt: skip
-    assert metrics.keys() | {"greedy_b", "sample_b"} == set(GRADED.names([1, 3], 4))
+    reward = {"parts": {"a": {"metric": "bleu"}, "b": {"metric": "bleu"}}}
+    known = build_config(TrainConfig, {"reward": reward}, "test").reward.metrics([1, 3], 4)
+    assert metrics.keys() | {"greedy_b", "sample_b"} == set(known)
     assert evaluation.values["greedy_reward"][5] == -1.0 and math.isnan(evaluation.values["greedy_reward"][6])
     assert evaluation.failures() == ["error in 8 of 48 checks, the first: why"]
 

@@ -119,7 +119,7 @@ def test_trls_accuracy_reward_runs_unchanged() -> None:
     assert list(reward_function(accuracy_reward)(attempts)) == [1.0, 0.0]
 
 
-MODULE = '''
+MODULE = """
 import asyncio, os, time
 calls = []
 def groups(prompts, completions, group_index, **columns):
@@ -133,7 +133,7 @@ async def later(prompts, completions, **columns):
     await asyncio.sleep(0.01)
     return [float(g) for g in columns["group_index"]]
 def wants_ids(completion_ids): return [float(sum(ids)) for ids in completion_ids]
-'''
+"""
 
 
 @pytest.fixture

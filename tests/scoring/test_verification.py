@@ -61,9 +61,7 @@ def test_the_shipped_task_checks_through_the_child() -> None:
     """f = (a^2)^2 + 1: a^2 solves it, a^3 does not, f itself is trivial, and noise is no answer."""
     prompt = "+ P 1 ^ a P 4 ⁇"
     with Judge(TrainConfig()).start(attempt(prompt, "^ a P 2")) as process:
-        results = process.judge(
-            attempts(*((prompt, text) for text in ("^ a P 2", "^ a P 3", "+ P 1 ^ a P 4", "^ ^")))
-        )
+        results = process.judge(attempts(*((prompt, text) for text in ("^ a P 2", "^ a P 3", "+ P 1 ^ a P 4", "^ ^"))))
     assert [result.outcome for result in results] == ["correct", "wrong", "trivial", "unparseable"]
     assert [result.score for result in results] == [1.0, 0.0, 0.0, 0.0]
 
@@ -99,7 +97,7 @@ def test_output_and_input_do_not_disturb(checks: CheckProcess) -> None:
 
 def test_equal_items_are_checked_once(checks: CheckProcess, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    results = checks.run(attempts(("p", f"count {log}"), ("q", f"count {log}"), ("p", f"count {log}"), ("p", f"count {log}")))
+    results = checks.run(attempts(*((prompt, f"count {log}") for prompt in "pqpp")))
     assert len(results) == 4
     assert log.read_text() == "called\n" * 2
 
@@ -132,7 +130,7 @@ def test_memory_limit() -> None:
 
 
 def test_large_batches_do_not_deadlock(checks: CheckProcess) -> None:
-    items = attempts(*(("p" * 2000, f"x{i}") for i in range(3000)))  # far beyond what a socket buffers, in both directions
+    items = attempts(*(("p" * 2000, f"x{i}" * 500) for i in range(3000)))  # far beyond what a socket buffers
     assert all(result.outcome == "scored" for result in checks.run(items))
 
 

@@ -97,8 +97,8 @@ class _Service:
         self.config = config
         self.model = prepared.policy.model
         settings = decode_settings(config, prepared.policy.tokenizer)
-        self.actor: Any = start_service(config, settings, prepared.splits.train, self.model.config.vocab_size)
-        self.source = ServiceRolloutSource(self.actor, config)
+        self.actor: Any = start_service(config, settings, self.model.config.vocab_size)
+        self.source = ServiceRolloutSource(self.actor, config, prepared.splits.train)
 
     def wait_for_actors(self) -> None:
         """Until every rollout actor is up."""

@@ -13,10 +13,9 @@ from bgrpo.distributed.pool.actor_pool import ActorPool, PooledActor, remote_cla
 from bgrpo.distributed.pool.pool_records import PoolLimits
 from bgrpo.distributed.session.ray_session import node_share
 from bgrpo.groups import Verdict
-from bgrpo.scoring.attempts import Attempt, by_group, trial_of
+from bgrpo.scoring.attempts import Attempt, by_group
 from bgrpo.scoring.check_process import START_LIMIT_S
 from bgrpo.scoring.judge import Judge
-from bgrpo.tasks.base import Problem
 
 LEAST_ATTEMPTS_PER_REQUEST = 16
 """Fewer are not worth a request of their own."""
@@ -62,11 +61,10 @@ class VerifierPool:
 
     Args:
         config: of the run.
-        problems: of the run; the checks are tried on one of them.
+        trial: what the checks are tried on, see :func:`bgrpo.scoring.attempts.trial_of`.
     """
 
-    def __init__(self, config: TrainConfig, problems: Sequence[Problem]) -> None:
-        trial = trial_of(problems)
+    def __init__(self, config: TrainConfig, trial: Attempt | None) -> None:
         judge = self._judge = Judge(config)
         self._timeout_s = max(part.timeout_s or config.verifier.timeout_s for part in judge.parts.values())
         self._processes = config.verifier.processes

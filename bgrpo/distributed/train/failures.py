@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bgrpo.errors import DivergenceError, UserError
+from bgrpo.runs.redaction import redact_credentials
 
 FILE = "failures.jsonl"
 logger = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None 
         when=time.time(),
         final=final,
         where=f"learner {rank}{after} (process {os.getpid()} on {socket.gethostname()})",
-        message=str(error) if final else f"{type(error).__name__}: {error}",
-        trace="".join(traceback.format_exception(error)),
+        message=redact_credentials(str(error) if final else f"{type(error).__name__}: {error}"),
+        trace=redact_credentials("".join(traceback.format_exception(error))),
         diverged=isinstance(error, DivergenceError),
     )
     try:

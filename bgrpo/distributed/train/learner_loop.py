@@ -80,7 +80,7 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
     start = load_policy(config.policy.path)
     policy = start if resume is None else load_policy(str(policy_folder(resume)))
     reference = start.model if config.learner.beta > 0 and resume is not None else None
-    problems = len(read_problems(folder.data / "train.jsonl"))
+    problems = read_problems(folder.data / "train.jsonl")
     log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(log.step)
@@ -89,8 +89,8 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
         config,
         policy.model,
         policy.tokenizer,
-        ServiceRolloutSource(job.service, config),
-        problems,
+        ServiceRolloutSource(job.service, config, problems),
+        len(problems),
         output_dir=folder.path / "trl",
         reference=reference,
         store=store,

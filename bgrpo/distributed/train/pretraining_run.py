@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bgrpo.config import PretrainConfig
 from bgrpo.display.progress import PRETRAINING_COLUMNS, TrainingProgress
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.distributed.session.ray_session import pretraining_demand, ray_session
 from bgrpo.distributed.train.driving import (
     STOP_FILE,
@@ -74,7 +75,7 @@ def pretrain_and_announce(config: PretrainConfig, config_name: str | None, overr
         overrides: what the user gave besides, for the command in the model card.
         resume: go on with an existing run.
     """
-    console = Console()
+    console = PlainConsole()
     named = ["--config", config_name] if config_name is not None else []
     remembered = [override for override in overrides if not override.startswith(NOT_OF_THE_RESULT)]
     command = shlex.join(["bgrpo", "pretrain", *named, *remembered])
@@ -108,7 +109,7 @@ def run_pretrain(
         UserError: bad input, before any process starts; or a divergence, a full disk.
         RunError: the run failed; the message holds the first cause.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     if config.out is not None:
         check_target(Path(config.out))
     if resume:

@@ -19,7 +19,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import comparison_table, plot_report
-from bgrpo.display.terminal import table_console
+from bgrpo.display.terminal import PlainConsole, table_console
 from bgrpo.distributed.rollout.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
@@ -53,6 +53,7 @@ from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
 from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
+from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.failed_checks import failures_of_steps
 
 POLL_S = 0.25
@@ -112,7 +113,7 @@ def run_training(
         UserError: bad input, before any process starts; or a divergence, a full disk.
         RunError: the run failed; the message holds the first cause.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
     prepared = check_input(config, load_problems(old) if old is not None else None)
     with ray_session(training_demand(config)):
@@ -172,7 +173,8 @@ class _Run:
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
         name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
-        self._service = start_service(config, settings, self._prepared.splits.train, vocabulary, name, run=folder.name)
+        trial = trial_of(self._prepared.splits.train)
+        self._service = start_service(config, settings, vocabulary, name, folder.name, trial)
         folder.update(service=name)
         try:
             with self._watchdog:

@@ -24,6 +24,8 @@ from bgrpo.sweep.report.sweep_summary import SweepSummary, summarize
 CURVES = ("validation/", "outcome/")  # prefixes
 SINGLE_CURVES = ("reward_mean", "solved_groups", "top1_accuracy", "kl", "entropy", "grad_norm", "learning_rate")
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
 
 def write_sweep_report(folder: Path) -> Path:
     """Write ``report/`` in a sweep's folder: index.html, pictures, trials.csv, curves.csv and summary.json.
@@ -154,8 +156,13 @@ def _whose(record: TrialRecord, name: str = "id") -> dict[str, Any]:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A column per key, in the order in which keys first come."""
+    """A column per key, in the order in which keys first come. No cell is a formula for a spreadsheet."""
     with atomic_file(path) as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+
+
+def _harmless(value: Any) -> Any:
+    """Numbers as they are; a text that a spreadsheet would compute starts with an apostrophe instead."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import multiprocessing
 import re
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bgrpo.errors import UserError
-from bgrpo.files import atomic_file
+from bgrpo.files import atomic_file, readable_file
 from bgrpo.tasks.base import Outcome
 from bgrpo.tasks.polynomial.generator import Generated, draw_chunk, select
 from bgrpo.tasks.polynomial.notation import SEPARATORS
@@ -25,6 +26,8 @@ from bgrpo.tasks.polynomial.verifier import Ring, check
 _SEPARATOR = re.compile("[" + "".join(SEPARATORS) + "]")
 MAX_BAD_LISTED = 10
 PROGRESS_EVERY = 1000  # lines
+MOST_LINE_BYTES = 1 << 20
+_MOST_BYTES = 1 << 34
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +49,12 @@ def read_lines(path: Path) -> Iterator[Line]:
         UserError: the file is missing, unreadable or empty, or a line (which is named) is not UTF-8 or does not have
             the form ``expanded ⁇ answer``.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     found = False
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, raw in enumerate(_raw_lines(path), start=1):
+        if len(raw) > MOST_LINE_BYTES:
+            raise UserError(f"{path}:{number}: has more than {MOST_LINE_BYTES:,} bytes, expected a line of text")
         try:
-            text = raw.decode().strip()
+            text = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode().strip()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number}: not UTF-8 text at byte {error.start + 1} of the line") from None
         if text:
@@ -63,6 +62,16 @@ def read_lines(path: Path) -> Iterator[Line]:
             yield _split(path, number, text)
     if not found:
         raise UserError(f"{path}: is empty: expected lines of the form 'expanded ⁇ answer'")
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    """Lines as bytes, cut just after :data:`MOST_LINE_BYTES`."""
+    try:
+        with readable_file(path, _MOST_BYTES).open("rb") as file:
+            while raw := file.readline(MOST_LINE_BYTES + 1):
+                yield raw
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def verify_file(path: Path, ring: Ring = "ZZ", progress: Callable[[int], None] | None = None) -> dict[str, Any]:
@@ -131,12 +140,13 @@ def generate_file(
 
 
 def _split(path: Path, number: int, text: str) -> Line:
-    parts = [part.strip() for part in _SEPARATOR.split(text)]
+    parts = [part.strip() for part in _SEPARATOR.split(text, maxsplit=3)]
     if len(parts) == 3 and not parts[2]:
         parts.pop()
     if len(parts) != 2 or not parts[0]:
+        separators = len(_SEPARATOR.findall(text))
         raise UserError(
-            f"{path}:{number}: {len(parts) - 1} separators in {text[:40]!r}…: expected 'expanded ⁇ answer', "
+            f"{path}:{number}: {separators} separators in {text[:40]!r}…: expected 'expanded ⁇ answer', "
             f"a polynomial, ⁇ or ?, and its answer"
         )
     return Line(number, parts[0], parts[1])

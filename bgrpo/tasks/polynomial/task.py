@@ -63,7 +63,8 @@ class PolynomialTask:
                 outcomes[outcome] += 1
                 if outcome == Outcome.TRIVIAL:
                     continue
-            problems.append(Problem(f"{line.expanded} {SEPARATOR}", line.answer, _category(target, line.answer)))
+            kind = _category(target, line.answer)
+            problems.append(Problem(f"{line.expanded} {SEPARATOR}", line.answer, kind, line=line.number))
         if for_training and not allow_bad:
             _refuse_bad(path, outcomes)
         if not problems:
