@@ -174,7 +174,7 @@ def test_nothing_is_null_where_null_is_allowed(text: str) -> None:
     )
     assert (config.run.name, config.advantage.kind, config.budget.tokens) == (None, None, None)
     if text != "~":
-        for key in ("policy.path", "run.dir", "task.name", "checkpoint.metric"):
+        for key in ("policy.path", "run.dir", "task.name", "tracking.experiment"):
             with pytest.raises(UserError, match=f"{key}=null: expected text"):
                 load_config(TrainConfig, None, [f"{key}={text}"])
 
