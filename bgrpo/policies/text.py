@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
-from bgrpo.errors import UserError, reading
+from bgrpo.errors import reading, summary, UserError
 
 
 class UnreadableText(UserError):
@@ -58,6 +58,30 @@ def encode_texts(
             raise UnreadableText(f"{_shorten(text)!r}: holds a token that is not in the policy's vocabulary", index)
     before = [] if continued else _before(tokenizer, texts[0])
     return [ids if ids[: len(before)] == before else before + ids for ids in encoded]
+
+
+def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict[str, str]]]) -> list[list[int]]:
+    """Token ids of chats as the policy's chat template renders them, up to where the assistant's answer begins.
+
+    The template writes all special tokens itself, BOS included.
+
+    Raises:
+        UnreadableText: there is no chat template, it fails, or renders nothing.
+    """
+    encoded: list[list[int]] = []
+    for index, chat in enumerate(chats):
+        if tokenizer.chat_template is None:
+            raise UnreadableText("is a chat, but the policy has no chat template: give prompts as text", index)
+        try:
+            found = tokenizer.apply_chat_template(
+                [dict(message) for message in chat], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # a template may raise anything
+            raise UnreadableText(f"the policy's chat template fails: {summary(error)}", index) from error
+        if not found:
+            raise UnreadableText("the policy's chat template renders nothing", index)
+        encoded.append(list(found))
+    return encoded
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

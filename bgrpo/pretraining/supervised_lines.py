@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from bgrpo.errors import UserError, reading
 from bgrpo.files import atomic_path
 from bgrpo.policies.text import encode_texts
+from bgrpo.scoring.readable_groups import encode_prompts
 from bgrpo.tasks.base import Problem
 
 IGNORED = -100  # target of a position that carries no loss
@@ -77,7 +78,7 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) ->
         for problem in chunk:
             if not problem.answer.strip():
                 raise UserError(f"{problem.prompt[:60]!r}: has no answer to learn from")
-        prompts = encode_texts(tokenizer, [problem.prompt for problem in chunk])
+        prompts = encode_prompts(tokenizer, chunk, "task.train")
         answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
         for prompt, answer in zip(prompts, answers, strict=True):
             line = np.array([*prompt, *answer, tokenizer.eos_token_id], np.int32)

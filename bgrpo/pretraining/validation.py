@@ -10,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import PretrainConfig
 from bgrpo.decoding import DecodeEngine, DecodeSettings
-from bgrpo.policies.text import decode_completion, encode_texts, end_tokens
+from bgrpo.policies.text import decode_completion, end_tokens
 from bgrpo.pretraining.supervised_lines import collate, tokenise
 from bgrpo.pretraining.supervised_trainer import Metrics, divergence, summed_loss
+from bgrpo.scoring.readable_groups import encode_prompts
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task, outcome_of
 
 SELECTION = "selection"  # metric that the best checkpoint maximises
@@ -33,7 +34,7 @@ class Validator:
         self._problems = problems
         self._task: Task = load_task(config.task.name, config.task.options)
         self._lines = tokenise(problems, tokenizer)
-        self._prompts = encode_texts(tokenizer, [problem.prompt for problem in problems])
+        self._prompts = encode_prompts(tokenizer, problems, "task.validation")
         self._settings = DecodeSettings(
             mode="beam",
             group_size=1,

@@ -40,7 +40,7 @@ def complete(
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str) -> list[list[int]]:
-    """Token ids of the problems' prompts.
+    """Token ids of the problems' prompts: of texts as they stand, of chats as the policy's chat template renders them.
 
     Args:
         tokenizer: of the policy.
@@ -48,14 +48,24 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Proble
         where: they came from, for the message: their file, if there is one.
 
     Raises:
-        UserError: a prompt that the vocabulary lacks, with its line.
+        UserError: a prompt that the vocabulary lacks, or that the chat template refuses, with its line.
     """
-    from bgrpo.policies.text import UnreadableText, encode_texts
+    from bgrpo.policies.text import UnreadableText, encode_chats, encode_texts
 
-    try:
-        return encode_texts(tokenizer, [problem.prompt for problem in problems])
-    except UnreadableText as error:
-        raise UserError(f"{place(where, problems, error.index)}: {error}") from error
+    chats = [i for i, problem in enumerate(problems) if problem.messages]
+    texts = [i for i, problem in enumerate(problems) if not problem.messages]
+    found: list[list[int]] = [[]] * len(problems)
+    for part in (texts, chats):
+        try:
+            if part is chats:
+                encoded = encode_chats(tokenizer, [problems[i].messages for i in part])
+            else:
+                encoded = encode_texts(tokenizer, [problems[i].prompt for i in part])
+        except UnreadableText as error:
+            raise UserError(f"{place(where, problems, part[error.index])}: {error}") from error
+        for i, ids in zip(part, encoded, strict=True):
+            found[i] = ids
+    return found
 
 
 def place(where: str, problems: Sequence[Problem], index: int) -> str:
