@@ -408,11 +408,11 @@ def load_config(model: type[C], config: str | None, overrides: Sequence[str] = (
     source = config or "defaults"
     tree = read_yaml(_find(config)) if config is not None else {}
     parsed = [_parse(model, text, overrides[i + 1 : i + 2]) for i, text in enumerate(overrides)]
-    for path, value in parsed:
-        if path[-2:] == ["task", "name"]:
-            _leave_to_its_task(tree, path[:-1], value, source)
-    for path, value in parsed:
-        _assign(tree, path, value)
+    names = {tuple(path[:-1]): value for path, value in parsed if path[-2:] == ["task", "name"]}
+    for path, name in names.items():
+        _leave_to_its_task(tree, path, name, source)
+    for key, value in parsed:
+        _assign(tree, key, value)
     return build_config(model, settle(tree, model, source), source)
 
 
@@ -429,12 +429,12 @@ def dump_config(config: Section, path: Path) -> None:
     path.write_text(dump_yaml(config.model_dump(mode="json")), "utf-8")
 
 
-def merge_task(tree: dict[str, Any], name: str, source: str) -> None:
-    """Give the section ``task`` of a tree another task: options that are there are those of its present one, and go.
+def drop_foreign_options(tree: dict[str, Any], name: str, source: str) -> None:
+    """Take the options out of a section ``task`` that is to name another task: they are for the present one.
 
     Args:
-        tree: a section ``task``; changed in place.
-        name: of the task that takes over. Nothing happens when it is the present one.
+        tree: the section; changed in place.
+        name: of the other task. Nothing happens when it is the present one.
         source: where the tree comes from, for the line on standard error that says what was left out.
     """
     present = tree.get("name", TaskSection().name)
@@ -452,12 +452,12 @@ def merge_task(tree: dict[str, Any], name: str, source: str) -> None:
     )
 
 
-def _leave_to_its_task(tree: dict[str, Any], path: list[str], name: str, source: str) -> None:
+def _leave_to_its_task(tree: dict[str, Any], path: Sequence[str], name: str, source: str) -> None:
     section: Any = tree
     for key in path:
         section = section.get(key) if isinstance(section, dict) else None
     if isinstance(section, dict) and isinstance(name, str):
-        merge_task(section, name, source)
+        drop_foreign_options(section, name, source)
 
 
 def _find(config: str) -> Path:

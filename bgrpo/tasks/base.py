@@ -222,7 +222,7 @@ def _kind(value: Any) -> str:
 
 
 def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
-    """A method that a task may have; what it raises becomes a :class:`UserError`.
+    """A method that a task may have; what it raises becomes a UserError.
 
     Args:
         task: whose method.
