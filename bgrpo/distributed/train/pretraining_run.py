@@ -123,6 +123,7 @@ def run_pretrain(
         folder.update(command=command)
     console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
     status = "failed"
+    console.print("starting Ray", highlight=False)
     try:
         with ray_session(pretraining_demand(config)), stop_on_signal(folder.path, console):
             result = _go(config, folder, console)

@@ -116,6 +116,7 @@ def run_training(
     console = console or PlainConsole()
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
     prepared = check_input(config, load_problems(old) if old is not None else None)
+    console.print("starting Ray", highlight=False)
     with ray_session(training_demand(config)):
         folder = _open_folder(config, config_name, old, prepared)
         console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
@@ -170,6 +171,7 @@ class _Run:
         config, folder = self._config, self._folder
         tracker = self._start_tracking()
         status = "FAILED"
+        self._tell_start(f"rollout actors ({config.rollout.actors}) and verifiers ({config.verifier.processes})")
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
         name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
@@ -250,6 +252,7 @@ class _Run:
         if is_spent(self._config, spent):
             return False
         start = spent.steps
+        self._tell_start(f"learners ({self._config.learner.workers}), then step {start + 1}")
         self._begin(f"after step {start}", self._config.learner.workers)
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
@@ -275,6 +278,9 @@ class _Run:
         if newest is None:
             return Spent()
         return replace(Spent.from_metrics(self._store.metrics(newest)), steps=CheckpointStore.step_of(newest))
+
+    def _tell_start(self, what: str) -> None:
+        self._console.print(f"starting {what}", highlight=False, soft_wrap=True)
 
     def _begin(self, doing: str, learners: int = 0) -> None:
         self._doing, self._learners = doing, learners

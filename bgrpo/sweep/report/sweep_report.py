@@ -24,7 +24,7 @@ from bgrpo.sweep.report.sweep_summary import SweepSummary, summarize
 CURVES = ("validation/", "outcome/")  # prefixes
 SINGLE_CURVES = ("reward_mean", "solved_groups", "top1_accuracy", "kl", "entropy", "grad_norm", "learning_rate")
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -165,4 +165,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def _harmless(value: Any) -> Any:
     """Numbers as they are; a text that a spreadsheet would compute starts with an apostrophe instead."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which the writer would not quote: a new row to many readers
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
