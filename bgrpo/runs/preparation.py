@@ -10,6 +10,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.text import encode_texts
+from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.check_child import load_check
 from bgrpo.tasks.base import Problem, load_task
@@ -46,6 +47,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
     Raises:
         UserError: what is wrong, where, and what would be right.
     """
+    check_installed(config.tracking.also)
     policy = load_policy(config.policy.path)
     if config.reward.function is not None:
         load_check(config.reward.function, {})

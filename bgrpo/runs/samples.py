@@ -6,12 +6,13 @@ undisturbed one keeps. Every line is bounded, whatever the policy writes.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,6 +32,7 @@ MAX_CHARACTERS = 16_384  # likewise; and of a prompt and an answer
 MAX_PIECE = 64
 MAX_DETAIL = 500
 MAX_PARTS = 50
+MAX_ROWS = 1000  # of a table for a tracker
 MAX_LINE = 4 * 2**20  # bytes; more than any group that is written
 
 _FILE = re.compile(r"steps-(\d{8,12})-(\d{8,12})\.jsonl")
@@ -246,6 +248,35 @@ class SampleReader:
                     continue
                 newest = record.step
                 yield record
+
+
+def sample_table(run: RunFolder, rows: int = MAX_ROWS) -> dict[str, list[Any]]:
+    """Columns of a table with a row per completion, of evenly spread steps, at most ``rows`` of them."""
+    reader = SampleReader(run)
+    found = 0
+    for group in reader:
+        found += len(group.completions)
+    every = max(1, math.ceil(found / rows))
+    kept = [
+        {
+            "step": group.step,
+            "problem": group.problem,
+            "prompt": _shorten(group.prompt, MAX_DETAIL),
+            "rank": completion.rank,
+            "completion": _shorten(completion.text, MAX_DETAIL),
+            "outcome": completion.outcome,
+            "logprob": completion.logprob,
+            "tokens": completion.length,
+            "score": completion.score,
+            "parts": json.dumps(completion.parts),
+            "reward": completion.reward,
+            "advantage": completion.advantage,
+        }
+        for group in (reader if found else ())
+        if (group.step - 1) % every == 0
+        for completion in group.completions
+    ][:rows]
+    return {name: [row[name] for row in kept] for name in (kept[0] if kept else ())}
 
 
 def _files(folder: Path) -> list[tuple[int, int, Path]]:

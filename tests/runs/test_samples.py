@@ -17,7 +17,7 @@ from sampled_runs import completion, drawn_group, group, new_run, sampled_run, w
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion
 from bgrpo.runs.run_folder import RunFolder
-from bgrpo.runs.samples import MAX_COMPLETIONS, MAX_LINE, MAX_TOKENS, SampleReader
+from bgrpo.runs.samples import MAX_COMPLETIONS, MAX_LINE, MAX_TOKENS, SampleReader, sample_table
 
 
 def everything(run: RunFolder) -> dict[str, bytes]:
@@ -149,3 +149,15 @@ def test_no_damage_to_a_file_raises(tmp_path: Path, place: int, piece: bytes, cu
     place %= len(content)
     next(run.samples.iterdir()).write_bytes(content[:place] + piece + content[place + cut :])
     assert len(list(SampleReader(run))) <= 4
+
+
+@pytest.mark.parametrize(("steps", "rows", "shown"), [(0, 10, []), (4, 1000, [1, 2, 3, 4]), (9, 40, [1, 4, 7])])
+def test_a_table_is_bounded_and_of_evenly_spread_steps(tmp_path: Path, steps: int, rows: int, shown: list[int]) -> None:
+    table = sample_table(sampled_run(tmp_path, steps), rows)
+    assert sorted(set(table.get("step", []))) == shown
+    assert all(len(column) == 12 * len(shown) <= rows for column in table.values())
+    if shown:
+        first = next(iter(SampleReader(RunFolder(tmp_path / "runs" / "told")))).completions[0]
+        row = {name: column[0] for name, column in table.items()}
+        assert (row["completion"], row["reward"], row["rank"]) == (first.text, first.reward, 1)
+        assert json.loads(row["parts"]) == first.parts
