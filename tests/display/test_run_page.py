@@ -142,7 +142,7 @@ def _file(folder: Path) -> list[str]:
         (lambda folder: ["nothing"], "no run 'nothing'"),
         (lambda folder: (folder / "empty").mkdir() or ["empty"], "no run 'empty'"),
         (_sweep, "is a sweep; show one of its trials"),
-        (_pretraining, "holds no training run to show"),
+        (_pretraining, "is a run of bgrpo pretrain"),
         (_damaged, "cannot be read as YAML"),
         (_precious, "holds 'thesis.tex'"),
         (_file, "is no folder"),

@@ -247,8 +247,9 @@
     const columns = columnsOf(groups.flatMap((group) => group.completions));
     const panels = groups.map((group) => {
       const table = tableOf(sorted(chosen(group.completions), columns), columns, false);
-      table.prepend(make("caption", {}, `Step ${group.step}, problem ${group.problem}: `, make("span", { className: "text" }, group.prompt)));
-      return make("div", {}, table);
+      const title = make("p", { className: "quiet" }, `Step ${group.step}, problem ${group.problem}: `);
+      title.append(make("span", { className: "text" }, group.prompt));
+      return make("div", {}, title, table);
     });
     const text = `Step ${groups[1].step} kept no group of problem ${groups[0].problem}; two different problems stand side by side.`;
     return [make("p", { className: "quiet" }, text), make("div", { className: "beside" }, ...panels)];
@@ -377,7 +378,7 @@
   function drawGroups(groups) {
     const buttons = groups.map((group, place) => {
       const right = group.completions.filter((c) => c.outcome === "correct").length;
-      const text = `problem ${group.problem}` + (right ? ` · ${right} of ${group.completions.length} correct` : "");
+      const text = `problem ${group.problem}` + (index.outcomes.includes("correct") ? ` · ${right} of ${group.completions.length} correct` : "");
       const button = make("button", { type: "button" }, text);
       button.setAttribute("aria-pressed", String(place === state.group));
       button.onclick = () => go({ group: place });

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bgrpo.config import TrainConfig
+from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_path
 from bgrpo.runs.run_folder import RunFolder
@@ -71,8 +71,18 @@ def write_page(run: RunFolder, out: Path, max_bytes: int = MAX_BYTES) -> RunPage
 def _config(run: RunFolder) -> TrainConfig:
     try:
         return run.load_config(TrainConfig)
-    except UserError as error:
-        raise UserError(f"{run.path}: holds no training run to show, only those have completions ({error})") from error
+    except UserError:
+        if _is_supervised(run):
+            raise UserError(f"{run.path}: is a run of bgrpo pretrain, which writes no completions") from None
+        raise
+
+
+def _is_supervised(run: RunFolder) -> bool:
+    try:
+        run.load_config(PretrainConfig)
+    except UserError:
+        return False
+    return True
 
 
 def _check_ours(out: Path) -> None:
