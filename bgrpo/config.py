@@ -117,6 +117,10 @@ class RolloutSection(Section):
         0, description="1: decode a step's rollouts while the step before is learned, with weights one version old"
     )
 
+    keep_samples: Annotated[int, Field(ge=0, le=1000)] = Field(
+        2, description="groups of each step whose completions are kept for bgrpo show; 0: none"
+    )
+
     @property
     def least_actors(self) -> int:
         """The pool of rollout actors is never smaller."""
@@ -228,11 +232,14 @@ class CheckpointSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow."""
+    """MLflow, and what else records metrics."""
 
     enabled: bool = Field(True, description="record the run in MLflow")
     uri: Text | None = Field(None, description="tracking server; default: an embedded sqlite store in run.dir")
-    experiment: Text = Field("bgrpo", description="MLflow experiment")
+    experiment: Text = Field("bgrpo", description="MLflow experiment; also the wandb project")
+    also: Annotated[list[Literal["wandb", "tensorboard"]], Field(max_length=2)] = Field(
+        [], description="further places that get the metrics"
+    )
 
 
 class BudgetSection(Section):

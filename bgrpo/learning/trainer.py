@@ -22,7 +22,7 @@ from bgrpo.decoding.support import check_supported
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import LearningGroup, Minibatch, split_update
 from bgrpo.learning.learner_state import check_resumable
-from bgrpo.learning.outer_loop import OnStep, OuterLoop, ShouldStop, Validate
+from bgrpo.learning.outer_loop import KeepSamples, OnStep, OuterLoop, ShouldStop, Validate
 from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import UpdateReport
@@ -52,6 +52,7 @@ class BGRPOTrainer(GRPOTrainer):
         on_step: called on every learner after each step with its metrics, once weights and checkpoint are out.
         validate: called on learner 0 with the version every ``evaluation.every`` steps; its metrics join the step's.
         should_stop: asked on learner 0 after each step; True saves a checkpoint and ends all learners.
+        keep_samples: called on learner 0 with each step's groups, before its weights and checkpoint are out.
 
     Raises:
         UserError: a model that packing does not score exactly; a checkpoint of another run; resume without reference.
@@ -72,6 +73,7 @@ class BGRPOTrainer(GRPOTrainer):
         on_step: OnStep | None = None,
         validate: Validate | None = None,
         should_stop: ShouldStop | None = None,
+        keep_samples: KeepSamples | None = None,
     ) -> None:
         check_supported(model)
         if resume is not None:
@@ -90,6 +92,7 @@ class BGRPOTrainer(GRPOTrainer):
             on_step=on_step,
             validate=validate,
             should_stop=should_stop,
+            keep_samples=keep_samples,
         )
         super().__init__(
             model=model,

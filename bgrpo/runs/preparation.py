@@ -10,6 +10,7 @@ from bgrpo.decoding.support import check_supported
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
 from bgrpo.policies.io import LoadedPolicy, load_policy
+from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.judge import Judge, trial_of
 from bgrpo.scoring.readable_groups import encode_prompts, place
@@ -43,6 +44,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
     Raises:
         UserError: what is wrong, where, and what would be right.
     """
+    check_installed(config.tracking.also)
     policy = check_policy(config.policy.path)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task)

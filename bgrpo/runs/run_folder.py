@@ -47,6 +47,7 @@ CHANGEABLE_ON_RESUME = (
     "rollout.cpus_per_actor",
     "rollout.gpus_per_actor",
     "rollout.timeout_s",
+    "rollout.keep_samples",
     "learner.cpus_per_worker",
     "learner.gpus_per_worker",
     "learner.max_failures",
@@ -138,6 +139,11 @@ class RunFolder:
     def data(self) -> Path:
         """Folder of the problems that the run uses."""
         return self.path / "data"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of what the policy wrote, see :mod:`bgrpo.runs.samples`."""
+        return self.path / "samples"
 
     @property
     def checkpoints(self) -> Path:

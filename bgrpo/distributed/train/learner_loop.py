@@ -20,6 +20,7 @@ from bgrpo.distributed.watch.run_log import RunLog, start_run_log
 from bgrpo.learning.learner_state import policy_folder
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.runs.samples import SampleWriter
 from bgrpo.scoring.failed_checks import failures_of_steps
 from bgrpo.tasks.problem_files import read_problems
 
@@ -81,9 +82,11 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
     policy = start if resume is None else load_policy(str(policy_folder(resume)))
     reference = start.model if config.learner.beta > 0 and resume is not None else None
     problems = read_problems(folder.data / "train.jsonl")
+    samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
     log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(log.step)
+        samples.truncate_after(log.step)
     record_learner(folder.path, rank, log.step)
     trainer = BGRPOTrainer(
         config,
@@ -98,6 +101,7 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
         on_step=_StepReporter(log, watch, folder if rank == 0 else None),
         validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
         should_stop=(folder.path / STOP_FILE).exists,
+        keep_samples=samples.write,
     )
     trainer.run()
 

@@ -53,6 +53,7 @@ from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
 from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
+from bgrpo.runs.samples import sample_table
 from bgrpo.scoring.failed_checks import failures_of_steps
 from bgrpo.scoring.judge import trial_of
 
@@ -318,6 +319,7 @@ class _Run:
             tracker.log(0, {f"test/{metric}": before for metric, (before, _) in table.items()})
             tracker.log(self._spent().steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
             tracker.artifact(self._folder.evaluation_path)
+        tracker.table(sample_table(self._folder), f"samples-to-step-{self._spent().steps}.json")
         for path in (self._folder.config_path, self._folder.report_path):
             tracker.artifact(path)
         tracker.artifact(self._folder.policy, "policy")
