@@ -19,7 +19,8 @@ class DecodeSettings:
         eos_token_id: the one token that ends a completion.
         pad_token_id: fills unused places of the input tensors, always masked, so any id of the vocabulary serves. It
             is not forbidden as output: completions follow the model's own distribution, in which it is a token.
-        temperature: divides the logits when samples are drawn; beams, and log-probabilities returned, are at 1.
+        temperature: divides the logits; the log-probabilities returned are those of the distribution drawn from. Beams
+            are searched at 1.
 
     Raises:
         UserError: a value outside its range.
@@ -41,3 +42,5 @@ class DecodeSettings:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature}: expected a number above 0")
+        if self.mode == "beam" and self.temperature != 1:
+            raise UserError(f"temperature={self.temperature}: beams are searched at temperature 1, samples at any")

@@ -6,7 +6,8 @@ Metrics (all higher is better):
 - ``beam@k``: solved by any completion of a width-k search; every width is a search of its own.
 - ``top1``: solved by the best completion of the width-10 search.
 - ``beam_rank_score``: exp(-(rank - 1) / 10) of the first correct completion of the width-10 search, 0 if none.
-- ``pass@k``: unbiased estimator over n >= k samples (Chen et al. 2021, equation 1).
+- ``pass@k``: unbiased estimator over n >= k samples at temperature 1, whatever a run trains at, so that figures
+  of different runs compare (Chen et al. 2021, equation 1).
 """
 
 from __future__ import annotations
