@@ -138,7 +138,8 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
             path, result = write_report_of(summary), summary_tree(summary)
             lines = [summary.verdict.headline, *summary.verdict.sentences, *summary.verdict.cautions]
         else:
-            path = write_run_report(RunFolder(folder.resolve()))
+            path, lines = write_run_report(RunFolder(folder.resolve()))
+            result = {"conclusions": lines}
     if as_json:
         print(json.dumps({"report": str(path)} | finite(result)))
         return 0

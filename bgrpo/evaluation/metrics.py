@@ -2,7 +2,7 @@
 
 Metrics (all higher is better):
 
-- ``greedy``: solved by the width-1 search. A width-1 entry in the beam widths means the same and is not repeated.
+- ``greedy``: solved by the width-1 search. Where the beam widths have a 1 it is called ``beam@1`` too.
 - ``beam@k``: solved by any completion of a width-k search; every width is a search of its own.
 - ``top1``: solved by the best completion of the width-10 search.
 - ``beam_rank_score``: exp(-(rank - 1) / 10) of the first correct completion of the width-10 search, 0 if none.
@@ -29,6 +29,7 @@ from bgrpo.tasks.base import Outcome, Problem
 
 RANK_WIDTH = 10  # width of the search behind top1 and beam_rank_score
 RANK_SCALE = 10.0
+REPEATED = "beam@1"  # the same as greedy: in files, not in tables and pictures
 BATCH = 64  # problems per call of the decoder
 
 
