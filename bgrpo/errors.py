@@ -28,6 +28,13 @@ class DivergenceError(UserError):
     """
 
 
+def brief(error: BaseException, limit: int = 200) -> str:
+    """What an exception says, in one line of at most ``limit`` characters, whatever a damaged file put into it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(letter if letter.isprintable() else "�" for letter in text[: limit + 1])
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def summary(error: BaseException) -> str:
     """One line that says what was raised and where."""
     lines = str(error).splitlines() or [""]

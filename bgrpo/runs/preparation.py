@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.policies.io import LoadedPolicy, load_policy
-from bgrpo.policies.text import encode_texts
+from bgrpo.policies.text import longest_text
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.check_child import load_check
-from bgrpo.tasks.base import Problem, load_task
+from bgrpo.tasks.base import Problem, Progress, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,12 +31,13 @@ class Preparation:
     splits: Splits
 
 
-def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparation:
+def check_input(config: TrainConfig, splits: Splits | None = None, progress: Progress | None = None) -> Preparation:
     """Load and check the policy, the problems and the reward function.
 
     Args:
         config: of the run.
         splits: the problems of a run that goes on; else they are read or generated.
+        progress: called while large files are read.
 
     Raises:
         UserError: what is wrong, where, and what would be right.
@@ -50,7 +46,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparatio
     if config.reward.function is not None:
         load_check(config.reward.function, {})
     task = load_task(config.task.name, config.task.options)
-    splits = splits or load_splits(task, config.task)
+    splits = splits or load_splits(task, config.task, progress)
     for name in SPLITS:
         _check_prompts(getattr(splits, name), policy, config.rollout.max_new_tokens, f"task.{name}")
     if len(splits.train) < config.rollout.prompts_per_step:
@@ -74,19 +70,14 @@ def load_problems(folder: RunFolder) -> Splits:
 
 def _check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tokens: int, where: str) -> None:
     """Refuse unknown tokens, and prompts that leave no room for an answer."""
-    ids = _encode(policy.tokenizer, [problem.prompt for problem in problems], where)
-    context = getattr(policy.model.config, "max_position_embeddings", None)
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if context is not None and len(ids[longest]) + max_new_tokens > context:
-        raise UserError(
-            f"{where}: problem {longest + 1} has {len(ids[longest])} tokens + rollout.max_new_tokens={max_new_tokens} "
-            f"= {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave long problems out, "
-            f"or take fewer new tokens"
-        )
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], where: str) -> list[list[int]]:
     try:
-        return encode_texts(tokenizer, texts)
+        longest, tokens = longest_text(policy.tokenizer, [problem.prompt for problem in problems])
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    context = getattr(policy.model.config, "max_position_embeddings", None)
+    if context is not None and tokens + max_new_tokens > context:
+        raise UserError(
+            f"{where}: problem {longest + 1} has {tokens} tokens + rollout.max_new_tokens={max_new_tokens} "
+            f"= {tokens + max_new_tokens}, but the policy's context is {context}: leave long problems out, "
+            f"or take fewer new tokens"
+        )

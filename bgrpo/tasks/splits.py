@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bgrpo.config import ProblemSource, TaskSection
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import Problem, Task, generate_problems, load_file
+from bgrpo.tasks.base import Problem, Progress, Task, generate_problems, load_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +20,36 @@ class Splits:
     test: list[Problem]
 
 
-def load_splits(task: Task, section: TaskSection) -> Splits:
+def load_splits(task: Task, section: TaskSection, progress: Progress | None = None) -> Splits:
     """Read or generate all three splits.
 
     Test problems come first, validation leaves those out, training leaves out both: so the test split of a
     configuration does not depend on the others, and nothing is trained on that is measured on.
 
+    Args:
+        task: whose problems.
+        section: says where they come from.
+        progress: called while large files are read.
+
     Raises:
         UserError: a bad file, or a split with no problem left.
     """
-    test = _load_split(task, section, "test", exclude=())
-    validation = _load_split(task, section, "validation", exclude={problem.prompt for problem in test})
+    test = _load_split(task, section, "test", (), progress)
+    validation = _load_split(task, section, "validation", {problem.prompt for problem in test}, progress)
     held_out = {problem.prompt for problem in [*validation, *test]}
-    return Splits(_load_split(task, section, "train", exclude=held_out), validation, test)
+    return Splits(_load_split(task, section, "train", held_out, progress), validation, test)
 
 
-def _load_split(task: Task, section: TaskSection, name: str, exclude: Collection[str]) -> list[Problem]:
+def _load_split(
+    task: Task, section: TaskSection, name: str, exclude: Collection[str], progress: Progress | None
+) -> list[Problem]:
     source: ProblemSource = getattr(section, name)
     if source.file is None:
         return generate_problems(task, source.options, source.count, source.seed, sorted(exclude))
-    loaded = load_file(task, Path(source.file), for_training=name == "train", allow_bad=section.allow_bad_lines)
+    training = name == "train"
+    loaded = load_file(
+        task, Path(source.file), for_training=training, allow_bad=section.allow_bad_lines, progress=progress
+    )
     problems = [problem for problem in loaded.problems if problem.prompt not in exclude][: source.count]
     if not problems:
         raise UserError(

@@ -21,7 +21,7 @@ from bgrpo.learning.learner_state import policy_folder
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.run_folder import RunFolder
-from bgrpo.tasks.problem_files import read_problems
+from bgrpo.tasks.problem_files import count_problems, read_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
     start = load_policy(config.policy.path)
     policy = start if resume is None else load_policy(str(policy_folder(resume)))
     reference = start.model if config.learner.beta > 0 and resume is not None else None
-    problems = len(read_problems(folder.data / "train.jsonl"))
+    problems = count_problems(folder.data / "train.jsonl")
     log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(log.step)

@@ -19,7 +19,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import comparison_table, plot_report
-from bgrpo.display.terminal import table_console
+from bgrpo.display.terminal import progress_bar, table_console
 from bgrpo.distributed.rollout.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
@@ -118,7 +118,8 @@ def run_training(
     """
     console = console or Console()
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
-    prepared = check_input(config, load_problems(old) if old is not None else None)
+    with progress_bar("reading problems") as show:
+        prepared = check_input(config, load_problems(old) if old is not None else None, show)
     with ray_session(training_demand(config)):
         folder = _open_folder(config, config_name, old, prepared)
         console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
