@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, brief
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.evaluation.metrics import Evaluation
 
@@ -79,7 +79,8 @@ class EvaluationComparison:
             UserError: missing or not such a file.
         """
         try:
-            tree = json.loads(path.read_text("utf-8"))
-            return cls(Evaluation.from_dict(tree["before"]), Evaluation.from_dict(tree["after"]), tree["seed"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not an evaluation of a run: {error}") from error
+            tree = json.loads(path.read_bytes())
+            seed = abs(int(tree["seed"])) % 2**32  # of the intervals
+            return cls(Evaluation.from_dict(tree["before"]), Evaluation.from_dict(tree["after"]), seed)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise UserError(f"{path}: not an evaluation of a run: {brief(error)}") from error

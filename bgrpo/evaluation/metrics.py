@@ -12,16 +12,20 @@ Metrics (all higher is better):
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, brief
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.seeds import rollout_seed
@@ -76,9 +80,38 @@ class Evaluation:
         }
 
     @classmethod
-    def from_dict(cls, tree: dict[str, Any]) -> Self:
-        """What :meth:`to_dict` gave."""
-        return cls(**tree)
+    def from_dict(cls, tree: Any) -> Self:
+        """What :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        found: Self = _adapter(cls).validate_python(tree)
+        if not found.categories or not found.values:
+            raise ValueError("it has no problem, or no metric")
+        for name, values in found.values.items():
+            if len(values) != len(found.categories) or not all(0 <= value <= 1 for value in values):
+                raise ValueError(
+                    f"{name[:40]!r} has not a value from 0 to 1 for each of {len(found.categories)} problems"
+                )
+        return found
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """What :meth:`to_dict` gave, from a file of JSON.
+
+        Raises:
+            UserError: missing, or not such a file.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not an evaluation: {brief(error)}") from error
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def evaluate(

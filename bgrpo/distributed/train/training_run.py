@@ -238,7 +238,7 @@ class _Run:
             return None
         kept = self._folder.path / "evaluation-before.json"
         if kept.exists():
-            return Evaluation.from_dict(json.loads(kept.read_text("utf-8")))
+            return Evaluation.load(kept)
         before = self._evaluate(self._prepared.policy, 0, "before")
         write_atomically(kept, json.dumps(before.to_dict()))
         return before
