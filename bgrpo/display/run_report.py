@@ -229,7 +229,8 @@ def _category_tables(evaluation: Evaluation) -> list[Table]:
 def _headline_metrics(names: Sequence[str]) -> list[str]:
     """Those that fit a terminal: of beam@k and pass@k only the largest k."""
     largest = {family: max((n for n in names if n.startswith(family)), key=_k, default="") for family in FAMILIES}
-    return [name for name in names if not name.startswith(FAMILIES) or name in largest.values()]
+    shown = [name for name in names if not name.startswith(FAMILIES) or name in largest.values()]
+    return [name for name in shown if name != REPEATED]
 
 
 def _k(name: str) -> int:

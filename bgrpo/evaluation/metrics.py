@@ -86,7 +86,7 @@ class Evaluation:
         Raises:
             ValueError: it is something else.
         """
-        found: Self = _adapter(cls).validate_python(tree)
+        found: Self = _adapter().validate_python(tree)
         if not found.categories or not found.values:
             raise ValueError("it has no problem, or no metric")
         for name, values in found.values.items():
@@ -110,8 +110,8 @@ class Evaluation:
 
 
 @functools.cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter() -> TypeAdapter[Any]:
+    return TypeAdapter(Evaluation)
 
 
 def evaluate(

@@ -65,7 +65,8 @@ def save_problems(splits: Splits, folder: RunFolder) -> None:
 
 def load_problems(folder: RunFolder) -> Splits:
     """The problems that :func:`save_problems` kept."""
-    return Splits(*(read_problems(folder.data / f"{name}.jsonl") for name in SPLITS))
+    train, validation, test = (read_problems(folder.data / f"{name}.jsonl") for name in SPLITS)
+    return Splits(train, validation, test)
 
 
 def _check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tokens: int, where: str) -> None:

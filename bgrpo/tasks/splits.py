@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bgrpo.config import ProblemSource, TaskSection
@@ -18,6 +18,7 @@ class Splits:
     train: list[Problem]
     validation: list[Problem]
     test: list[Problem]
+    notes: list[str] = field(default_factory=list, compare=False)  # where a file holds more or fewer than asked for
 
 
 def load_splits(task: Task, section: TaskSection, progress: Progress | None = None) -> Splits:
@@ -34,14 +35,20 @@ def load_splits(task: Task, section: TaskSection, progress: Progress | None = No
     Raises:
         UserError: a bad file, or a split with no problem left.
     """
-    test = _load_split(task, section, "test", (), progress)
-    validation = _load_split(task, section, "validation", {problem.prompt for problem in test}, progress)
+    notes: list[str] = []
+    test = _load_split(task, section, "test", (), progress, notes)
+    validation = _load_split(task, section, "validation", {problem.prompt for problem in test}, progress, notes)
     held_out = {problem.prompt for problem in [*validation, *test]}
-    return Splits(_load_split(task, section, "train", held_out, progress), validation, test)
+    return Splits(_load_split(task, section, "train", held_out, progress, notes), validation, test, notes)
 
 
 def _load_split(
-    task: Task, section: TaskSection, name: str, exclude: Collection[str], progress: Progress | None
+    task: Task,
+    section: TaskSection,
+    name: str,
+    exclude: Collection[str],
+    progress: Progress | None,
+    notes: list[str],
 ) -> list[Problem]:
     source: ProblemSource = getattr(section, name)
     if source.file is None:
@@ -50,7 +57,13 @@ def _load_split(
     loaded = load_file(
         task, Path(source.file), for_training=training, allow_bad=section.allow_bad_lines, progress=progress
     )
-    problems = [problem for problem in loaded.problems if problem.prompt not in exclude][: source.count]
+    usable = [problem for problem in loaded.problems if problem.prompt not in exclude]
+    problems = usable[: source.count]
+    if len(usable) != source.count:
+        notes.append(
+            f"note: task.{name}.file={source.file} has {len(usable):,} problems, {len(problems):,} of them are used: "
+            f"task.{name}.count={source.count}"
+        )
     if not problems:
         raise UserError(
             f"task.{name}.file={source.file}: no problem left for {name}: all {len(loaded.problems)} usable ones "

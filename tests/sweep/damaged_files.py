@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 STRANGE: list[Any] = [
-    None, True, False, -1, 0, 3, 10**20, 10**400, 1e308, -1e308, 0.5, float("nan"), float("inf"), "", "x", "é\u2028\x00",
+    None, True, False, -1, 3, 10**20, 10**400, 1e308, -1e308, 0.5, float("nan"), float("inf"), "", "x", "é\u2028\x00",
     "../..", "a/b", "a" * 300, "[/b]", "\ud800", "12", [], {}, [1, "a", None], [[]], {"a": {"b": []}}, [None] * 3,
     {"": 1}, "=1+1",
 ]  # fmt: skip

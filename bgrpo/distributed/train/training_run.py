@@ -120,6 +120,8 @@ def run_training(
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
     with progress_bar("reading problems") as show:
         prepared = check_input(config, load_problems(old) if old is not None else None, show)
+    for note in prepared.splits.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     with ray_session(training_demand(config)):
         folder = _open_folder(config, config_name, old, prepared)
         console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
