@@ -100,7 +100,7 @@ class RolloutSection(Section):
     prompts_per_request: Batch = Field(16, description="prompts in one request; fixed whatever the number of actors")
     max_new_tokens: Batch = Field(32, description="longest completion, end token included")
     temperature: Annotated[float, Field(ge=0.001, le=1000)] = Field(
-        1.0, description="of sampling; beams are always at 1"
+        1.0, description="of sampling, and of all log-probabilities learned from; beams: 1"
     )
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -332,6 +332,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"reward.kind={self.reward_kind} needs ranked beams, but algorithm={self.algorithm} draws samples, "
                 f"which have no rank: use reward.kind=simple, or algorithm=bgrpo"
+            )
+        if self.decode_mode == "beam" and rollout.temperature != 1:
+            raise ValueError(
+                f"rollout.temperature={rollout.temperature:g}: beams are the policy's own best completions, so "
+                f"algorithm={self.algorithm} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
             )
         if self.reward_kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")

@@ -36,8 +36,10 @@ class BGRPOTrainer(GRPOTrainer):
     A step: collect scored groups (the same on every learner), turn them into advantages over all of them, take this
     learner's share of whole groups, make ``num_iterations * minibatches`` optimizer steps with TRL's loss, publish the
     new weights as the next version, and now and then validate and save. The loss is a mean over the completion tokens
-    of all learners, so the update does not depend on their number. Works on its own, or in a process of an initialised
-    ``torch.distributed`` group (gloo or nccl) whose environment names RANK and WORLD_SIZE. Start it with :meth:`run`.
+    of all learners, so the update does not depend on their number. All log-probabilities, the reference's too, are
+    those of the distribution that was sampled: at ``rollout.temperature``. Works on its own, or in a process of an
+    initialised ``torch.distributed`` group (gloo or nccl) whose environment names RANK and WORLD_SIZE. Start it with
+    :meth:`run`.
 
     Args:
         config: the run.
@@ -164,7 +166,7 @@ class BGRPOTrainer(GRPOTrainer):
         """Of the micro-batch at hand, packed; TRL's padded rows, which it would give wrong positions, are not read."""
         if self._packed is None:
             raise RuntimeError("log-probabilities are asked for outside the loss")
-        logps_BC, entropies_BC = packed_logps(model, self._packed)
+        logps_BC, entropies_BC = packed_logps(model, self._packed, self.temperature)
         self._detached_logps = logps_BC.detach()
         return logps_BC, entropies_BC, None
 
@@ -229,11 +231,11 @@ class BGRPOTrainer(GRPOTrainer):
         }
         with torch.no_grad():
             if self.ref_model is not None:
-                inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed)[0]
+                inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed, self.temperature)[0]
             if self._run_config.rollout.max_staleness:  # older weights than these decoded
                 inputs["old_per_token_logps"] = _rollout_logps(groups, packed)
             elif self._run_config.learner.minibatches > 1:
-                inputs["old_per_token_logps"] = packed_logps(self._policy, packed)[0]
+                inputs["old_per_token_logps"] = packed_logps(self._policy, packed, self.temperature)[0]
         return inputs
 
     def _divergence_message(self, update: UpdateReport) -> str:
