@@ -111,7 +111,7 @@ class RolloutSection(Section):
     prompts_per_request: Batch = Field(16, description="prompts in one request; fixed whatever the number of actors")
     max_new_tokens: Batch = Field(32, description="longest completion, end token included")
     temperature: Annotated[float, Field(ge=0.001, le=1000)] = Field(
-        1.0, description="of sampling; beams are always at 1"
+        1.0, description="of sampling, and of all log-probabilities learned from; beams: 1"
     )
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
@@ -126,6 +126,10 @@ class RolloutSection(Section):
     max_extra_draws: FewOrNone = Field(0, description="times to draw further prompts to replace uninformative groups")
     max_staleness: Annotated[int, Field(ge=0, le=1)] = Field(
         0, description="1: decode a step's rollouts while the step before is learned, with weights one version old"
+    )
+
+    keep_samples: Annotated[int, Field(ge=0, le=1000)] = Field(
+        2, description="groups of each step whose completions are kept for bgrpo show; 0: none"
     )
 
     @property
@@ -336,11 +340,14 @@ class CheckpointSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow."""
+    """MLflow, and what else records metrics."""
 
     enabled: bool = Field(True, description="record the run in MLflow")
     uri: Text | None = Field(None, description="tracking server; default: an embedded sqlite store in run.dir")
-    experiment: Text = Field("bgrpo", description="MLflow experiment")
+    experiment: Text = Field("bgrpo", description="MLflow experiment; also the wandb project")
+    also: Annotated[list[Literal["wandb", "tensorboard"]], Field(max_length=2)] = Field(
+        [], description="further places that get the metrics"
+    )
 
 
 class BudgetSection(Section):
@@ -437,6 +444,11 @@ class TrainConfig(Section):
                 f"reward.kind={self.reward_kind} needs ranked beams, but algorithm={self.algorithm} draws samples, "
                 f"which have no rank: use reward.kind=simple, or algorithm=bgrpo"
             )
+        if self.decode_mode == "beam" and rollout.temperature != 1:
+            raise ValueError(
+                f"rollout.temperature={rollout.temperature:g}: beams are the policy's own best completions, so "
+                f"algorithm={self.algorithm} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
+            )
         if self.reward.kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")
         if self.algorithm == "reinforce" and learner.num_iterations != 1:
@@ -517,11 +529,11 @@ def load_config(model: type[C], config: str | None, overrides: Sequence[str] = (
     source = config or "defaults"
     tree = read_yaml(_find(config)) if config is not None else {}
     parsed = [_parse(model, text, overrides[i + 1 : i + 2]) for i, text in enumerate(overrides)]
-    for path, value in parsed:
-        if path[-2:] == ["task", "name"]:
-            _leave_to_its_task(tree, path[:-1], value, source)
-    for path, value in parsed:
-        _assign(tree, path, value)
+    names = {tuple(path[:-1]): value for path, value in parsed if path[-2:] == ["task", "name"]}
+    for path, name in names.items():
+        _leave_to_its_task(tree, path, name, source)
+    for key, value in parsed:
+        _assign(tree, key, value)
     return build_config(model, settle(tree, model, source), source)
 
 
@@ -538,12 +550,12 @@ def dump_config(config: Section, path: Path) -> None:
     path.write_text(dump_yaml(config.model_dump(mode="json")), "utf-8")
 
 
-def merge_task(tree: dict[str, Any], name: str, source: str) -> None:
-    """Give the section ``task`` of a tree another task: options that are there are those of its present one, and go.
+def drop_foreign_options(tree: dict[str, Any], name: str, source: str) -> None:
+    """Take the options out of a section ``task`` that is to name another task: they are for the present one.
 
     Args:
-        tree: a section ``task``; changed in place.
-        name: of the task that takes over. Nothing happens when it is the present one.
+        tree: the section; changed in place.
+        name: of the other task. Nothing happens when it is the present one.
         source: where the tree comes from, for the line on standard error that says what was left out.
     """
     present = tree.get("name", TaskSection().name)
@@ -561,12 +573,12 @@ def merge_task(tree: dict[str, Any], name: str, source: str) -> None:
     )
 
 
-def _leave_to_its_task(tree: dict[str, Any], path: list[str], name: str, source: str) -> None:
+def _leave_to_its_task(tree: dict[str, Any], path: Sequence[str], name: str, source: str) -> None:
     section: Any = tree
     for key in path:
         section = section.get(key) if isinstance(section, dict) else None
     if isinstance(section, dict) and isinstance(name, str):
-        merge_task(section, name, source)
+        drop_foreign_options(section, name, source)
 
 
 def _find(config: str) -> Path:

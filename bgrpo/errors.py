@@ -50,6 +50,11 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
 
 
+def brief(error: BaseException) -> str:
+    """What an exception says, in one line, whatever a damaged file put into it."""
+    return one_line(str(error)) or type(error).__name__
+
+
 @contextmanager
 def reading(what: str) -> Iterator[None]:
     """The boundary of a loader of foreign files: whatever their content makes a library raise becomes one line.
@@ -69,7 +74,7 @@ def reading(what: str) -> Iterator[None]:
             raise
         raise UserError(line) from error
     except BaseException as error:  # panics of the tokenizers library, which is written in Rust, are BaseExceptions
-        raise UserError(f"{what}: {one_line(str(error)) or type(error).__name__}") from error
+        raise UserError(f"{what}: {brief(error)}") from error
 
 
 def summary(error: BaseException, hidden: str = "") -> str:

@@ -30,7 +30,8 @@ class Completion:
 
     Attributes:
         tokens: token ids up to and including the end token when ``finished``; never empty, nothing after the end token.
-        logprobs: natural-log probability of each token under the decoding policy at temperature 1, same length.
+        logprobs: natural-log probability of each token in the distribution that it was chosen from (samples: at their
+            temperature; beams: at 1), same length.
         finished: True when the last token is the end token, False when ``max_new_tokens`` cut it.
         text: what the judge reads, without end token; empty until the tokens have been turned into text.
         verdict: what the judge said; None until then.

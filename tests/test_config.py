@@ -293,6 +293,7 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
         ("reward.kind=function", r"needs reward\.function"),
         ("reward.function=m:f reward.kind=rank", r"reward\.function is set but reward\.kind=rank"),
         ("algorithm=grpo reward.kind=rank", r"needs ranked beams, but algorithm=grpo draws samples"),
+        ("algorithm=bgrpo rollout.temperature=0.5", r"rollout\.temperature=0\.5: beams .* needs temperature 1"),
         ("algorithm=reinforce learner.num_iterations=2", r"on-policy: learner\.num_iterations=2 must be 1"),
         ("rollout.max_actors=1", r"min_actors=2, actors=2, max_actors=1"),
         ("rollout.min_actors=3", r"min_actors <= actors <= max_actors: min_actors=3, actors=2, max_actors=2"),

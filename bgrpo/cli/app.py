@@ -93,6 +93,7 @@ NewTokens = Annotated[
         "--max-new-tokens", min=1, max=MANY, help="Longest answer in tokens; default: the configuration's, or 64."
     ),
 ]
+Png = Annotated[Path | None, typer.Option("--png", parser=_file, metavar="FILE", help="Also draw a picture.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Torch threads; 0: one per core.")]
 
 
@@ -227,7 +228,7 @@ def evaluate(
     from bgrpo.cli.task_options import task_overrides
 
     given = [*task_overrides(task, task_option or []), *(overrides or [])]
-    chosen = config or ("quickstart" if data is None and task is None else None)
+    chosen = "quickstart" if config is None and data is None and task is None else config
     decoding = Decoding.chosen(policy, chosen, given, max_new_tokens, threads)
     return evaluate_policy(decoding, data, problems, beam_width, samples, seed, as_json)
 
@@ -331,6 +332,22 @@ def options(
 
 
 @app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0: a free one.")] = 0,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the page, or only write it.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the page; default: show in the run's.")
+    ] = None,
+) -> int:
+    """Browse what the policy wrote: a local page of steps, problems and groups, as trees of beams with their scores."""
+    from bgrpo.cli.show import show_run
+
+    return show_run(name, runs, out, port, serve)
+
+
+@app.command()
 def chaos(
     overrides: Overrides = None,
     config: ConfigName = None,
@@ -396,9 +413,7 @@ def bench_step(
         list[str] | None,
         typer.Option("--part", help="Only this part: learner, sharing or run; may be repeated. Default: all."),
     ] = None,
-    png: Annotated[
-        Path | None, typer.Option("--png", parser=_file, metavar="FILE", help="Also draw a picture.")
-    ] = None,
+    png: Png = None,
     as_json: AsJson = False,
 ) -> int:
     """Where a training step's time goes, next to bare PyTorch, padded rows and the matrix products alone."""
@@ -455,9 +470,7 @@ def bench_rollouts(
         ),
     ] = 300.0,
     memory: Annotated[str, typer.Option("--memory", help="Peak memory of cases: largest, all or none.")] = "largest",
-    png: Annotated[
-        Path | None, typer.Option("--png", parser=_file, metavar="FILE", help="Also draw a picture.")
-    ] = None,
+    png: Png = None,
     as_json: AsJson = False,
 ) -> int:
     """Completions per second, side by side with other engines, the measured floor, and peak memory."""
@@ -468,9 +481,7 @@ def bench_rollouts(
 
 @bench_app.command("scaling")
 def bench_scaling(
-    png: Annotated[
-        Path | None, typer.Option("--png", parser=_file, metavar="FILE", help="Also draw a picture.")
-    ] = None,
+    png: Png = None,
     as_json: AsJson = False,
 ) -> int:
     """Completions per second of 1 and 2 rollout actors, measured, and of up to 256 on 32 nodes, simulated."""

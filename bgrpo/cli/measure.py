@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,8 @@ from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
-from bgrpo.tasks.base import Problem, Task, load_task
-from bgrpo.tasks.splits import evaluation_problems
+from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.tasks.splits import load_test
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
 
@@ -73,8 +75,10 @@ def evaluate_policy(
     widths = beam_widths or section.beam_widths
     samples = section.samples if samples is None else samples
     seed = decoding.config.seed if seed is None else seed
-    problems = evaluation_problems(task, decoding.config.task) if data is None else load_problems(task, data)
-    problems = problems[:limit]
+    problems, notes = load_test(task, decoding.config.task) if data is None else (load_problems(task, data), [])
+    for note in notes:
+        print(note, file=sys.stderr)
+    problems = _first(problems, limit, "--problems", data)
     started = time.monotonic()
     where = "task.test" if data is None else str(data)
     with _decoder(decoding, problems, where) as decode, progress_bar("evaluating") as show:
@@ -91,6 +95,8 @@ def evaluate_policy(
         }
         print(json.dumps(result))
         return 0
+    total = sum((Counter(counts) for counts in evaluation.outcomes.values()), Counter[str]())
+    _say_truncated(total, decoding.max_new_tokens)
     console = table_console()
     for table in evaluation_tables(evaluation, f"policy {decoding.policy}"):
         console.print(table)
@@ -104,16 +110,39 @@ def decode_file(
 ) -> int:
     """Write one JSON line per problem with its beams, complete or not at all."""
     check_target(out, "--out", overwrite=overwrite)
-    problems = load_problems(decoding.task(), data)[:limit]
+    problems = _first(load_problems(decoding.task(), data), limit, "--limit", data)
+    outcomes: Counter[str] = Counter()
     with _decoder(decoding, problems, str(data)) as decode, progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
+                outcomes.update(completion.outcome for completion in group)
                 completions = [_json_of(rank, completion) for rank, completion in enumerate(group, start=1)]
                 line = {"prompt": problem.prompt, "completions": completions}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             show(start + len(part), len(problems))
+    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common())
+    print(f"{out}: {len(problems):,} problems, {outcomes.total():,} completions: {counts}", file=sys.stderr)
+    _say_truncated(outcomes, decoding.max_new_tokens)
     return 0
+
+
+def _first(problems: list[Problem], limit: int | None, option: str, data: Path | None) -> list[Problem]:
+    """At most ``limit`` problems; says where there are fewer."""
+    if limit is not None and limit > len(problems):
+        source = data or "the configuration's test split"
+        print(f"note: {source} has {len(problems):,} problems, fewer than {option} {limit}", file=sys.stderr)
+    return problems[:limit]
+
+
+def _say_truncated(outcomes: Mapping[str, int], max_new_tokens: int) -> None:
+    total, cut = sum(outcomes.values()), outcomes.get(Outcome.TRUNCATED, 0)
+    if 2 * cut > total:
+        print(
+            f"warning: {cut:,} of {total:,} completions were cut off at {max_new_tokens} tokens, unjudged: raise "
+            f"--max-new-tokens",
+            file=sys.stderr,
+        )
 
 
 def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
@@ -143,7 +172,8 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
             path, result = write_report_of(summary), summary_tree(summary)
             lines = [summary.verdict.headline, *summary.verdict.sentences, *summary.verdict.cautions]
         else:
-            path = write_run_report(RunFolder(folder.resolve()))
+            path, lines = write_run_report(RunFolder(folder.resolve()))
+            result = {"conclusions": lines}
     if as_json:
         print(json.dumps({"report": str(path)} | finite(result)))
         return 0
@@ -168,7 +198,7 @@ def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Ite
     if problems:  # evaluating none is refused by name
         check_prompts(problems, policy, decoding.max_new_tokens, where, "--max-new-tokens")
     with Judge(decoding.config).start(trial_of(problems)) as checks:
-        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens)
+        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens, decoding.config.rollout.dtype)
 
 
 @contextmanager

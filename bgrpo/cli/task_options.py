@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import TaskSection, load_config
+from bgrpo.display.terminal import progress_bar
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome, Problem, Task, ability, load_file, load_task
 
@@ -40,7 +41,8 @@ def named_task(name: str | None, options: Iterable[str]) -> Task:
 
 def load_problems(task: Task, path: Path) -> list[Problem]:
     """Problems of a file; says on standard error how many lines' own answers are not correct."""
-    loaded = load_file(task, path)
+    with progress_bar("reading problems") as show:
+        loaded = load_file(task, path, progress=show)
     bad = {name: count for name, count in loaded.outcomes.items() if count and name != Outcome.CORRECT}
     if bad:
         found = ", ".join(f"{count} {name}" for name, count in bad.items())

@@ -49,7 +49,8 @@ class SampleChooser:
 
         def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
             drawn_R = draw_tokens(logits_RV, uniforms_R[piece], self._temperature)
-            return drawn_R, logits_RV.log_softmax(-1).gather(-1, drawn_R[:, None]).squeeze(1)
+            tempered_RV = logits_RV / self._temperature
+            return drawn_R, tempered_RV.log_softmax(-1).gather(-1, drawn_R[:, None]).squeeze(1)
 
         drawn_R, logps_R = logits.map(draw, len(rows.flat_R))
         live_R = slots.live_GK.flatten()[rows.flat_R]

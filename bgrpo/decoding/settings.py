@@ -19,7 +19,8 @@ class DecodeSettings:
         eos_token_id: the token that ends a completion, or several, each of which does.
         pad_token_id: fills unused places of the input tensors, always masked, so any id of the vocabulary serves. It
             is not forbidden as output: completions follow the model's own distribution, in which it is a token.
-        temperature: divides the logits when samples are drawn; beams, and log-probabilities returned, are at 1.
+        temperature: divides the logits; the log-probabilities returned are those of the distribution drawn from. Beams
+            are searched at 1.
 
     Raises:
         UserError: a value outside its range.
@@ -48,3 +49,5 @@ class DecodeSettings:
             raise UserError("eos_token_id is empty: expected at least one token that ends a completion")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature}: expected a number above 0")
+        if self.mode == "beam" and self.temperature != 1:
+            raise UserError(f"temperature={self.temperature}: beams are searched at temperature 1, samples at any")

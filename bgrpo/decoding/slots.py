@@ -29,7 +29,7 @@ class Slots:
     Attributes:
         parents_GK: slot of the step before that this one goes on from.
         tokens_GK: token added in this step, or :data:`NO_TOKEN`.
-        logps_GK: its log-probability at temperature 1 (fp32), 0 without token.
+        logps_GK: its log-probability in the distribution chosen from (fp32), 0 without token.
         scores_GK: summed log-probability (fp64); -inf where a slot holds no hypothesis, as there are too few.
         live_GK: True where the hypothesis goes on: it exists and has not ended.
     """

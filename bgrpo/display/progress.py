@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import pairwise
+from statistics import median
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -17,6 +20,9 @@ from bgrpo.display.terminal import PlainConsole
 from bgrpo.scoring.failed_checks import describe_failures, failures_in
 
 PLAIN_INTERVAL_S = 10.0
+STEPS_LOOKED_AT = 20
+SAME_MOMENT_S = 0.1
+"""Steps that come within so long were found in one look at the run's folder."""
 
 
 class Column(NamedTuple):
@@ -98,6 +104,25 @@ class Display:
             self.note(line())
 
 
+class Pace:
+    """How long a step takes, from when steps came: what passed before the first one does not count."""
+
+    def __init__(self) -> None:
+        self._came: deque[tuple[float, int]] = deque(maxlen=STEPS_LOOKED_AT + 1)
+
+    def step(self, now_s: float, step: int) -> None:
+        """Step ``step`` came at ``now_s``."""
+        if self._came and now_s - self._came[-1][0] < SAME_MOMENT_S:
+            now_s = self._came.pop()[0]
+        self._came.append((now_s, step))
+
+    @property
+    def step_s(self) -> float | None:
+        """Median over the latest steps, in seconds; None until two have come, one after the other."""
+        times = [(later - sooner) / (b - a) for (sooner, a), (later, b) in pairwise(self._came) if b > a]
+        return median(times) if times else None
+
+
 class TrainingProgress(Display):
     """Shows steps, metrics and the time left.
 
@@ -123,8 +148,7 @@ class TrainingProgress(Display):
         self._total = total_steps
         self._title = title
         self._columns = columns
-        self._first_step = start_step
-        self._started_at = clock()
+        self._pace = Pace()
         self._latest: dict[str, float] = {}
         self._told: set[str] = set()
         self._bar = Progress(
@@ -156,6 +180,7 @@ class TrainingProgress(Display):
         for line in describe_failures(failures_in(metrics), new):
             self.note(f"step {step}: {line}")
         self._latest |= metrics
+        self._pace.step(self._clock(), step)
         self._bar.update(self._task, completed=step)
         self._show(self._render, lambda: self._line(step), at_once=step >= self._total)
 
@@ -177,10 +202,9 @@ class TrainingProgress(Display):
 
     def _line(self, step: int) -> str:
         parts = [f"{self._title}: step {step}/{self._total}", *(f"{label} {text}" for label, text in self._shown())]
-        done = step - self._first_step
-        if done > 0 and step < self._total:
-            left_s = (self._clock() - self._started_at) / done * (self._total - step)
-            parts.append(f"{format_duration(left_s)} left")
+        step_s = self._pace.step_s
+        if step_s is not None and step < self._total:
+            parts.append(f"{format_duration(step_s * (self._total - step))} left")
         return " · ".join(parts)
 
 

@@ -80,4 +80,5 @@ class EvaluationComparison:
         """
         with reading(f"{path}: not an evaluation of a run"):
             tree = json.loads(readable_file(path, _MOST_BYTES).read_text("utf-8"))
-            return cls(Evaluation.from_dict(tree["before"]), Evaluation.from_dict(tree["after"]), int(tree["seed"]))
+            seed = abs(int(tree["seed"])) % 2**32  # of the intervals
+            return cls(Evaluation.from_dict(tree["before"]), Evaluation.from_dict(tree["after"]), seed)

@@ -12,6 +12,7 @@ from bgrpo.scoring.readable_groups import complete
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
+    from bgrpo.decoding.fast_layers import Precision
     from bgrpo.policies.io import LoadedPolicy
 
 DecodeMode = Literal["beam", "sample"]
@@ -34,15 +35,16 @@ class LocalDecoder:
         policy: what decodes.
         check: what judges, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
         max_new_tokens: longest completion, end token included; longer ones are ``truncated``.
+        precision: of the layers' matrix products.
     """
 
-    def __init__(self, policy: LoadedPolicy, check: Check, max_new_tokens: int) -> None:
+    def __init__(self, policy: LoadedPolicy, check: Check, max_new_tokens: int, precision: Precision = "fp32") -> None:
         from bgrpo.decoding import DecodeEngine
 
         self._tokenizer = policy.tokenizer
         self._check = check
         self._max_new_tokens = max_new_tokens
-        self._engine = DecodeEngine(policy.model)
+        self._engine = DecodeEngine(policy.model, precision=precision)
 
     def __call__(
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None

@@ -2,11 +2,12 @@
 
 Metrics (all higher is better, but parts that measure something else). Where something says what is correct:
 
-- ``greedy``: solved by the width-1 search. A width-1 entry in the beam widths means the same and is not repeated.
+- ``greedy``: solved by the width-1 search. Where the beam widths have a 1 it is called ``beam@1`` too.
 - ``beam@k``: solved by any completion of a width-k search; every width is a search of its own.
 - ``top1``: solved by the best completion of the width-10 search.
 - ``beam_rank_score``: exp(-(rank - 1) / 10) of the first correct completion of the width-10 search, 0 if none.
-- ``pass@k``: unbiased estimator over n >= k samples (Chen et al. 2021, equation 1).
+- ``pass@k``: unbiased estimator over n >= k samples at temperature 1, whatever a run trains at, so that figures
+  of different runs compare (Chen et al. 2021, equation 1).
 
 Where completions have scores:
 
@@ -21,24 +22,29 @@ A completion that failed to be scored counts in none of them.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from bgrpo.config import RANK_WIDTH, TrainConfig
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
+from bgrpo.files import readable_file
 from bgrpo.groups import Verdict
 from bgrpo.scoring.failed_checks import describe_failures, first_details
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Outcome, Problem
 
 RANK_SCALE = 10.0
+REPEATED = "beam@1"  # the same as greedy: in files, not in tables and pictures
+_MOST_BYTES = 1 << 30
 BATCH = 64  # problems per call of the decoder
 
 
@@ -118,6 +124,16 @@ class Evaluation:
         if not isinstance(found.digest, str):
             raise ValueError("digest: expected a text")
         return found
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """What :meth:`to_dict` gave, from a file of JSON.
+
+        Raises:
+            UserError: missing, or not such a file.
+        """
+        with reading(f"{path}: not an evaluation"):
+            return cls.from_dict(json.loads(readable_file(path, _MOST_BYTES).read_bytes()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ OnStep = Callable[[dict[str, Any]], None]
 
 Validate = Callable[[int], dict[str, float]]
 ShouldStop = Callable[[], bool]
+KeepSamples = Callable[[int, Sequence[ScoredGroup], Mapping[int, Sequence[float]]], None]
+"""Called with the step, its groups, and the advantages of those that the update used, by position."""
 
 
 class OuterLoop(TrainerCallback):
@@ -54,6 +56,7 @@ class OuterLoop(TrainerCallback):
         on_step: OnStep | None,
         validate: Validate | None,
         should_stop: ShouldStop | None,
+        keep_samples: KeepSamples | None,
     ) -> None:
         self.step = 0 if resume is None else CheckpointStore.step_of(resume)
         self.meter = LearnerMeter()
@@ -66,6 +69,7 @@ class OuterLoop(TrainerCallback):
         self._on_step = on_step
         self._validate = validate
         self._should_stop = should_stop
+        self._keep_samples = keep_samples
         self._clock = StepClock(overlapped=config.rollout.max_staleness > 0)
         self._scored: LearningStep | None = None
         self._spent = Spent() if resume is None or store is None else Spent.from_metrics(store.metrics(resume))
@@ -129,6 +133,8 @@ class OuterLoop(TrainerCallback):
         metrics = self._step_metrics()
         self.step += 1
         if self._publishes:
+            if self._keep_samples is not None and self._scored is not None:  # before the checkpoint: none is missing
+                self._keep_samples(self.step, self._scored.groups, self._scored.advantages)
             self._publish(model)
         stop = self._settle() or self.is_complete
         control.should_training_stop = control.should_training_stop or stop

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from bgrpo.config import TrackingSection
 from bgrpo.errors import UserError
+from bgrpo.runs.further_trackers import FurtherTrackers
 from bgrpo.runs.redaction import redact_credentials, redact_tree
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Tracker:
         self._rest_until = clock()
         self._warned = False
         self._lost: list[str] = []  # names of artifacts
+        self._further: FurtherTrackers | None = None
 
     @classmethod
     def start(
@@ -89,10 +91,12 @@ class Tracker:
         Raises:
             UserError: ``config.uri`` is of a kind that MLflow does not know, or needs a database driver that is absent.
         """
-        if not config.enabled:
-            return cls(None, None, clock)
-        uri = tracking_uri(config, run_dir)
         tracker, new_file = cls(None, None, clock), None
+        if config.also:
+            tracker._further = FurtherTrackers(config, Path(run_dir) / name, params)
+        if not config.enabled:
+            return tracker
+        uri = tracking_uri(config, run_dir)
         _prepare_mlflow()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -125,6 +129,8 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of one training step; names are made valid for MLflow."""
+        if self._further is not None:
+            self._further.log(step, metrics)
         if self._client is None:
             return
         from mlflow.entities import Metric
@@ -142,8 +148,15 @@ class Tracker:
         if waits or not self._attempt("log_artifacts" if path.is_dir() else "log_artifact", str(path), folder):
             self._lost.append(path.name)
 
+    def table(self, columns: Mapping[str, list[Any]], file: str) -> None:
+        """Record a table, which MLflow shows as one; none when it has no rows."""
+        if any(columns.values()) and not self._attempt("log_table", data=dict(columns), artifact_file=file):
+            self._lost.append(file)
+
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Send what waits and close the run with MLflow's word for how it ended."""
+        if self._further is not None:
+            self._further.close()
         self._flush()
         closed = not self._waiting and self._attempt("set_terminated", status)
         if self._client is None or (closed and not self._lost):

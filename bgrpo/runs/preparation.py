@@ -10,11 +10,13 @@ from bgrpo.decoding.support import check_supported
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
 from bgrpo.policies.io import LoadedPolicy, load_policy
+from bgrpo.policies.text import UnreadableText, longest_text
+from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.scoring.readable_groups import encode_prompts, place
-from bgrpo.tasks.base import Outcome, Problem, load_task
+from bgrpo.tasks.base import Outcome, Problem, Progress, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
 
@@ -34,19 +36,21 @@ class Preparation:
     splits: Splits
 
 
-def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparation:
+def check_input(config: TrainConfig, splits: Splits | None = None, progress: Progress | None = None) -> Preparation:
     """Load and check the policy and the problems, and try the reward function or the task's check on one of them.
 
     Args:
         config: of the run.
         splits: the problems of a run that goes on; else they are read or generated.
+        progress: called while large files are read.
 
     Raises:
         UserError: what is wrong, where, and what would be right.
     """
+    check_installed(config.tracking.also)
     policy = check_policy(config.policy.path)
     task = load_task(config.task.name, config.task.options)
-    splits = splits or load_splits(task, config.task)
+    splits = splits or load_splits(task, config.task, progress)
     for name in SPLITS:
         file = getattr(config.task, name).file
         where = f"task.{name}" if file is None else f"task.{name}: {file}"
@@ -70,7 +74,8 @@ def save_problems(splits: Splits, folder: RunFolder) -> None:
 
 def load_problems(folder: RunFolder) -> Splits:
     """The problems that :func:`save_problems` kept."""
-    return Splits(*(read_problems(folder.data / f"{name}.jsonl") for name in SPLITS))
+    train, validation, test = (read_problems(folder.data / f"{name}.jsonl") for name in SPLITS)
+    return Splits(train, validation, test)
 
 
 def check_policy(path: str) -> LoadedPolicy:
@@ -103,12 +108,22 @@ def check_prompts(
     Raises:
         UserError: names the line or problem.
     """
-    ids = encode_prompts(policy.tokenizer, problems, where)
+    longest, tokens = _longest(problems, policy, where)
     context = policy.model.config.max_position_embeddings
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if len(ids[longest]) + max_new_tokens > context:
+    if tokens + max_new_tokens > context:
         raise UserError(
-            f"{place(where, problems, longest)} has {len(ids[longest])} tokens + {option}={max_new_tokens} "
-            f"= {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave "
+            f"{place(where, problems, longest)} has {tokens} tokens + {option}={max_new_tokens} "
+            f"= {tokens + max_new_tokens}, but the policy's context is {context}: leave "
             f"long problems out, or take fewer new tokens"
         )
+
+
+def _longest(problems: Sequence[Problem], policy: LoadedPolicy, where: str) -> tuple[int, int]:
+    """Position and number of tokens of the longest prompt."""
+    if any(problem.messages for problem in problems):
+        lengths = [len(ids) for ids in encode_prompts(policy.tokenizer, problems, where)]
+        return lengths.index(max(lengths)), max(lengths)
+    try:
+        return longest_text(policy.tokenizer, [problem.prompt for problem in problems])
+    except UnreadableText as error:
+        raise UserError(f"{place(where, problems, error.index)}: {error}") from error

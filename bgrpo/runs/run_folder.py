@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, brief
 from bgrpo.files import write_atomically
 from bgrpo.policies.source import absolute_policy
 from bgrpo.runs.redaction import REDACTED, redact_tree
@@ -47,6 +47,7 @@ CHANGEABLE_ON_RESUME = (
     "rollout.cpus_per_actor",
     "rollout.gpus_per_actor",
     "rollout.timeout_s",
+    "rollout.keep_samples",
     "learner.cpus_per_worker",
     "learner.gpus_per_worker",
     "learner.max_failures",
@@ -140,6 +141,11 @@ class RunFolder:
         return self.path / "data"
 
     @property
+    def samples(self) -> Path:
+        """Folder of what the policy wrote, see :mod:`bgrpo.runs.samples`."""
+        return self.path / "samples"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -162,11 +168,15 @@ class RunFolder:
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says: status, config, started, versions, and what :meth:`update` added."""
         try:
-            info: dict[str, Any] = json.loads((self.path / "run.json").read_text("utf-8"))
+            info = json.loads((self.path / "run.json").read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / 'run.json'}: cannot be read: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.path / 'run.json'}: cannot be read: {brief(error)}") from error
+        if not isinstance(info, dict):
+            raise UserError(
+                f"{self.path / 'run.json'}: cannot be read: expected an object, found {type(info).__name__}"
+            )
         return info
 
     def update(self, **fields: Any) -> None:

@@ -6,6 +6,7 @@ as :class:`Plain` until it is known what its place takes; see :mod:`bgrpo.settin
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator
@@ -147,7 +148,7 @@ class _Builder:
                 raise _problem(event, f"*{event.anchor} stands for nothing that was complete before")
             tree, values, height = self._anchors[event.anchor]
             self._count(event, values, depth + height)
-            return tree, height
+            return copy.deepcopy(tree), height  # an override changes one of them
         if event.tag is not None:
             raise _problem(event, "tags (!…) are not read")
         before = self._values

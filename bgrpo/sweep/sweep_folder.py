@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, brief
 from bgrpo.files import write_atomically
+from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.redaction import redact_tree
 from bgrpo.runs.run_folder import RunFolder, installed_versions, refuse_hidden, settle_runs
 from bgrpo.settings.strict_yaml import dump_yaml
@@ -112,13 +113,12 @@ class SweepFolder:
         except FileNotFoundError:
             return SavedPlan()
         except OSError as error:
-            raise UserError(f"{self.path / TRIALS}: cannot be read: {error}") from error
+            raise UserError(f"{self.path / TRIALS}: cannot be read: {brief(error)}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in (".".join(map(str, first["loc"])),) if part)
-            raise UserError(
-                f"{self.path / TRIALS}: cannot be read as a sweep's trials: {where}{first['msg']}"
-            ) from None
+            told = brief(ValueError(f"{where}{first['msg']}"))
+            raise UserError(f"{self.path / TRIALS}: cannot be read as a sweep's trials: {told}") from None
 
     def write_plan(self, plan: SavedPlan) -> None:
         """Replace the state of the trials, completely or not at all."""
@@ -184,9 +184,13 @@ def _placed(sweep: SweepConfig, **place: str) -> SweepConfig:
 
 
 def newest_metrics(run: Path) -> dict[str, Any]:
-    """The newest value of each metric of a run, ``time`` included; empty before its first step."""
+    """The newest value of each metric of a run, ``time`` included; empty before its first step.
+
+    Raises:
+        UserError: the metrics cannot be read; damaged lines are left out.
+    """
     newest: dict[str, Any] = {}
-    for line in RunFolder(run).metrics():
+    for line in read_steps_of(RunFolder(run).metrics_path)[0]:
         newest |= {name: value for name, value in line.items() if value is not None}
     return newest
 

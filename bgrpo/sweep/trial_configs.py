@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bgrpo.config import TrainConfig, build_config, load_config, merge_task
+from bgrpo.config import TrainConfig, build_config, drop_foreign_options, load_config
 from bgrpo.errors import UserError
 from bgrpo.runs.mlflow_tracking import tracking_uri
 from bgrpo.runs.run_folder import flatten
@@ -105,5 +105,5 @@ def _load_base(sweep: SweepConfig) -> dict[str, Any]:
     over = nest(sweep.train)
     name = flatten(over).get("task.name")
     if isinstance(name, str):
-        merge_task(tree["task"], name, f"base={sweep.base}")
+        drop_foreign_options(tree["task"], name, f"base={sweep.base}")
     return merge(tree, over)

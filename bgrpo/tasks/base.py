@@ -16,6 +16,9 @@ from typing import Any, Protocol
 
 from bgrpo.errors import UserError, summary
 
+Progress = Callable[[int, int | None], None]
+"""Called now and then with (lines read, lines in all as far as can be told)."""
+
 
 class Outcome(StrEnum):
     """What became of one completion. Always counted apart, never folded into "wrong"."""
@@ -88,6 +91,8 @@ class Task(Protocol):
     - ``verify(path, progress) -> dict``: check every line's own answer (``verify``).
     - ``measure_speed(seconds) -> dict``: time its check and its generator (``bench task``).
     - ``generator_help() -> dict[str, str]``: the generator's options, each with a line of help.
+
+    Its ``load`` may have a further parameter ``progress``, see :func:`load_file`.
     """
 
     name: str
@@ -170,14 +175,24 @@ def import_named(target: str, asked: str, expected: str) -> Any:
     return found
 
 
-def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
+def load_file(
+    task: Task,
+    path: Path,
+    *,
+    for_training: bool = False,
+    allow_bad: bool = False,
+    progress: Progress | None = None,
+) -> LoadedProblems:
     """What ``task.load`` gives, see :meth:`Task.load`; a user's task may raise or return anything.
+
+    A task whose ``load`` has a further parameter ``progress`` is given ``progress``.
 
     Raises:
         UserError: the file is wrong, the task fails, or it returns something else.
     """
     with _named(task, f"load({str(path)!r})"):
-        loaded = task.load(path, for_training=for_training, allow_bad=allow_bad)
+        further = {"progress": progress} if "progress" in inspect.signature(task.load).parameters else {}
+        loaded = task.load(path, for_training=for_training, allow_bad=allow_bad, **further)
     if not isinstance(loaded, LoadedProblems) or not _are_problems(loaded.problems):
         raise UserError(f"task {task.name!r}: load() returned {_kind(loaded)}, expected LoadedProblems of Problem")
     return loaded
@@ -250,7 +265,7 @@ def can_generate(task: Task) -> bool:
 
 
 def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
-    """A method that a task may have; what it raises becomes a :class:`UserError`.
+    """A method that a task may have; what it raises becomes a UserError.
 
     Args:
         task: whose method.

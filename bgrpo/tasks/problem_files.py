@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from bgrpo.errors import UserError, reading
@@ -29,7 +30,9 @@ def write_problems(path: Path, problems: Sequence[Problem]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    lines = (json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n" for problem in problems)
+    names = [field.name for field in dataclasses.fields(Problem)]
+    values = map(attrgetter(*names), problems)
+    lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n" for row in values)
     try:
         with path.open("w", encoding="utf-8") as file:
             file.writelines(lines)

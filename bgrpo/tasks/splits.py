@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bgrpo.config import ProblemSource, TaskSection
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import Problem, Task, can_generate, generate_problems, load_file
+from bgrpo.tasks.base import Problem, Progress, Task, can_generate, generate_problems, load_file
 
 DEFAULT_SHARE = 0.05  # of the training file, for each of validation and test, where a task cannot generate them
 
@@ -23,38 +23,47 @@ class Splits:
     train: list[Problem]
     validation: list[Problem]
     test: list[Problem]
+    notes: list[str] = field(default_factory=list, compare=False)  # where a file holds more or fewer than asked for
 
 
-def load_splits(task: Task, section: TaskSection) -> Splits:
+def load_splits(task: Task, section: TaskSection, progress: Progress | None = None) -> Splits:
     """Read, generate or hold out all three splits.
 
     Test problems come first, validation leaves those out, training leaves out both: so the test split of a
     configuration does not depend on the others, and nothing is trained on that is measured on.
 
+    Args:
+        task: whose problems.
+        section: says where they come from.
+        progress: called while large files are read.
+
     Raises:
         UserError: a bad file, or a split with no problem left.
     """
+    sources = _Sources(task, section, progress)
     shares = _shares(task, section)
-    train = _load(task, section, "train", ()) if shares else []
+    train = sources.load("train", ()) if shares else []
     held: dict[str, list[Problem]] = {}
     for name in ("test", "validation"):
         seen = {problem.prompt for problem in held.get("test", ())}
         if name in shares:
             source: ProblemSource = getattr(section, name)
             found, train = hold_out(train, shares[name], source.seed, section.split_by)
-            held[name] = _left(section, name, found, seen)
+            held[name] = sources.cut(name, found, seen)
         else:
-            held[name] = _left(section, name, _load(task, section, name, seen), seen)
+            held[name] = sources.cut(name, sources.load(name, seen), seen)
     seen = {problem.prompt for split in held.values() for problem in split}
-    train = train if shares else _load(task, section, "train", seen)
-    return Splits(_left(section, "train", train, seen), held["validation"], held["test"])
+    train = sources.cut("train", train if shares else sources.load("train", seen), seen)
+    return Splits(train, held["validation"], held["test"], sources.notes)
 
 
-def evaluation_problems(task: Task, section: TaskSection) -> list[Problem]:
-    """The test split alone, as :func:`load_splits` makes it."""
+def load_test(task: Task, section: TaskSection) -> tuple[list[Problem], list[str]]:
+    """The test split alone, and notes on it, as :func:`load_splits` makes them."""
     if "test" in _shares(task, section):
-        return load_splits(task, section).test
-    return _left(section, "test", _load(task, section, "test", ()), ())
+        splits = load_splits(task, section)
+        return splits.test, splits.notes
+    sources = _Sources(task, section, None)
+    return sources.cut("test", sources.load("test", ()), ()), sources.notes
 
 
 def hold_out(
@@ -127,20 +136,43 @@ def _shares(task: Task, section: TaskSection) -> dict[str, float]:
     return shares
 
 
-def _load(task: Task, section: TaskSection, name: str, exclude: Collection[str]) -> list[Problem]:
-    source: ProblemSource = getattr(section, name)
-    if source.file is None:
-        return generate_problems(task, source.options, source.count, source.seed, sorted(exclude))
-    return load_file(task, Path(source.file), for_training=name == "train", allow_bad=section.allow_bad_lines).problems
+class _Sources:
+    """Reads and generates the splits of a section.
 
+    Attributes:
+        notes: where a file holds more or fewer problems than asked for.
+    """
 
-def _left(section: TaskSection, name: str, problems: list[Problem], exclude: Collection[str]) -> list[Problem]:
-    """What no other split has, at most as many as asked for."""
-    source: ProblemSource = getattr(section, name)
-    left = [problem for problem in problems if problem.prompt not in exclude][: source.count]
-    if not left:
-        raise UserError(
-            f"task.{name}.file={source.file}: no problem left for {name}: all {len(problems)} usable ones "
-            f"are also held out (validation and test); give another file"
-        )
-    return left
+    def __init__(self, task: Task, section: TaskSection, progress: Progress | None) -> None:
+        self._task, self._section, self._progress = task, section, progress
+        self.notes: list[str] = []
+
+    def load(self, name: str, exclude: Collection[str]) -> list[Problem]:
+        """All problems of a split's own source; generated ones have no prompt in ``exclude``."""
+        source: ProblemSource = getattr(self._section, name)
+        if source.file is None:
+            return generate_problems(self._task, source.options, source.count, source.seed, sorted(exclude))
+        return load_file(
+            self._task,
+            Path(source.file),
+            for_training=name == "train",
+            allow_bad=self._section.allow_bad_lines,
+            progress=self._progress,
+        ).problems
+
+    def cut(self, name: str, problems: list[Problem], exclude: Collection[str]) -> list[Problem]:
+        """Those that no other split has, at most as many as asked for."""
+        source: ProblemSource = getattr(self._section, name)
+        usable = [problem for problem in problems if problem.prompt not in exclude]
+        left = usable[: source.count]
+        if source.file is not None and len(usable) != source.count:
+            self.notes.append(
+                f"note: task.{name}.file={source.file} has {len(usable):,} problems, {len(left):,} of them are used: "
+                f"task.{name}.count={source.count}"
+            )
+        if not left:
+            raise UserError(
+                f"task.{name}.file={source.file}: no problem left for {name}: all {len(problems)} usable ones "
+                f"are also held out (validation and test); give another file"
+            )
+        return left

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bgrpo.display.progress import TrainingProgress, format_duration
+from bgrpo.display.progress import Pace, TrainingProgress, format_duration
 
 
 class Clock:
@@ -32,13 +32,35 @@ def test_a_log_gets_a_line_every_ten_seconds_and_the_last_step() -> None:
     assert lines[-1] == "run-1: step 100/100 · reward 0.500 · solved groups 25%"
 
 
-def test_a_resumed_run_estimates_from_its_own_steps() -> None:
+def test_the_time_left_is_that_of_steps() -> None:
+    """What passes before the first one, and one slow step, do not count; a single step says nothing."""
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=False)
     with TrainingProgress(100, "r", start_step=80, console=console, clock=clock) as progress:
-        clock.now = 20.0
-        progress.update(90, {})
-    assert out.getvalue() == "r: step 90/100 · 20 s left\n"
+        for seconds, step in ((600, 81), (10, 82), (10, 83), (90, 84), (10, 85)):
+            clock.now += seconds
+            progress.update(step, {})
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "r: step 81/100"
+    assert [line.split(" · ")[1] for line in lines[1:]] == [
+        "3:00 min left",
+        "2:50 min left",
+        "2:40 min left",
+        "2:30 min left",
+    ]
+
+
+def test_steps_that_are_found_together_share_the_time() -> None:
+    pace, now = Pace(), 100.0
+    assert pace.step_s is None
+    for step in range(1, 61, 3):
+        for found in range(3):
+            pace.step(now + 0.001 * found, step + found)
+            assert step > 1 or pace.step_s is None
+        now += 0.75
+    assert pace.step_s == pytest.approx(0.25)
+    pace.step(now + 1000.0, 61)
+    assert pace.step_s == pytest.approx(0.25)
 
 
 def test_metrics_that_come_rarely_keep_their_last_value() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shlex
 import socket
@@ -359,3 +360,15 @@ def test_any_name_becomes_one_that_mlflow_accepts(name: str) -> None:
     _validate_metric_name(valid_name(name))
     _validate_param_name(valid_name(name))
     assert len(valid_name(name)) <= 250
+
+
+def test_a_table_is_recorded_as_one(run_dir: Path) -> None:
+    tracker = _start(run_dir)
+    tracker.table({"step": [1, 2], "completion": ["<b>", "=1+1"], "score": [None, 0.5]}, "samples-to-step-2.json")
+    tracker.table({}, "none.json")
+    tracker.finish("FINISHED")
+    client = _client(run_dir)
+    assert [item.path for item in client.list_artifacts(tracker.run_id)] == ["samples-to-step-2.json"]
+    assert "samples-to-step-2.json" in client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"]
+    (path,) = run_dir.glob(f"mlartifacts/{tracker.run_id}/artifacts/samples-to-step-2.json")
+    assert json.loads(path.read_text())["data"] == [[1, "<b>", None], [2, "=1+1", 0.5]]

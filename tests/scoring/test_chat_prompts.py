@@ -63,7 +63,10 @@ def test_an_answer_follows_what_the_template_wrote() -> None:
     ("template", "message"),
     [
         (None, "here: problem 2: is a chat, but the policy has no chat template"),
-        ("{{ raise_exception('only one turn') }}", "here: problem 2: the policy's chat template fails: .*only one turn"),
+        (
+            "{{ raise_exception('one turn') }}",
+            "here: problem 2: the policy's chat template fails: .*one turn",
+        ),
         ("{{ messages[7].role }}", "here: problem 2: the policy's chat template fails: UndefinedError"),
         ("{% if %}", "here: problem 2: the policy's chat template fails: TemplateSyntaxError"),
         ("", "here: problem 2: the policy's chat template"),

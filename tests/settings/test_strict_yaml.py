@@ -123,6 +123,9 @@ def test_anchors_are_read_as_what_they_stand_for(tmp_path: Path) -> None:
     path.write_text("task:\n  train: {options: &o {x: [1, 2]}}\n  test: {options: *o}\n")
     task = load_config(TrainConfig, str(path)).task
     assert task.train.options == task.test.options == {"x": [1, 2]}
+    path.write_text("task:\n  train: &t {count: 7}\n  test: *t\n")
+    task = load_config(TrainConfig, str(path), ["task.train.count=9"]).task
+    assert (task.train.count, task.test.count) == (9, 7), "an override changes what it names, and nothing else"
 
 
 @pytest.mark.parametrize("content", ["\ufeffsteps: 7\n".encode(), b"steps: 7\r\n", b"%YAML 1.2\n---\nsteps: 7\n...\n"])

@@ -12,7 +12,7 @@ from pretrain_toy_task import ReverseTask
 from bgrpo.config import TaskSection, build_config
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import LoadedProblems, Problem
-from bgrpo.tasks.splits import evaluation_problems, hold_out, load_splits
+from bgrpo.tasks.splits import hold_out, load_splits, load_test
 
 
 def section(**sources: dict[str, object]) -> TaskSection:
@@ -108,7 +108,7 @@ def test_without_a_generator_shares_of_the_training_file_are_held_out(tmp_path: 
     splits = load_splits(FileTask(), asked)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [152, 38, 10]  # 5 %, then 20 %
     assert len(prompts(splits.train) | prompts(splits.validation) | prompts(splits.test)) == 200
-    assert evaluation_problems(FileTask(), asked) == splits.test
+    assert load_test(FileTask(), asked)[0] == splits.test
 
 
 def test_a_column_keeps_its_rows_on_one_side(tmp_path: Path) -> None:

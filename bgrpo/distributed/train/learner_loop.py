@@ -19,7 +19,9 @@ from bgrpo.distributed.watch.prometheus import MetricsRecorder, Sample, step_sam
 from bgrpo.distributed.watch.run_log import RunLog, start_run_log
 from bgrpo.learning.learner_state import policy_folder
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.runs.samples import SampleWriter
 from bgrpo.scoring.failed_checks import failures_of_steps
 from bgrpo.tasks.problem_files import read_problems
 
@@ -81,9 +83,11 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
     policy = start if resume is None else load_policy(str(policy_folder(resume)))
     reference = start.model if config.learner.beta > 0 and resume is not None else None
     problems = read_problems(folder.data / "train.jsonl")
+    samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
     log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(log.step)
+        samples.truncate_after(log.step)
     record_learner(folder.path, rank, log.step)
     trainer = BGRPOTrainer(
         config,
@@ -95,9 +99,10 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
         reference=reference,
         store=store,
         resume=resume,
-        on_step=_StepReporter(log, watch, folder if rank == 0 else None),
+        on_step=_StepReporter(config, log, watch, folder if rank == 0 else None),
         validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
         should_stop=(folder.path / STOP_FILE).exists,
+        keep_samples=samples.write,
     )
     trainer.run()
 
@@ -106,12 +111,14 @@ class _StepReporter:
     """After each step: learner 0 appends its metrics to ``metrics.jsonl``, which the driver follows, and records them.
 
     Args:
+        config: of the run.
         log: told the step.
         watch: told that a step has ended.
         folder: of the run, on learner 0; None on others, which report nothing.
     """
 
-    def __init__(self, log: RunLog, watch: LearnerWatch, folder: RunFolder | None) -> None:
+    def __init__(self, config: TrainConfig, log: RunLog, watch: LearnerWatch, folder: RunFolder | None) -> None:
+        self._signal = SignalWatch(config)
         self._log = log
         self._watch = watch
         self._folder = folder
@@ -128,6 +135,8 @@ class _StepReporter:
                 logger.warning("step %d: %s", self._log.step, line)
             self._folder.append_metrics(self._log.step, metrics)
             self._recorder.record(step_samples(metrics))
+            for line in self._signal.note(self._log.step, metrics):
+                logger.warning(line)
 
 
 class _Validator:

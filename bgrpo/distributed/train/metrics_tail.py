@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from bgrpo.errors import UserError, brief
+from bgrpo.runs.metrics_lines import parse_step
 from bgrpo.scoring.failed_checks import DETAILS
 
 
@@ -22,7 +23,8 @@ class WrittenStep(NamedTuple):
 class MetricsTail:
     """New steps of a metrics file, each once.
 
-    A learner that resumes from a checkpoint cuts the file back and writes some steps again; those are passed over.
+    A learner that resumes from a checkpoint cuts the file back and writes some steps again; those are passed over, as
+    are damaged lines.
 
     Args:
         path: of the file; need not exist yet.
@@ -36,7 +38,11 @@ class MetricsTail:
         self.last_step = last_step
 
     def new_steps(self) -> Iterator[WrittenStep]:
-        """Steps written since the last call; a line still being written waits for the next call."""
+        """Steps written since the last call; a line still being written waits for the next call.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
         try:
             with self._path.open("rb") as file:
                 self._rewind_if_rewritten(file.fileno())
@@ -44,10 +50,14 @@ class MetricsTail:
                 written = file.read()
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be read: {brief(error)}") from error
         whole = written[: written.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            record = json.loads(line)
+            record = parse_step(line)
+            if record is None:  # damaged
+                continue
             step, details = record.pop("step"), record.pop(DETAILS, {})
             if step > self.last_step:
                 self.last_step = step

@@ -29,6 +29,7 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.policies.io import check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, train
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.run_folder import RunFolder, flatten
 
@@ -110,6 +111,7 @@ def run_pretrain(
         RunError: the run failed; the message holds the first cause.
     """
     console = console or PlainConsole()
+    check_installed(config.tracking.also)
     if config.out is not None:
         check_target(Path(config.out))
     if resume:
@@ -123,6 +125,7 @@ def run_pretrain(
         folder.update(command=command)
     console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
     status = "failed"
+    console.print("starting Ray", highlight=False)
     try:
         with ray_session(pretraining_demand(config)), stop_on_signal(folder.path, console):
             result = _go(config, folder, console)

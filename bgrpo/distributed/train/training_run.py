@@ -19,7 +19,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import comparison_table, plot_report
-from bgrpo.display.terminal import PlainConsole, table_console
+from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.distributed.rollout.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
@@ -50,9 +50,11 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import Spent, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.learning_signal import SignalWatch, conclusions, steps_without_update
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
 from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
+from bgrpo.runs.samples import sample_table
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.failed_checks import failures_of_steps
 
@@ -72,12 +74,16 @@ class RunResult:
         stopped: True when it was asked to stop before its last step; its newest checkpoint is complete.
         comparison: before and after on the test problems; None when not asked for, or stopped.
         tracking_uri: where MLflow recorded it; None when it did not.
+        steps_without_update: steps that had nothing to learn from.
+        conclusions: what kept it from learning, see :func:`bgrpo.runs.learning_signal.conclusions`.
     """
 
     folder: RunFolder
     stopped: bool
     comparison: EvaluationComparison | None
     tracking_uri: str | None
+    steps_without_update: int
+    conclusions: list[str]
 
 
 def train_and_announce(config: TrainConfig, config_name: str | None, resume: bool, as_json: bool) -> int:
@@ -115,7 +121,11 @@ def run_training(
     """
     console = console or PlainConsole()
     old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
-    prepared = check_input(config, load_problems(old) if old is not None else None)
+    with progress_bar("reading problems") as show:
+        prepared = check_input(config, load_problems(old) if old is not None else None, show)
+    for note in prepared.splits.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    console.print("starting Ray", highlight=False)
     with ray_session(training_demand(config)):
         folder = _open_folder(config, config_name, old, prepared)
         console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
@@ -170,6 +180,7 @@ class _Run:
         config, folder = self._config, self._folder
         tracker = self._start_tracking()
         status = "FAILED"
+        self._tell_start(f"rollout actors ({config.rollout.actors}) and verifiers ({config.verifier.processes})")
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
         name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
@@ -188,8 +199,9 @@ class _Run:
                     if before is not None:
                         comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
                         comparison.save(folder.evaluation_path)
+            steps = folder.metrics()
             if not stopped:
-                plot_report(folder.metrics(), comparison, f"{folder.name} · {config.algorithm}", folder.report_path)
+                plot_report(config, steps, comparison, folder.name, folder.report_path)
                 self._record_products(tracker, comparison)
             status = "KILLED" if stopped else "FINISHED"
         finally:
@@ -197,7 +209,8 @@ class _Run:
             with suppress(RayActorError):  # gone: nothing is left to shut down, and what made us end is raised
                 ray.get(self._service.shutdown.remote(), timeout=30)
         uri = tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None
-        return RunResult(folder, stopped, comparison, uri)
+        idle = steps_without_update(config, steps)
+        return RunResult(folder, stopped, comparison, uri, idle, conclusions(config, steps))
 
     def _start_tracking(self) -> Tracker:
         config, folder = self._config, self._folder
@@ -242,7 +255,7 @@ class _Run:
             return None
         kept = self._folder.path / "evaluation-before.json"
         if kept.exists():
-            return Evaluation.from_dict(json.loads(kept.read_text("utf-8")))
+            return Evaluation.load(kept)
         before = self._evaluate(self._prepared.policy, 0, "before")
         write_atomically(kept, json.dumps(before.to_dict()))
         return before
@@ -256,16 +269,19 @@ class _Run:
         if is_spent(self._config, spent):
             return False
         start = spent.steps
+        self._tell_start(f"learners ({self._config.learner.workers}), then step {start + 1}")
         self._begin(f"after step {start}", self._config.learner.workers)
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
-        decisions = DecisionsTail(self._service)
+        decisions, signal = DecisionsTail(self._service), SignalWatch(self._config)
         with TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress:
             finished = False
             while not finished:
                 finished = learners.wait(POLL_S)
                 for step, metrics, details in tail.new_steps():
                     progress.update(step, metrics, details)
+                    for line in signal.note(step, metrics):
+                        progress.note(line)
                     tracker.log(step, metrics)
                     if self._on_step is not None:
                         self._on_step(step, metrics)
@@ -281,6 +297,9 @@ class _Run:
         if newest is None:
             return Spent()
         return replace(Spent.from_metrics(self._store.metrics(newest)), steps=CheckpointStore.step_of(newest))
+
+    def _tell_start(self, what: str) -> None:
+        self._console.print(f"starting {what}", highlight=False, soft_wrap=True)
 
     def _begin(self, doing: str, learners: int = 0) -> None:
         self._doing, self._learners = doing, learners
@@ -318,6 +337,7 @@ class _Run:
             tracker.log(0, {f"test/{metric}": before for metric, (before, _) in table.items()})
             tracker.log(self._spent().steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
             tracker.artifact(self._folder.evaluation_path)
+        tracker.table(sample_table(self._folder), f"samples-to-step-{self._spent().steps}.json")
         for path in (self._folder.config_path, self._folder.report_path):
             tracker.artifact(path)
         tracker.artifact(self._folder.policy, "policy")
@@ -334,6 +354,8 @@ def summary(result: RunResult) -> dict[str, Any]:
         "report": None if result.stopped else str(folder.report_path),
         "tracking_uri": result.tracking_uri,
         "failed_checks": failures_of_steps(folder.metrics()),
+        "steps_without_update": result.steps_without_update,
+        "conclusions": result.conclusions,
         "metrics": None
         if comparison is None
         else {
@@ -358,4 +380,6 @@ def announce(result: RunResult, config: TrainConfig, console: Console) -> None:
         lines.append(("MLflow", open_command(result.tracking_uri)))
     for label, value in lines:
         console.print(f"{label:>7}: {value}", highlight=False, soft_wrap=True)
+    for line in result.conclusions:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     sys.stdout.flush()

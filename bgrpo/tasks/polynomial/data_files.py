@@ -26,8 +26,9 @@ from bgrpo.tasks.polynomial.verifier import Ring, check
 _SEPARATOR = re.compile("[" + "".join(SEPARATORS) + "]")
 MAX_BAD_LISTED = 10
 PROGRESS_EVERY = 1000  # lines
-MOST_LINE_BYTES = 1 << 20
-_MOST_BYTES = 1 << 34
+BLOCK_BYTES = 1 << 18
+MAX_LINE_BYTES = 1 << 20
+MAX_BYTES = 1 << 34
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,14 @@ class Line:
     answer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines of a data file, as they stand in it, and the 1-based number of the first."""
+
+    number: int
+    text: bytes
+
+
 def read_lines(path: Path) -> Iterator[Line]:
     """Lines of a data file, in order.
 
@@ -46,32 +55,49 @@ def read_lines(path: Path) -> Iterator[Line]:
     the answer (some writers end the answer with it) are accepted.
 
     Raises:
-        UserError: the file is missing, unreadable or empty, or a line (which is named) is not UTF-8 or does not have
-            the form ``expanded ⁇ answer``.
+        UserError: the file is missing, a pipe or a device, unreadable or empty, or a line (which is named) is not
+            UTF-8, is longer than :data:`MAX_LINE_BYTES`, or does not have the form ``expanded ⁇ answer``.
     """
-    found = False
-    for number, raw in enumerate(_raw_lines(path), start=1):
-        if len(raw) > MOST_LINE_BYTES:
-            raise UserError(f"{path}:{number}: has more than {MOST_LINE_BYTES:,} bytes, expected a line of text")
-        try:
-            text = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode().strip()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: not UTF-8 text at byte {error.start + 1} of the line") from None
-        if text:
-            found = True
-            yield _split(path, number, text)
-    if not found:
+    for block in read_blocks(path):
+        yield from lines_of(path, block)
+
+
+def read_blocks(path: Path) -> Iterator[Block]:
+    """A data file's whole lines in blocks of about :data:`BLOCK_BYTES`, in order.
+
+    Raises:
+        UserError: as :func:`read_lines`, except for what is wrong with a line.
+    """
+    number, rest, found = 1, b"", False
+    try:
+        with readable_file(path, MAX_BYTES).open("rb") as file:
+            while piece := file.read(BLOCK_BYTES):
+                rest = rest + piece if rest or number > 1 else piece.removeprefix(codecs.BOM_UTF8)
+                end = rest.rfind(b"\n") + 1 or (len(rest) if len(rest) > MAX_LINE_BYTES else 0)
+                if end:
+                    block, rest = Block(number, rest[:end]), rest[end:]
+                    found = found or not block.text.isspace()
+                    yield block
+                    number += block.text.count(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if rest:
+        yield Block(number, rest)
+    if not found and not rest.strip():
         raise UserError(f"{path}: is empty: expected lines of the form 'expanded ⁇ answer'")
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    """Lines as bytes, cut just after :data:`MOST_LINE_BYTES`."""
-    try:
-        with readable_file(path, _MOST_BYTES).open("rb") as file:
-            while raw := file.readline(MOST_LINE_BYTES + 1):
-                yield raw
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+def lines_of(path: Path, block: Block) -> Iterator[Line]:
+    """Lines of a block that are not blank; raises UserError as :func:`read_lines`."""
+    for number, raw in enumerate(block.text.split(b"\n"), start=block.number):
+        if len(raw) > MAX_LINE_BYTES:
+            raise UserError(f"{path}:{number}: more than {MAX_LINE_BYTES:,} bytes: expected 'expanded ⁇ answer'")
+        try:
+            text = raw.decode().strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 text at byte {error.start + 1} of the line") from None
+        if text:
+            yield _split(path, number, text)
 
 
 def verify_file(path: Path, ring: Ring = "ZZ", progress: Callable[[int], None] | None = None) -> dict[str, Any]:
