@@ -87,7 +87,7 @@ def train_reward(request: TrainingRequest, plan: dict[str, Any], as_json: bool) 
         return 0
     if any(done.too_long):
         print(f"left out as too long: {done.too_long[0]:,} pairs to learn from, {done.too_long[1]:,} held out")
-    print(f"{request.out}: {done.steps:,} steps on {done.pairs[0]:,} pairs")
+    print(f"{request.out}: trained on {done.pairs[0]:,} pairs; steps: {done.steps:,}")
     print(f"{done.pairs[1]:,} held-out pairs in the right order: {accuracy}")
     return 0
 

@@ -109,7 +109,7 @@ class _Watch(TrainerCallback):
         if logs and "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise DivergenceError(
-                    f"step {state.global_step}: the loss is {logs['loss']}; try a lower learning rate"
+                    f"step {state.global_step}: the loss is {logs['loss']}; try a lower --learning-rate"
                 )
             kept: dict[str, float] = {
                 name: logs[name] for name in ("loss", "accuracy", "learning_rate") if name in logs
@@ -228,10 +228,11 @@ def _arguments(options: TrainingOptions, scratch: str) -> RewardConfig:
         warmup_steps=0.1,
         seed=options.seed,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         remove_unused_columns=False,
         max_length=None,  # pairs that are too long are left out, and counted, before
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -265,7 +266,13 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: i
 
 
 def _accuracy(shapes: FixedShapes, rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
-    """Share of pairs whose chosen text scores above the rejected one, with its interval."""
+    """Share of pairs whose chosen text scores above the rejected one, with its interval.
+
+    Raises:
+        DivergenceError: a score is not finite.
+    """
     scores = dict(shapes.logits([row[name] for row in rows for name in ("chosen_ids", "rejected_ids")]))
+    if not all(math.isfinite(score) for logits in scores.values() for score in logits):
+        raise DivergenceError("the scores of held-out pairs are not finite; try a lower --learning-rate")
     right = [scores[2 * i][0] > scores[2 * i + 1][0] for i in range(len(rows))]
     return accuracy_interval(right, [row["group"] for row in rows])
