@@ -32,7 +32,8 @@ from bgrpo.scoring.scored_text import Item, Messages, Score, as_messages, is_tex
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRUNCATE = ("refuse", "cut")
-ENCODE_ERRORS = (TemplateError, TypeError, ValueError, KeyError)  # of chat templates and tokenizers, on any text
+ENCODE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What chat templates and tokenizers raise on a text."""
 _NO_LIMIT = 1_000_000  # tokenizers without a maximum say 1e30
 
 
@@ -80,7 +81,7 @@ class RewardModel:
         self.path = path
         self.label = _output(path, self.model, label)
         limit = token_limit(self.model, self.tokenizer)
-        if max_tokens is not None and not 1 <= max_tokens <= (limit or max_tokens):
+        if max_tokens is not None and (max_tokens < 1 or (limit is not None and max_tokens > limit)):
             raise UserError(f"reward model {path}: max_tokens={max_tokens}: expected 1 to {limit or 'any number'}")
         self.limit = max_tokens or limit
         self._truncate, self._separator = truncate, separator
@@ -141,6 +142,8 @@ def load_reward_model(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, P
             are missing: transformers would draw a head at random.
     """
     try:
+        if path == "shipped":
+            raise UserError("policy shipped: is a policy; expected a directory or a model id of the Hugging Face Hub")
         _check_source(path, Path(path))
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -184,7 +187,7 @@ def encode(
     """Token ids of a prompt with a completion, as :class:`RewardModel` scores them.
 
     Raises:
-        TemplateError, TypeError, ValueError, KeyError: what a chat template or a tokenizer raises on a text.
+        ENCODE_ERRORS: what a chat template or a tokenizer raises on a text.
     """
     if not (is_text(prompt) and is_text(completion)):
         raise TypeError("expected text, or messages with role and content")
@@ -235,7 +238,7 @@ def _output(path: str, model: PreTrainedModel, label: str | int | None) -> int:
         if len(names) > 1:
             raise UserError(f"reward model {path}: has {len(names)} outputs; say which with label: {listed}")
         return 0
-    found = [number for number, name in names.items() if label in (name, number)]
+    found = [number for number, name in names.items() if label == name] + [n for n in names if str(label) == str(n)]
     if not found:
         raise UserError(f"reward model {path}: has no label {label!r}; it has {listed}")
     return found[0]

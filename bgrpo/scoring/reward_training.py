@@ -130,7 +130,7 @@ def load_base(path: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenize
         with _quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 num_labels=1,
                 id2label={0: "reward"},
@@ -138,7 +138,13 @@ def load_base(path: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenize
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
+        model, info = loaded
+        body = sorted(name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}."))
+        lost = [name for name in body if ".pooler." not in name]  # many encoders are saved without one
+        if lost:
+            raise UserError(f"policy {path}: the file lacks {len(lost)} weights that are no head, first {lost[0]}")
     except UserError as error:
         raise UserError(str(error).replace("policy ", "base model ", 1)) from None
     except _LOAD_ERRORS as error:

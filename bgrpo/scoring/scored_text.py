@@ -50,7 +50,7 @@ def shorten(text: object, limit: int = 200) -> str:
 def is_text(value: object) -> bool:
     """Whether ``value`` is text or chat messages."""
     return isinstance(value, str) or (
-        isinstance(value, Sequence)
+        isinstance(value, list | tuple)
         and all(
             isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
             for message in value

@@ -115,7 +115,7 @@ def test_a_named_label_of_several_scores_as_its_probability(problem: str | None,
     config = json.loads((folder / "config.json").read_text())
     config |= {"id2label": {"0": "bad", "1": "fair", "2": "good"}, "problem_type": problem}
     (folder / "config.json").write_text(json.dumps(config))
-    found = [values(RewardModel(str(folder), label=label), ["w3"])[0] for label in ("bad", "fair", "good", 2)]
+    found = [values(RewardModel(str(folder), label=label), ["w3"])[0] for label in ("bad", "fair", "good", "2")]
     classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ids = AutoTokenizer.from_pretrained(folder)("w1 w2 w3", return_tensors="pt")
     with torch.inference_mode():
@@ -124,7 +124,7 @@ def test_a_named_label_of_several_scores_as_its_probability(problem: str | None,
     assert found == pytest.approx([*expected.tolist(), expected[2].item()], abs=1e-12)
 
 
-@pytest.mark.parametrize("label", [None, "godo", 3])
+@pytest.mark.parametrize("label", [None, "godo", 3, "-1"])
 def test_which_of_several_outputs_must_be_said(label: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reward model .*LABEL_0, LABEL_1, LABEL_2"):
         RewardModel(str(write_model(tmp_path / "m", labels=3)), label=label)

@@ -137,6 +137,16 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> Non
         train_reward_model(base, pairs, pairs, TrainingOptions(max_tokens=5), lambda *_: None)
 
 
+def test_a_base_that_lacks_more_than_a_head_is_refused(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", kind="encoder")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(
+        UserError, match=r"^base model .* lacks 16 weights that are no head, first bert.encoder.layer.2"
+    ):
+        load_base(str(base), seed=0)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
