@@ -18,7 +18,8 @@ tags: [bgrpo, reward-model]
 ---
 # Reward model
 
-A classifier with one output, trained from `{base}` on {train:,} preference pairs by `bgrpo reward-model --train`.
+A classifier with one output, trained from `{base}` on {train:,} preference pairs, in {steps:,} steps of {batch} pairs,
+by `bgrpo reward-model --train`.
 Held-out pairs in the right order: {accuracy}. Load it with transformers' `AutoModelForSequenceClassification`.
 """
 
@@ -79,7 +80,9 @@ def train_reward(request: TrainingRequest, plan: dict[str, Any], as_json: bool) 
         for display in shown:
             display.__exit__(None, None, None)
     accuracy = f"{_interval(done.before)} before training, {_interval(done.after)} after"
-    card = _CARD.format(base=Path(request.base).name, train=done.pairs[0], accuracy=accuracy)
+    card = _CARD.format(
+        base=Path(request.base).name, train=done.pairs[0], steps=done.steps, batch=plan["batch_size"], accuracy=accuracy
+    )
     save_policy(done.model, done.tokenizer, request.out, card)
     if as_json:
         fields = ("before", "after", "pairs", "too_long", "steps")

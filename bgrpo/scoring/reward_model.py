@@ -85,7 +85,7 @@ class RewardModel:
             raise UserError(f"reward model {path}: max_tokens={max_tokens}: expected 1 to {limit or 'any number'}")
         self.limit = max_tokens or limit
         self._truncate, self._separator = truncate, separator
-        self._several = self.model.config.num_labels > 1
+        self._several = (self.model.config.num_labels or 1) > 1
         self._shapes = FixedShapes(self.model.to(device).eval(), self.limit)  # type: ignore[arg-type]
 
     def score(self, items: Sequence[Item]) -> list[Score]:
