@@ -38,6 +38,8 @@ bench_app = typer.Typer(help="Measure the speed of one part.")
 app.add_typer(bench_app, name="bench")
 cluster_app = typer.Typer(help="An autoscaling Ray cluster on this machine, to submit to.")
 app.add_typer(cluster_app, name="cluster")
+chat_app = typer.Typer(help="Conversations and models for text tasks, from installed packages.")
+app.add_typer(chat_app, name="chat")
 
 
 def _path(text: str) -> str:
@@ -301,6 +303,62 @@ def generate_data(
     return generate_problems(chosen, context.args, count, seed, out, workers, exclude or [], overwrite)
 
 
+@app.command("reward-model")
+def reward_model(
+    train: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="PAIRS", help="JSON lines with prompt, chosen, rejected; weight and margin."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Encoder or decoder to train: directory or model id.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the trained model goes.")] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", metavar="FILE", help="Pairs to measure on; default: a share.")
+    ] = None,
+    held_out_share: Annotated[
+        float, typer.Option("--held-out-share", help="Share of the pairs to measure on, not to learn from.")
+    ] = 0.1,
+    group_by: Annotated[
+        str | None, typer.Option("--group-by", metavar="COLUMN", help="Pairs alike in this column stay on one side.")
+    ] = None,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.001, help="Passes over the pairs.")] = 1.0,
+    max_steps: Annotated[int, typer.Option("--max-steps", min=0, help="At most so many steps; 0: all.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs in a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="The highest.")] = 5e-5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the head, the order and the held-out share.")] = 0,
+    serve: Annotated[
+        str | None, typer.Option("--serve", metavar="MODEL", help="Answer over HTTP on 127.0.0.1 with this model.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of --serve; 0: a free one.")] = 8500,
+    label: Annotated[str | None, typer.Option("--label", help="Of --serve: the output that counts.")] = None,
+    truncate: Annotated[str, typer.Option("--truncate", help="Of --serve: refuse or cut texts too long.")] = "refuse",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of --serve: fp32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option("--device", help="Of --serve: cpu, cuda, cuda:1.")] = "cpu",
+    separator: Annotated[
+        str, typer.Option("--separator", help="Of --serve: between the texts, without a chat template.")
+    ] = "",
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Longest text; default: what the model takes.")
+    ] = None,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Train a reward model on preference pairs (--train), or answer with one over HTTP (--serve)."""
+    from bgrpo.cli.reward_model import TrainingRequest, serve_reward_model, train_reward
+
+    if (train is None) == (serve is None):
+        raise UserError("reward-model: give --train PAIRS --base MODEL --out DIR, or --serve MODEL")
+    if serve is not None:
+        options = {"label": label, "max_tokens": max_tokens, "truncate": truncate, "dtype": dtype}
+        return serve_reward_model(serve, port, threads, {**options, "device": device, "separator": separator})
+    if train is None or base is None or out is None:
+        raise UserError("reward-model --train needs --base MODEL and --out DIR")
+    request = TrainingRequest(train, base, out, held_out, held_out_share, group_by, threads)
+    plan = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "max_tokens": max_tokens}
+    return train_reward(request, {**plan, "learning_rate": learning_rate, "seed": seed}, as_json)
+
+
 @app.command()
 def report(
     name: Annotated[
@@ -405,6 +463,34 @@ def doctor(
     from bgrpo.cli.doctor import examine_machine
 
     return examine_machine(runs, ray, as_json)
+
+
+@chat_app.command("models")
+def chat_models(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the models' folders.")],
+    only: Annotated[list[str] | None, typer.Option("--only", help="smollm2_135m or minilm; may be repeated.")] = None,
+) -> int:
+    """Write the models of the extra 'chat' as folders: a language model and a sentence encoder."""
+    from bgrpo.cli.chat import write_chat_models
+
+    return write_chat_models(out, only or [])
+
+
+@chat_app.command("data")
+def chat_data(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the four files.")],
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="At most so many pairs to learn from.")] = 20_000,
+    held_out_pairs: Annotated[int, typer.Option("--held-out-pairs", min=1, help="At most so many others.")] = 1_000,
+    held_out_speakers: Annotated[
+        float, typer.Option("--held-out-speakers", min=0.01, max=0.99, help="Chance of a speaker to be held out.")
+    ] = 0.3,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Most turns in a prompt, odd.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same files.")] = 0,
+) -> int:
+    """Write preference pairs and prompts from conversations; no speaker is both learned from and held out."""
+    from bgrpo.cli.chat import write_chat_data
+
+    return write_chat_data(out, pairs, held_out_pairs, held_out_speakers, turns, seed)
 
 
 @bench_app.command("step")
