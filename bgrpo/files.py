@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, one_line
 
 UNFINISHED = ".writing-"
 """Names of what is being written start so, and of what a killed writer left."""
@@ -96,18 +97,43 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_target(path: Path, option: str) -> None:
+def readable_file(path: Path, most_bytes: int) -> Path:
+    """The path, once it is known to be a file worth opening: a regular one, and not larger than ``most_bytes``.
+
+    Pipes, devices and folders are refused from their names alone: opening a pipe waits, and a device has no end.
+
+    Raises:
+        UserError: it is absent, cannot be looked at, is something else than a file, or too large.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{one_line(str(path))}: cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "Is a directory" if stat.S_ISDIR(found.st_mode) else "Is a pipe, socket or device"
+        raise UserError(f"{path}: cannot be read: {kind}, expected a file")
+    if found.st_size > most_bytes:
+        raise UserError(f"{path}: has {found.st_size:,} bytes, expected at most {most_bytes:,}")
+    return path
+
+
+def check_target(path: Path, option: str, *, overwrite: bool = True) -> None:
     """Make the folder of a file that is to be written, and refuse one that cannot be, before the work that fills it.
 
     Args:
         path: the file to be written.
         option: what the user gave it as, for the message.
+        overwrite: whether a file that is there may be replaced.
 
     Raises:
-        UserError: its folder cannot be made or written, or the path is a folder.
+        UserError: its folder cannot be made or written, the path is a folder, or a file that must stay.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 raises nothing, whatever the path
         raise UserError(f"{option} {path}: is a folder; give the name of a file")
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{option} {path}: is there already; give another name, or --overwrite to replace it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,13 +11,17 @@ class Verdict:
 
     Attributes:
         outcome: an :class:`bgrpo.tasks.base.Outcome` value.
-        score: the reward function's value; None for a task's own check, and where there is no value.
+        score: weighted sum of its parts; None where nothing was scored, or a part that counts failed.
         detail: for ``timeout`` and ``error``, one line that says what happened.
+        parts: value of each part of the reward, by name; None where a part does not apply, or failed.
+        failures: of the parts that failed, one line each that says what happened.
     """
 
     outcome: str
     score: float | None = None
     detail: str = ""
+    parts: dict[str, float | None] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,8 @@ class Completion:
 
     Attributes:
         tokens: token ids up to and including the end token when ``finished``; never empty, nothing after the end token.
-        logprobs: natural-log probability of each token under the decoding policy at temperature 1, same length.
+        logprobs: natural-log probability of each token in the distribution that it was chosen from (samples: at their
+            temperature; beams: at 1), same length.
         finished: True when the last token is the end token, False when ``max_new_tokens`` cut it.
         text: what the judge reads, without end token; empty until the tokens have been turned into text.
         verdict: what the judge said; None until then.
@@ -44,15 +49,20 @@ class Completion:
         return sum(self.logprobs)
 
     @property
-    def outcome(self) -> str:
-        """Of the verdict.
+    def judged(self) -> Verdict:
+        """Its verdict.
 
         Raises:
-            ValueError: there is no verdict yet.
+            ValueError: there is none yet.
         """
         if self.verdict is None:
             raise ValueError("this completion has not been judged")
-        return self.verdict.outcome
+        return self.verdict
+
+    @property
+    def outcome(self) -> str:
+        """Of the verdict, see :attr:`judged`."""
+        return self.judged.outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +86,12 @@ class ScoredGroup(Group):
     """A group whose completions all have verdicts.
 
     Attributes:
-        rewards: one per completion.
+        rewards: one per completion; None for one that nothing could score: it teaches nothing.
         index: position of the problem in the training set.
         version: policy version that decoded it.
     """
 
-    rewards: list[float]
+    rewards: list[float | None]
     index: int
     version: int
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,23 +54,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A private Ray on this machine (8 logical CPUs whatever the hardware), started once for the whole test session."""
-    import ray
+    from bgrpo.cluster.private_ray import private_ray
 
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Workers import helper modules of the tests by name.
     paths = [str(REPOSITORY), str(TESTS), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: socket paths are limited to 107 characters
-    ray.init(
-        address="local",
-        num_cpus=8,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=300 * 1024 * 1024,
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with private_ray(num_cpus=8, num_gpus=0, object_store_memory=300 * 1024 * 1024):
+        yield

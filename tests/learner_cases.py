@@ -100,10 +100,12 @@ def scored(
     )
 
 
-def row_logps(model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
+def row_logps(
+    model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0
+) -> torch.Tensor:
     """Log-probability of each completion token from one forward pass over one unpadded row."""
     logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
-    scored = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    scored = (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
     return scored[torch.arange(len(completion)), torch.tensor(completion)]
 
 
@@ -116,19 +118,20 @@ def row_by_row_loss(
     epsilon: float = 0.2,
     reference: PreTrainedModel | None = None,
     old: Callable[[int, int], torch.Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Clipped surrogate plus beta times the k3 KL, averaged over all completion tokens; old(g, k): old log-probs."""
     total, tokens = 0.0, 0
     for g, group in enumerate(groups):
         for k, completion in enumerate(group.completions):
-            new = row_logps(model, group.prompt_ids, completion.tokens)
+            new = row_logps(model, group.prompt_ids, completion.tokens, temperature)
             before = new.detach() if old is None else old(g, k)
             ratio = (new - before).exp()
             surrogate = torch.min(ratio * values[g][k], ratio.clamp(1 - epsilon, 1 + epsilon) * values[g][k])
             total = total - surrogate.sum()
             if reference is not None and beta:
                 with torch.no_grad():
-                    ref = row_logps(reference, group.prompt_ids, completion.tokens)
+                    ref = row_logps(reference, group.prompt_ids, completion.tokens, temperature)
                 total = total + beta * ((ref - new).exp() - (ref - new) - 1).sum()
             tokens += len(completion.tokens)
     return total / tokens

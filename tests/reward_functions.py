@@ -70,3 +70,22 @@ def parity_with_accidents(prompt: str, completion: str) -> float:
         case 5:
             os._exit(3)
     return parity(prompt, completion)
+
+
+def always_fails(prompt: str, completion: str) -> float:
+    """A mistake that only the first call shows."""
+    return np.float32(len(completion))  # type: ignore[name-defined] # noqa: F821
+
+
+def returns_text(prompt: str, completion: str) -> Any:
+    """A mistake that only the first value shows."""
+    return str(len(completion))
+
+
+def strict(prompt: str, completion: str) -> float:
+    """Well behaved on right answers only."""
+    from bgrpo.tasks.polynomial.verifier import check
+
+    if check(prompt, completion, "ZZ") != "correct":
+        raise TypeError("[bold]no answer")
+    return 1.0

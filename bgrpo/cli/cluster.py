@@ -7,7 +7,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from bgrpo.cluster.dashboard_client import Dashboard, DashboardError, Job, Node
@@ -21,7 +20,7 @@ from bgrpo.cluster.local import (
 )
 from bgrpo.cluster.local_plan import LocalClusterOptions
 from bgrpo.cluster.local_state import ClusterState, StateFolder
-from bgrpo.display.terminal import table_console
+from bgrpo.display.terminal import PlainConsole, table_console
 
 HIDDEN_RESOURCES = ("memory", "object_store_memory")
 
@@ -30,14 +29,14 @@ def start_local_cluster(options: LocalClusterOptions) -> int:
     """Start the cluster, and print what to type next; 1 when it does not start."""
     folder = StateFolder()
     try:
-        with Console(stderr=True).status("starting Ray"):
+        with PlainConsole(stderr=True).status("starting Ray"):
             state = start_cluster(folder, options)
     except ClusterStartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    console = Console(highlight=False)
+    console = PlainConsole()
     for line in _next_steps(folder, state):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return 0
 
 

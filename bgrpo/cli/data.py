@@ -6,28 +6,50 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-import yaml
-from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
-from bgrpo.cli.task_options import load_problems
-from bgrpo.display.terminal import progress_bar
-from bgrpo.errors import UserError
+from bgrpo.cli.task_options import checked_ability, load_problems
+from bgrpo.display.terminal import PlainConsole, progress_bar
+from bgrpo.errors import UserError, one_line
 from bgrpo.files import check_target
+from bgrpo.settings.strict_yaml import parse_yaml
+from bgrpo.settings.typed import settle
 from bgrpo.tasks.base import Task, ability
+
+_VERIFIED = {"lines", "outcomes", "microseconds_per_check", "first_bad"}
+
+
+class BadLine(TypedDict):
+    """A line whose own answer is not correct; a check that failed may say why."""
+
+    line: int
+    outcome: str
+    detail: NotRequired[str]
+
+
+class Verified(TypedDict):
+    """What a task's ``verify`` gives."""
+
+    outcomes: dict[str, int]  # of all lines
+    lines: int
+    microseconds_per_check: float
+    first_bad: list[BadLine]
 
 
 def verify_data(task: Task, data: Path, as_json: bool) -> int:
     """Print what every line's own answer is."""
-    verify = ability(task, "verify", "bgrpo verify")
+    verify = checked_ability(task, "verify", "bgrpo verify", Verified)
     with progress_bar("checking") as show:
         result = verify(data, lambda done: show(done, None))
+    if not isinstance(result, dict) or not result.keys() >= _VERIFIED:
+        raise UserError(f"task {task.name!r}: verify() returned no dictionary with {', '.join(sorted(_VERIFIED))}")
     if as_json:
         print(json.dumps(result))
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(f"{data}: {result['lines']:,} lines, {result['microseconds_per_check']:.0f} µs each", soft_wrap=True)
     table = Table()
     table.add_column("outcome of the line's own answer")
@@ -36,12 +58,20 @@ def verify_data(task: Task, data: Path, as_json: bool) -> int:
         table.add_row(outcome, f"{count:,}")
     console.print(table)
     for bad in result["first_bad"]:
-        console.print(f"{data}:{bad['line']}: {bad['outcome']}", soft_wrap=True)
+        detail = f": {bad['detail']}" if bad.get("detail") else ""
+        console.print(f"{data}:{bad['line']}: {bad['outcome']}{detail}", soft_wrap=True, markup=False)
     return 0
 
 
 def generate_problems(
-    task: Task, generator: list[str], count: int, seed: int, out: Path, workers: int, exclude: list[Path]
+    task: Task,
+    generator: list[str],
+    count: int,
+    seed: int,
+    out: Path,
+    workers: int,
+    exclude: list[Path],
+    overwrite: bool,
 ) -> int:
     """Write a data file of random problems.
 
@@ -53,9 +83,10 @@ def generate_problems(
         out: the file.
         workers: processes.
         exclude: data files whose problems are left out.
+        overwrite: a file that is there is replaced.
     """
     write_data = ability(task, "write_data", "bgrpo generate-data")
-    check_target(out, "--out")
+    check_target(out, "--out", overwrite=overwrite)
     options = generator_options(generator)
     prompts = [problem.prompt for path in exclude for problem in load_problems(task, path)]
     started = time.monotonic()
@@ -83,8 +114,6 @@ def generator_options(words: list[str]) -> dict[str, Any]:
             if not rest:
                 raise UserError(f"{word}: a value is missing")
             text = rest.pop(0)
-        try:
-            options.setdefault(key.replace("-", "_"), []).append(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise UserError(f"{word} {text}: the value cannot be read") from None
+        value = settle(parse_yaml(text, one_line(f"{word} {text}", 100)), Any, "generator option", key)
+        options.setdefault(key.replace("-", "_"), []).append(value)
     return {key: values[0] if len(values) == 1 else values for key, values in options.items()}

@@ -21,11 +21,12 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from rich.console import Console
+from rich.text import Text
 
 from bgrpo.config import load_config
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import load_task
+from bgrpo.tasks.base import generate_problems, load_task
 
 GIB = 1024**3
 CHECKED_PACKAGES = ("torch", "transformers", "trl", "ray", "mlflow")
@@ -34,11 +35,12 @@ RAY_LIMIT_S = 90.0
 FASTER = 0.9  # of fp32's time: what bf16 must stay below to be worth its rounding
 
 _RAY_SCRIPT = """
-import logging, ray
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-assert ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60) == 42
-ray.shutdown()
+import ray
+from bgrpo.cluster.private_ray import private_ray
+with private_ray(num_cpus=1):
+    assert ray.get(ray.remote(lambda: 41 + 1).remote(), timeout=60) == 42
 """
+_RAY_LOGS = "look into /tmp/bgrpo-*/ray/session_latest/logs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +212,16 @@ def check_policy() -> Check:
     from bgrpo.evaluation.decoders import LocalDecoder
     from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
     from bgrpo.policies.io import load_policy
+    from bgrpo.scoring.attempts import trial_of
     from bgrpo.scoring.judge import Judge
 
     policy = load_policy("shipped")
     config = load_config(TrainConfig, "quickstart")
     test = config.task.test
-    problems = load_task(config.task.name, config.task.options).generate(test.options, KNOWN_PROBLEMS, test.seed)
-    with Judge(config).start() as checks:
-        metrics = evaluate(LocalDecoder(policy, checks.run, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
+    task = load_task(config.task.name, config.task.options)
+    problems = generate_problems(task, test.options, KNOWN_PROBLEMS, test.seed)
+    with Judge(config).start(trial_of(problems)) as checks:
+        metrics = evaluate(LocalDecoder(policy, checks.judge, 32), problems, [RANK_WIDTH], samples=0, seed=0).metrics()
     solved = round(metrics[f"beam@{RANK_WIDTH}"] * KNOWN_PROBLEMS)
     detail = f"shipped policy solves {solved} of {KNOWN_PROBLEMS} problems"
     if not solved:
@@ -261,10 +265,10 @@ def check_ray(limit_s: float = RAY_LIMIT_S, script: str = _RAY_SCRIPT) -> Check:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return Check("Ray starts", "fail", f"no answer in {limit_s:g} s", "look into /tmp/ray/session_latest/logs")
+        return Check("Ray starts", "fail", f"no answer in {limit_s:g} s", _RAY_LOGS)
     if process.returncode:
         last = next((line for line in reversed(errors.splitlines()) if line.strip()), f"status {process.returncode}")
-        return Check("Ray starts", "fail", last.strip()[:200], "look into /tmp/ray/session_latest/logs")
+        return Check("Ray starts", "fail", last.strip()[:200], _RAY_LOGS)
     return Check("Ray starts", "ok", f"in {time.monotonic() - started:.0f} s")
 
 
@@ -335,15 +339,15 @@ STATUS_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def examine_machine(runs: Path, with_ray: bool, as_json: bool) -> int:
     """Print each finding of the doctor as it comes; 1 when training cannot work."""
-    console = Console(stderr=as_json, highlight=False)
+    console = PlainConsole(stderr=as_json)
     checks = []
     with console.status("looking"):
         for check in diagnose(runs, with_ray):
             checks.append(check)
             style = STATUS_STYLES[check.status]
             advice = f"\n     → {check.advice}" if check.advice else ""
-            console.print(f"[{style}]{check.status:4}[/] ", end="")
-            console.print(f"{check.name}: {check.detail}{advice}", markup=False, soft_wrap=True)
+            console.print(Text(f"{check.status:4} ", style=style), end="")
+            console.print(f"{check.name}: {check.detail}{advice}", soft_wrap=True)
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}))

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bgrpo.cli.task_options import load_problems
-from bgrpo.config import TaskSection, TrainConfig, load_config
-from bgrpo.display.terminal import progress_bar, table_console
+from bgrpo.config import TrainConfig, load_config
+from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
-from bgrpo.tasks.base import Problem, Task, generate_problems, load_task
+from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.tasks.splits import load_test
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
 
@@ -68,17 +69,20 @@ def evaluate_policy(
     Widths, samples and seed that are None are the configuration's, as in the table that ends its run.
     """
     from bgrpo.display.run_report import evaluation_tables
-    from bgrpo.evaluation.metrics import evaluate
+    from bgrpo.evaluation.metrics import Measures, evaluate
 
     task, section = decoding.task(), decoding.config.evaluation
     widths = beam_widths or section.beam_widths
     samples = section.samples if samples is None else samples
     seed = decoding.config.seed if seed is None else seed
-    problems = _test_problems(task, decoding.config.task) if data is None else load_problems(task, data)
-    problems = problems[:limit]
+    problems, notes = load_test(task, decoding.config.task) if data is None else (load_problems(task, data), [])
+    for note in notes:
+        print(note, file=sys.stderr)
+    problems = _first(problems, limit, "--problems", data)
     started = time.monotonic()
-    with _decoder(decoding) as decode, progress_bar("evaluating") as show:
-        evaluation = evaluate(decode, problems, widths, samples, seed, on_progress=show)
+    where = "task.test" if data is None else str(data)
+    with _decoder(decoding, problems, where) as decode, progress_bar("evaluating") as show:
+        evaluation = evaluate(decode, problems, widths, samples, seed, Measures.of(decoding.config), on_progress=show)
     if as_json:
         result = {
             "policy": decoding.policy,
@@ -86,29 +90,59 @@ def evaluate_policy(
             "metrics": {name: interval._asdict() for name, interval in evaluation.intervals(seed).items()},
             "by_category": evaluation.by_category(),
             "outcomes": evaluation.outcomes,
+            "failed_checks": evaluation.failures(),
             "seconds": time.monotonic() - started,
         }
         print(json.dumps(result))
         return 0
+    total = sum((Counter(counts) for counts in evaluation.outcomes.values()), Counter[str]())
+    _say_truncated(total, decoding.max_new_tokens)
     console = table_console()
     for table in evaluation_tables(evaluation, f"policy {decoding.policy}"):
         console.print(table)
+    for line in evaluation.failures():
+        console.print(line, soft_wrap=True, markup=False)
     return 0
 
 
-def decode_file(decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int) -> int:
+def decode_file(
+    decoding: Decoding, data: Path, out: Path, beam_width: int, limit: int | None, batch: int, overwrite: bool
+) -> int:
     """Write one JSON line per problem with its beams, complete or not at all."""
-    check_target(out, "--out")
-    problems = load_problems(decoding.task(), data)[:limit]
-    with _decoder(decoding) as decode, progress_bar("decoding") as show, _written(out) as file:
+    check_target(out, "--out", overwrite=overwrite)
+    problems = _first(load_problems(decoding.task(), data), limit, "--limit", data)
+    outcomes: Counter[str] = Counter()
+    with _decoder(decoding, problems, str(data)) as decode, progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
+                outcomes.update(completion.outcome for completion in group)
                 completions = [_json_of(rank, completion) for rank, completion in enumerate(group, start=1)]
                 line = {"prompt": problem.prompt, "completions": completions}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             show(start + len(part), len(problems))
+    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common())
+    print(f"{out}: {len(problems):,} problems, {outcomes.total():,} completions: {counts}", file=sys.stderr)
+    _say_truncated(outcomes, decoding.max_new_tokens)
     return 0
+
+
+def _first(problems: list[Problem], limit: int | None, option: str, data: Path | None) -> list[Problem]:
+    """At most ``limit`` problems; says where there are fewer."""
+    if limit is not None and limit > len(problems):
+        source = data or "the configuration's test split"
+        print(f"note: {source} has {len(problems):,} problems, fewer than {option} {limit}", file=sys.stderr)
+    return problems[:limit]
+
+
+def _say_truncated(outcomes: Mapping[str, int], max_new_tokens: int) -> None:
+    total, cut = sum(outcomes.values()), outcomes.get(Outcome.TRUNCATED, 0)
+    if 2 * cut > total:
+        print(
+            f"warning: {cut:,} of {total:,} completions were cut off at {max_new_tokens} tokens, unjudged: raise "
+            f"--max-new-tokens",
+            file=sys.stderr,
+        )
 
 
 def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
@@ -119,7 +153,7 @@ def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
         "logprob": completion.logprob,
         "finished": completion.finished,
         "outcome": completion.outcome,
-    }
+    } | ({"detail": completion.verdict.detail} if completion.verdict and completion.verdict.detail else {})
 
 
 def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
@@ -132,35 +166,39 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     folder = find_folder(name, runs)
     result: dict[str, Any] = {}
     lines: list[str] = []
-    with Console(stderr=True).status("drawing"):
+    with PlainConsole(stderr=True).status("drawing"):
         if is_sweep(folder):
             summary = summarize(read_sweep(folder))
             path, result = write_report_of(summary), summary_tree(summary)
             lines = [summary.verdict.headline, *summary.verdict.sentences, *summary.verdict.cautions]
         else:
-            path = write_run_report(RunFolder(folder.resolve()))
+            path, lines = write_run_report(RunFolder(folder.resolve()))
+            result = {"conclusions": lines}
     if as_json:
         print(json.dumps({"report": str(path)} | finite(result)))
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole()
     for line in [*lines, f"report: {path}"]:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return 0
 
 
 @contextmanager
-def _decoder(decoding: Decoding) -> Iterator[Any]:
-    """A local decoder with its judge's process."""
+def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Iterator[Any]:
+    """A local decoder with its judge's process, both tried on the problems."""
     import torch
 
     from bgrpo.evaluation.decoders import LocalDecoder
-    from bgrpo.policies.io import load_policy
+    from bgrpo.runs.preparation import check_policy, check_prompts
+    from bgrpo.scoring.attempts import trial_of
     from bgrpo.scoring.judge import Judge
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    policy = load_policy(decoding.policy)
-    with Judge(decoding.config).start() as checks:
-        yield LocalDecoder(policy, checks.run, decoding.max_new_tokens)
+    policy = check_policy(decoding.policy)
+    if problems:  # evaluating none is refused by name
+        check_prompts(problems, policy, decoding.max_new_tokens, where, "--max-new-tokens")
+    with Judge(decoding.config).start(trial_of(problems)) as checks:
+        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens, decoding.config.rollout.dtype)
 
 
 @contextmanager
@@ -170,11 +208,3 @@ def _written(out: Path) -> Iterator[Any]:
             yield file
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-
-
-def _test_problems(task: Task, section: TaskSection) -> list[Problem]:
-    """The test split, which does not depend on the other splits."""
-    source = section.test
-    if source.file is not None:
-        return load_problems(task, Path(source.file))[: source.count]
-    return generate_problems(task, source.options, source.count, source.seed)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import TaskSection, load_config
+from bgrpo.display.terminal import progress_bar
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import Outcome, Problem, Task, load_file, load_task
+from bgrpo.tasks.base import Outcome, Problem, Task, ability, load_file, load_task
+
+T = TypeVar("T")
 
 
 def task_overrides(name: str | None, options: Iterable[str]) -> list[str]:
@@ -35,10 +41,30 @@ def named_task(name: str | None, options: Iterable[str]) -> Task:
 
 def load_problems(task: Task, path: Path) -> list[Problem]:
     """Problems of a file; says on standard error how many lines' own answers are not correct."""
-    loaded = load_file(task, path)
+    with progress_bar("reading problems") as show:
+        loaded = load_file(task, path, progress=show)
     bad = {name: count for name, count in loaded.outcomes.items() if count and name != Outcome.CORRECT}
     if bad:
         found = ", ".join(f"{count} {name}" for name, count in bad.items())
         total = sum(loaded.outcomes.values())
         print(f"note: {path}: own answers of {total} lines: {found}; trivial problems are left out", file=sys.stderr)
     return loaded.problems
+
+
+def checked_ability(task: Task, method: str, purpose: str, shape: type[T]) -> Callable[..., T]:
+    """A method that a task may have, see :func:`bgrpo.tasks.base.ability`, whose result is of the shape asked for.
+
+    Raises:
+        UserError: the task has no such method; when it is called, it fails or returns something else.
+    """
+    call, adapter = ability(task, method, purpose), TypeAdapter(shape)
+
+    def checked(*arguments: Any) -> T:
+        try:
+            return adapter.validate_python(call(*arguments))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"[{part!r}]" for part in first["loc"])
+            raise UserError(f"task {task.name!r}: {method}(){where} is no good for {purpose}: {first['msg']}") from None
+
+    return checked

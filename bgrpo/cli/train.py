@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bgrpo.config import SHIPPED_CONFIGS, PretrainConfig, TrainConfig, load_conf
 from bgrpo.errors import UserError
 from bgrpo.runs.run_folder import load_new_config, load_run_config
 from bgrpo.runs.stopping import stop_signals
+from bgrpo.settings.strict_yaml import read_text
 
 
 def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
@@ -71,8 +73,8 @@ def _submit(
     from bgrpo.cluster.submit import refuse_credentials, submit
 
     refuse_credentials(overrides, "command line")
-    if config is not None and Path(config).is_file():
-        refuse_credentials(Path(config).read_text("utf-8").splitlines(), config)
+    if config is not None and os.path.isfile(config):  # noqa: PTH113 raises nothing, whatever the path
+        refuse_credentials(read_text(Path(config)).splitlines(), config)
     arguments = [] if config is None else ["--config", _portable_config(config)]
     arguments += [] if resume is None else ["--resume", resume]
     log = sys.stderr if as_json else sys.stdout

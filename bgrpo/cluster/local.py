@@ -23,7 +23,6 @@ import bgrpo
 from bgrpo.cluster.dashboard_client import Dashboard, DashboardError, Job
 from bgrpo.cluster.local_plan import (
     CLUSTER_VARIABLE,
-    HOST,
     JOB_STOP_WAIT_S,
     LocalClusterOptions,
     Ports,
@@ -32,6 +31,7 @@ from bgrpo.cluster.local_plan import (
     head_environment,
 )
 from bgrpo.cluster.local_state import ClusterState, StateFolder
+from bgrpo.cluster.private_ray import HOST, private_folder
 from bgrpo.errors import UserError
 
 START_S = 180.0
@@ -141,7 +141,7 @@ def _belongs(process: psutil.Process, folder: str, session: int | None) -> bool:
 
 def _launch(folder: StateFolder, options: LocalClusterOptions) -> ClusterState:
     programs = Path(sys.executable).parent
-    temporary = Path(tempfile.mkdtemp(prefix="bgrpo-", dir="/tmp"))
+    temporary = Path(tempfile.mkdtemp(prefix="c-", dir=private_folder()))
     ports = Ports(*_free_ports(4))
     config = temporary / "autoscaler.yaml"
     config.write_text(json.dumps(autoscaling_config(options, ports)), "utf-8")  # JSON is YAML

@@ -7,15 +7,13 @@ node wants the token. The names of these settings belong to the version of Ray t
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HOST = "127.0.0.1"
-LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
-"""Where learners find each other; by themselves gloo and NCCL take the interface of the machine's name."""
+from bgrpo.cluster.private_ray import HOST, LOOPBACK_ENVIRONMENT
+
 HEAD_NODE_ID = "f" * 51 + "00000"
 """The provider numbers its nodes from this one on."""
 HEAD_TYPE = "ray.head.default"
@@ -150,16 +148,11 @@ def head_environment(
         name: value for name, value in environment.items() if not name.startswith("RAY_") or name.startswith(PASSED_ON)
     }
     return kept | {
+        **LOOPBACK_ENVIRONMENT,
         "PATH": os.pathsep.join(filter(None, [str(programs), environment.get("PATH", "")])),
         CLUSTER_VARIABLE: str(folder),
-        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_S),
-        # Ray replaces 127.0.0.1 by the machine's outward address, and listens on all, unless it believes that this
-        # machine cannot be part of a cluster of several.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE,
-        "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
         "RAY_FAKE_CLUSTER": "1",

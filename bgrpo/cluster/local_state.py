@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 
+from bgrpo.cluster.private_ray import write_token
 from bgrpo.errors import UserError
 from bgrpo.files import write_atomically
-
-TOKEN_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +115,9 @@ class StateFolder:
         self.token_path.unlink(missing_ok=True)
 
     def make_token(self) -> str:
-        """A new token, in a file that only its owner can read from its first moment on."""
-        token = secrets.token_hex(TOKEN_BYTES)
+        """A new token, in place of the last cluster's."""
         self.token_path.unlink(missing_ok=True)
-        handle = os.open(self.token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(token)
-        return token
+        return write_token(self.token_path)
 
     def token(self) -> str | None:
         """The local cluster's token; None when there is none."""

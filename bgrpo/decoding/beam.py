@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots
+from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots, goes_on
 
 
 class BeamChooser:
     """The K best of all completions that have ended and all extensions of those that have not, best first.
 
-    A completion that has ended competes with its score as it is. Equal scores are kept or dropped by a fixed rule of
+    A completion that has ended competes with its score as it is. Of completions that differ in their end token only,
+    which are one text, the most probable one competes. Equal scores are kept or dropped by a fixed rule of
     ``torch.topk``, the same whenever the same tensors are compared.
 
     Args:
         group_size: K, beams per prompt.
-        eos_token_id: ends a completion.
+        end_tokens: each ends a completion.
     """
 
     roots = 1
 
-    def __init__(self, group_size: int, eos_token_id: int) -> None:
+    def __init__(self, group_size: int, end_tokens: Sequence[int]) -> None:
         self._group_size = group_size
-        self._eos = eos_token_id
+        self._end_tokens = end_tokens
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
         groups, group_size = slots.scores_GK.shape
-        fan = min(group_size, logits.vocabulary)  # the K best overall are among the K best of each row
+        # the K best overall are among the K best of each row, of whose end tokens one counts
+        fan = min(group_size + len(self._end_tokens) - 1, logits.vocabulary)
         logps_RF, tokens_RF = logits.best(fan, len(rows.flat_R))
         scores_R = slots.scores_GK.flatten()[rows.flat_R]
         extended_RF = (scores_R[:, None] + logps_RF).masked_fill_(
             ~slots.live_GK.flatten()[rows.flat_R, None], -torch.inf
         )
+        if len(self._end_tokens) > 1:
+            ends_RF = ~goes_on(tokens_RF, self._end_tokens)
+            extended_RF.masked_fill_(ends_RF & (ends_RF.cumsum(1) > 1), -torch.inf)
         scores_GC = scores_R.new_full((groups, group_size * fan + group_size), -torch.inf)
         scores_GC[:, : group_size * fan].unflatten(1, (group_size, fan))[rows.prompt_R, rows.slot_R] = extended_RF
         scores_GC[:, group_size * fan :] = slots.scores_GK.masked_fill(slots.live_GK, -torch.inf)
@@ -50,7 +57,7 @@ class BeamChooser:
             tokens_GK=tokens_GK,
             logps_GK=logps_RF.flatten()[place_GK].where(extends_GK, 0.0),
             scores_GK=scores_GK,
-            live_GK=extends_GK & (tokens_GK != self._eos),
+            live_GK=extends_GK & goes_on(tokens_GK, self._end_tokens),
         )
 
 

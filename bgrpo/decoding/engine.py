@@ -17,7 +17,7 @@ from bgrpo.decoding.search import Traces, search
 from bgrpo.decoding.settings import DecodeSettings
 from bgrpo.decoding.slots import NO_TOKEN, Chooser
 from bgrpo.decoding.support import check_supported
-from bgrpo.errors import UserError
+from bgrpo.errors import NotFiniteError, UserError
 from bgrpo.groups import Completion, Group
 
 
@@ -68,7 +68,7 @@ class DecodeEngine:
 
         Raises:
             UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds are missing.
-            FloatingPointError: the model's logits are not numbers.
+            NotFiniteError: the model's logits are not numbers.
         """
         self._check_prompts(prompts, settings)
         if not prompts:
@@ -103,17 +103,16 @@ class DecodeEngine:
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":
-            return BeamChooser(settings.group_size, settings.eos_token_id)
+            return BeamChooser(settings.group_size, settings.end_tokens)
         uniforms_GKT = uniform_streams(seeds, settings.group_size, settings.max_new_tokens)
-        return SampleChooser(uniforms_GKT.to(self._model.device), settings.eos_token_id, settings.temperature)
+        return SampleChooser(uniforms_GKT.to(self._model.device), settings.end_tokens, settings.temperature)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
         vocabulary, context = self._model.config.vocab_size, self._model.config.max_position_embeddings
-        for name in ("eos_token_id", "pad_token_id"):
-            if not 0 <= getattr(settings, name) < vocabulary:
-                raise UserError(
-                    f"{name}={getattr(settings, name)}: the model's vocabulary has ids 0 to {vocabulary - 1}"
-                )
+        ids = [("eos_token_id", token) for token in settings.end_tokens] + [("pad_token_id", settings.pad_token_id)]
+        for name, token in ids:
+            if not 0 <= token < vocabulary:
+                raise UserError(f"{name}={token}: the model's vocabulary has ids 0 to {vocabulary - 1}")
         for index, prompt in enumerate(prompts):
             total = len(prompt) + settings.max_new_tokens
             if not len(prompt):
@@ -153,7 +152,7 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 def _check_numbers(traces: Traces, batch: Sequence[int]) -> None:
     bad = torch.isnan(traces.scores_GK).any(1).nonzero().squeeze(1).tolist()
     if bad:
-        raise FloatingPointError(
+        raise NotFiniteError(
             f"the model's logits are not numbers after prompt {min(batch[row] for row in bad)}: its weights hold NaN "
             f"or infinity, or are so large that the computation overflows"
         )
@@ -166,7 +165,7 @@ def _assemble(traces: Traces, prompts: list[list[int]], settings: DecodeSettings
     groups = []
     for g, group_lengths in enumerate(lengths):
         completions = [
-            Completion(tokens[g][k][:length], logps[g][k][:length], tokens[g][k][length - 1] == settings.eos_token_id)
+            Completion(tokens[g][k][:length], logps[g][k][:length], tokens[g][k][length - 1] in settings.end_tokens)
             for k, length in enumerate(group_lengths)
             if exists[g][k]
         ]

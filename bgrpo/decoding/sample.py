@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots
+from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots, goes_on
 
 
 def uniform_streams(seeds: Sequence[int], samples: int, steps: int) -> Tensor:
@@ -33,14 +33,14 @@ class SampleChooser:
 
     Args:
         uniforms_GKT: from :func:`uniform_streams`, on the device of the logits.
-        eos_token_id: ends a completion.
+        end_tokens: each ends a completion.
         temperature: divides the logits.
     """
 
-    def __init__(self, uniforms_GKT: Tensor, eos_token_id: int, temperature: float) -> None:
+    def __init__(self, uniforms_GKT: Tensor, end_tokens: Sequence[int], temperature: float) -> None:
         self.roots = uniforms_GKT.shape[1]
         self._uniforms_GKT = uniforms_GKT
-        self._eos = eos_token_id
+        self._end_tokens = end_tokens
         self._temperature = temperature
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
@@ -49,7 +49,8 @@ class SampleChooser:
 
         def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
             drawn_R = draw_tokens(logits_RV, uniforms_R[piece], self._temperature)
-            return drawn_R, logits_RV.log_softmax(-1).gather(-1, drawn_R[:, None]).squeeze(1)
+            tempered_RV = logits_RV / self._temperature
+            return drawn_R, tempered_RV.log_softmax(-1).gather(-1, drawn_R[:, None]).squeeze(1)
 
         drawn_R, logps_R = logits.map(draw, len(rows.flat_R))
         live_R = slots.live_GK.flatten()[rows.flat_R]
@@ -58,5 +59,5 @@ class SampleChooser:
         logps_GK = torch.zeros_like(slots.logps_GK)
         logps_GK.view(-1)[rows.flat_R] = logps_R.where(live_R, 0.0)
         own_GK = torch.arange(self.roots, device=tokens_GK.device).expand_as(tokens_GK)
-        live_GK = slots.live_GK & (tokens_GK != self._eos)
+        live_GK = slots.live_GK & goes_on(tokens_GK, self._end_tokens)
         return Slots(own_GK, tokens_GK, logps_GK, slots.scores_GK + logps_GK, live_GK)

@@ -30,7 +30,7 @@ class Traces:
 
     Attributes:
         tokens_GKT: tokens, then :data:`bgrpo.decoding.slots.NO_TOKEN`.
-        logps_GKT: log-probability of each token at temperature 1 (fp32).
+        logps_GKT: log-probability of each token in the distribution chosen from (fp32).
         scores_GK: summed log-probability (fp64); -inf where there is no completion.
     """
 

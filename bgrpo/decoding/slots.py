@@ -6,7 +6,7 @@ B of a block of the vocabulary, C candidates of a prompt, T steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +29,7 @@ class Slots:
     Attributes:
         parents_GK: slot of the step before that this one goes on from.
         tokens_GK: token added in this step, or :data:`NO_TOKEN`.
-        logps_GK: its log-probability at temperature 1 (fp32), 0 without token.
+        logps_GK: its log-probability in the distribution chosen from (fp32), 0 without token.
         scores_GK: summed log-probability (fp64); -inf where a slot holds no hypothesis, as there are too few.
         live_GK: True where the hypothesis goes on: it exists and has not ended.
     """
@@ -150,6 +150,14 @@ def root_slots(tokens_G: Tensor, group_size: int, live: int) -> Slots:
     scores_GK = torch.zeros_like(parents_GK, dtype=torch.float64).masked_fill_(~live_GK, -torch.inf)
     logps_GK = torch.zeros_like(scores_GK, dtype=torch.float32)
     return Slots(parents_GK, tokens_G[:, None].expand(-1, group_size), logps_GK, scores_GK, live_GK)
+
+
+def goes_on(tokens: Tensor, end_tokens: Sequence[int]) -> Tensor:
+    """True at tokens that do not end a completion."""
+    on = tokens != end_tokens[0]
+    for end in end_tokens[1:]:
+        on &= tokens != end
+    return on
 
 
 class Chooser(Protocol):

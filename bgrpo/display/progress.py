@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import pairwise
+from statistics import median
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -11,8 +14,15 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from bgrpo.display.terminal import PlainConsole
+from bgrpo.scoring.failed_checks import describe_failures, failures_in
 
 PLAIN_INTERVAL_S = 10.0
+STEPS_LOOKED_AT = 20
+SAME_MOMENT_S = 0.1
+"""Steps that come within so long were found in one look at the run's folder."""
 
 
 class Column(NamedTuple):
@@ -22,11 +32,13 @@ class Column(NamedTuple):
         label: what stands over it.
         key: metric that it shows; nothing is shown until the metric has come.
         form: format specification.
+        unless_zero: nothing is shown while the metric is 0.
     """
 
     label: str
     key: str
     form: str
+    unless_zero: bool = False
 
 
 TRAINING_COLUMNS = (
@@ -36,6 +48,9 @@ TRAINING_COLUMNS = (
     Column("KL", "kl", ".4f"),
     Column("rollouts/s", "rollouts_per_s", ".0f"),
     Column("staleness", "staleness", ".0f"),
+    Column("errors", "outcome/error", ".0f", unless_zero=True),
+    Column("timeouts", "outcome/timeout", ".0f", unless_zero=True),
+    Column("truncated", "outcome/truncated", ".0f", unless_zero=True),
 )
 PRETRAINING_COLUMNS = (
     Column("loss", "loss", ".4f"),
@@ -89,6 +104,25 @@ class Display:
             self.note(line())
 
 
+class Pace:
+    """How long a step takes, from when steps came: what passed before the first one does not count."""
+
+    def __init__(self) -> None:
+        self._came: deque[tuple[float, int]] = deque(maxlen=STEPS_LOOKED_AT + 1)
+
+    def step(self, now_s: float, step: int) -> None:
+        """Step ``step`` came at ``now_s``."""
+        if self._came and now_s - self._came[-1][0] < SAME_MOMENT_S:
+            now_s = self._came.pop()[0]
+        self._came.append((now_s, step))
+
+    @property
+    def step_s(self) -> float | None:
+        """Median over the latest steps, in seconds; None until two have come, one after the other."""
+        times = [(later - sooner) / (b - a) for (sooner, a), (later, b) in pairwise(self._came) if b > a]
+        return median(times) if times else None
+
+
 class TrainingProgress(Display):
     """Shows steps, metrics and the time left.
 
@@ -110,13 +144,13 @@ class TrainingProgress(Display):
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(console or Console(), PLAIN_INTERVAL_S, 4, clock)
+        super().__init__(console or PlainConsole(), PLAIN_INTERVAL_S, 4, clock)
         self._total = total_steps
         self._title = title
         self._columns = columns
-        self._first_step = start_step
-        self._started_at = clock()
+        self._pace = Pace()
         self._latest: dict[str, float] = {}
+        self._told: set[str] = set()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -133,9 +167,20 @@ class TrainingProgress(Display):
         if self._live is not None:
             self._live.update(self._render())
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Step ``step`` of ``total_steps`` is done; metrics that do not come with every step keep their last value."""
+    def update(self, step: int, metrics: Mapping[str, float], details: Mapping[str, str] | None = None) -> None:
+        """Step ``step`` of ``total_steps`` is done; metrics that do not come with every step keep their last value.
+
+        Args:
+            step: number of steps done.
+            metrics: of this step.
+            details: what failed in its checks, by outcome; the first of each kind is printed.
+        """
+        new = {kind: detail for kind, detail in (details or {}).items() if kind not in self._told}
+        self._told |= new.keys()
+        for line in describe_failures(failures_in(metrics), new):
+            self.note(f"step {step}: {line}")
         self._latest |= metrics
+        self._pace.step(self._clock(), step)
         self._bar.update(self._task, completed=step)
         self._show(self._render, lambda: self._line(step), at_once=step >= self._total)
 
@@ -143,7 +188,7 @@ class TrainingProgress(Display):
         return [
             (column.label, format(self._latest[column.key], column.form))
             for column in self._columns
-            if column.key in self._latest
+            if column.key in self._latest and not (column.unless_zero and not self._latest[column.key])
         ]
 
     def _render(self) -> Group:
@@ -152,15 +197,14 @@ class TrainingProgress(Display):
         for label, _ in shown:
             table.add_column(label, justify="right", no_wrap=True)
         if shown:
-            table.add_row(*(f"[bold]{text}[/]" for _, text in shown))
+            table.add_row(*(Text(text, style="bold") for _, text in shown))
         return Group(self._bar, table)
 
     def _line(self, step: int) -> str:
         parts = [f"{self._title}: step {step}/{self._total}", *(f"{label} {text}" for label, text in self._shown())]
-        done = step - self._first_step
-        if done > 0 and step < self._total:
-            left_s = (self._clock() - self._started_at) / done * (self._total - step)
-            parts.append(f"{format_duration(left_s)} left")
+        step_s = self._pace.step_s
+        if step_s is not None and step < self._total:
+            parts.append(f"{format_duration(step_s * (self._total - step))} left")
         return " · ".join(parts)
 
 

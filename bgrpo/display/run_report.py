@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.table import Table
+from rich.text import Text
 
 from bgrpo.display.png import write_png
 from bgrpo.evaluation.comparison import ComparisonRow, EvaluationComparison
 from bgrpo.evaluation.intervals import Interval
-from bgrpo.evaluation.metrics import Evaluation
+from bgrpo.evaluation.metrics import REPEATED, Evaluation
+from bgrpo.runs.learning_signal import conclusions
+from bgrpo.scoring.failed_checks import failures_of_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
+    from bgrpo.config import TrainConfig
+
 INK, FAINT, GRID = "#222222", "#777777", "#dddddd"
-BEFORE, AFTER, CURVE = "#a9b4c2", "#1f6fb2", "#1f6fb2"
+BEFORE, AFTER, CURVE, WARNING = "#a9b4c2", "#1f6fb2", "#1f6fb2", "#b03a2e"
 SMOOTHING = 20  # a curve's dark line is the mean over steps / SMOOTHING steps
 DPI = 150
 
@@ -44,8 +49,10 @@ PANELS = (
     Panel("top1_accuracy", "rank-1 completion correct", True),
     Panel("kl", "KL to the starting policy (nats per token)", False),
     Panel("entropy", "entropy (nats per token)", False),
+    Panel("informative_groups", "groups whose rewards differ", True),
 )
 MAX_PANELS = 4
+EXACT = ("solved_groups", "top1_accuracy")  # say nothing about a function's graded rewards
 FAMILIES = ("beam@", "pass@")
 
 METRIC_LABELS = {"top1": "top-1 of 10", "beam_rank_score": "beam-rank score"}
@@ -64,14 +71,14 @@ def comparison_table(comparison: EvaluationComparison, title: str = "before and 
     table.add_column("metric", min_width=11)
     for name in ("before", "after", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in comparison.rows():
+    for row in _shown_rows(comparison):
         style = _difference_style(row)
         difference = _interval_text(row.metric, row.difference, sign=True)
         table.add_row(
             metric_label(row.metric),
             _interval_text(row.metric, row.before),
             _interval_text(row.metric, row.after),
-            f"[{style}]{difference}[/]" if style else difference,
+            Text(difference, style=style or ""),
         )
     return table
 
@@ -82,7 +89,8 @@ def evaluation_tables(evaluation: Evaluation, title: str) -> list[Table]:
     metrics.add_column("metric")
     metrics.add_column("value", justify="right", no_wrap=True)
     for name, interval in evaluation.intervals().items():
-        metrics.add_row(metric_label(name), _interval_text(name, interval))
+        if name != REPEATED:
+            metrics.add_row(metric_label(name), _interval_text(name, interval))
     return [metrics, *_category_tables(evaluation), _outcome_table(evaluation)]
 
 
@@ -92,14 +100,19 @@ def metric_label(name: str) -> str:
 
 
 def plot_report(
-    metrics: Sequence[Mapping[str, Any]], comparison: EvaluationComparison | None, title: str, out: Path
+    config: TrainConfig,
+    metrics: Sequence[Mapping[str, Any]],
+    comparison: EvaluationComparison | None,
+    name: str,
+    out: Path,
 ) -> None:
-    """Write a PNG: training curves on the left, before/after bars with intervals on the right.
+    """Write a PNG: training curves on the left, before/after bars with intervals on the right, warnings below.
 
     Args:
+        config: of the run.
         metrics: one mapping per training step, with ``step``; metrics that never came are left out.
         comparison: None leaves the bars out.
-        title: stands over everything, for example run name and algorithm.
+        name: of the run.
         out: target file.
     """
     from matplotlib.figure import Figure
@@ -107,16 +120,20 @@ def plot_report(
 
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1)  # inches
     figure = Figure(figsize=(9 if comparison is None else 14, 6.4), dpi=DPI, layout=layout)
-    figure.suptitle(title, fontsize=15, color=INK, fontweight="bold")
+    figure.suptitle(f"{name} · {config.algorithm}", fontsize=15, color=INK, fontweight="bold")
+    told = [*failures_of_steps(metrics), *conclusions(config, metrics)]
+    label = "\n".join(line if len(line) <= 150 else f"{line[:150]}…" for line in told)
+    figure.supxlabel(label, fontsize=9, color=WARNING, parse_math=False)
     left, *right = figure.subfigures(1, 1 if comparison is None else 2, squeeze=False)[0]
-    _draw_curves(left, metrics)
+    _draw_curves(left, metrics, graded=config.reward_kind == "function")
     if comparison is not None:
         _draw_bars(right[0], comparison)
     write_png(figure, out)
 
 
-def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]]) -> None:
-    panels = [panel for panel in PANELS if any(line.get(panel.key) is not None for line in metrics)][:MAX_PANELS]
+def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]], graded: bool) -> None:
+    known = {key for line in metrics for key, value in line.items() if value is not None}
+    panels = [panel for panel in PANELS if panel.key in known and not (graded and panel.key in EXACT)][:MAX_PANELS]
     if not panels:
         figure.text(0.5, 0.5, "no training step yet", ha="center", va="center", color=FAINT)
         return
@@ -155,7 +172,7 @@ def _draw_curve(axes: Axes, panel: Panel, steps: Sequence[int], values: Sequence
 def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    rows = comparison.rows()
+    rows = _shown_rows(comparison)
     axes = figure.subplots()
     height = 0.38
     for offset, color, label in ((-height / 2, BEFORE, "before"), (height / 2, AFTER, "after")):
@@ -180,6 +197,10 @@ def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
     axes.set_title(f"{problems} held-out problems, 95 % intervals", fontsize=10, color=INK, loc="left", pad=22)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9, borderaxespad=0.1)
     tidy(axes, "x")
+
+
+def _shown_rows(comparison: EvaluationComparison) -> list[ComparisonRow]:
+    return [row for row in comparison.rows() if row.metric != REPEATED]
 
 
 def tidy(axes: Axes, grid: Literal["x", "y"]) -> None:
@@ -212,7 +233,8 @@ def _category_tables(evaluation: Evaluation) -> list[Table]:
 def _headline_metrics(names: Sequence[str]) -> list[str]:
     """Those that fit a terminal: of beam@k and pass@k only the largest k."""
     largest = {family: max((n for n in names if n.startswith(family)), key=_k, default="") for family in FAMILIES}
-    return [name for name in names if not name.startswith(FAMILIES) or name in largest.values()]
+    shown = [name for name in names if not name.startswith(FAMILIES) or name in largest.values()]
+    return [name for name in shown if name != REPEATED]
 
 
 def _k(name: str) -> int:

@@ -1,10 +1,11 @@
-"""Where tables are printed."""
+"""Where everything is printed for people: plain text stays as it is, whatever brackets, colons or letters are in it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,19 +13,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_WIDTH = 160
 
 
+class PlainConsole(Console):
+    """A console for text that users wrote: no markup, no emoji codes. Style comes from objects, see ``rich.text``."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None, file: IO[str] | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """The reader has gone: the entry point ends, see ``bgrpo.cli.app.main``."""
+        raise BrokenPipeError
+
+
 def table_console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal, or, in a pipe or a file, wide enough for every column of our tables."""
-    console = Console(stderr=stderr, highlight=False)
+    console = PlainConsole(stderr=stderr)
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
-    return Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)
+    return PlainConsole(stderr=stderr, width=PLAIN_WIDTH)
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on a terminal's standard error, gone when done; yields what moves it: (done, total)."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

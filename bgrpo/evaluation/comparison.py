@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.evaluation.metrics import Evaluation
+from bgrpo.files import readable_file
 
-if TYPE_CHECKING:
-    pass
+_MOST_BYTES = 1 << 30
 
 
 class ComparisonRow(NamedTuple):
@@ -78,8 +78,7 @@ class EvaluationComparison:
         Raises:
             UserError: missing or not such a file.
         """
-        try:
-            tree = json.loads(path.read_text("utf-8"))
-            return cls(Evaluation.from_dict(tree["before"]), Evaluation.from_dict(tree["after"]), tree["seed"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not an evaluation of a run: {error}") from error
+        with reading(f"{path}: not an evaluation of a run"):
+            tree = json.loads(readable_file(path, _MOST_BYTES).read_text("utf-8"))
+            seed = abs(int(tree["seed"])) % 2**32  # of the intervals
+            return cls(Evaluation.from_dict(tree["before"]), Evaluation.from_dict(tree["after"]), seed)

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bgrpo.groups import Completion
-from bgrpo.scoring.judge import Check, finished_texts, with_verdicts
+from bgrpo.scoring.attempts import attempts_of
+from bgrpo.scoring.judge import Check, with_verdicts
 from bgrpo.scoring.readable_groups import complete
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
+    from bgrpo.decoding.fast_layers import Precision
     from bgrpo.policies.io import LoadedPolicy
 
 DecodeMode = Literal["beam", "sample"]
@@ -31,30 +33,32 @@ class LocalDecoder:
 
     Args:
         policy: what decodes.
-        check: what judges, for example :meth:`bgrpo.scoring.check_process.CheckProcess.run` of the judge's process.
-        max_new_tokens: longest completion, end token included; longer ones are ``truncated``, unchecked.
+        check: what judges, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
+        max_new_tokens: longest completion, end token included; longer ones are ``truncated``.
+        precision: of the layers' matrix products.
     """
 
-    def __init__(self, policy: LoadedPolicy, check: Check, max_new_tokens: int) -> None:
+    def __init__(self, policy: LoadedPolicy, check: Check, max_new_tokens: int, precision: Precision = "fp32") -> None:
         from bgrpo.decoding import DecodeEngine
 
         self._tokenizer = policy.tokenizer
         self._check = check
         self._max_new_tokens = max_new_tokens
-        self._engine = DecodeEngine(policy.model)
+        self._engine = DecodeEngine(policy.model, precision=precision)
 
     def __call__(
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
     ) -> list[list[Completion]]:
         from bgrpo.decoding import DecodeSettings
+        from bgrpo.policies.text import end_tokens
 
         settings = DecodeSettings(
             mode=mode,
             group_size=group_size,
             max_new_tokens=self._max_new_tokens,
-            eos_token_id=self._tokenizer.eos_token_id,
+            eos_token_id=end_tokens(self._tokenizer),
             pad_token_id=self._tokenizer.pad_token_id,
         )
         groups = complete(self._engine, self._tokenizer, problems, settings, seeds)
-        judged = with_verdicts(groups, self._check(finished_texts(problems, groups)))
+        judged = with_verdicts(groups, self._check(attempts_of(problems, groups)))
         return [group.completions for group in judged]

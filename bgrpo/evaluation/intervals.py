@@ -37,10 +37,13 @@ def paired_difference(before: Sequence[float], after: Sequence[float], seed: int
 
 
 def intervals(values: dict[Name, list[float]], seed: int) -> dict[Name, Interval]:
-    """Mean of each column of values with its bootstrap interval; all columns share the resampled problems."""
+    """Mean of each column of values with its bootstrap interval; all columns share the resampled problems.
+
+    Problems without a value in a column (NaN) count neither in its mean nor in its interval.
+    """
     values_NM = np.array(list(values.values()), dtype=np.float64).T
     bounds_2M = _bootstrap_bounds(values_NM, seed, RESAMPLES)
-    means_M = values_NM.mean(axis=0)
+    means_M = np.nanmean(values_NM, axis=0) if np.isnan(values_NM).any() else values_NM.mean(axis=0)
     return {
         name: Interval(float(means_M[m]), float(bounds_2M[0, m]), float(bounds_2M[1, m]))
         for m, name in enumerate(values)
@@ -50,6 +53,8 @@ def intervals(values: dict[Name, list[float]], seed: int) -> dict[Name, Interval
 def _bootstrap_bounds(values_NM: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     """Bounds [2, M] for M metrics on N problems; all metrics share the resampled problems."""
     problems = len(values_NM)
+    there_NM = ~np.isnan(values_NM)
+    filled_NM = np.where(there_NM, values_NM, 0.0)
     generator = np.random.default_rng(seed)
     chunk = max(1, BOOTSTRAP_ENTRIES // problems)
     means = []
@@ -58,5 +63,7 @@ def _bootstrap_bounds(values_NM: np.ndarray, seed: int, resamples: int) -> np.nd
         drawn_RN = generator.integers(problems, size=(rows, problems), dtype=np.int64)
         drawn_RN += np.arange(rows)[:, None] * problems
         counts_RN = np.bincount(drawn_RN.ravel(), minlength=rows * problems).reshape(rows, problems)
-        means.append(counts_RN.astype(np.float64) @ values_NM / problems)
-    return np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+        weights_RN = counts_RN.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a resample without any value says nothing
+            means.append(weights_RN @ filled_NM / (problems if there_NM.all() else weights_RN @ there_NM))
+    return np.nanpercentile(np.concatenate(means), [2.5, 97.5], axis=0)

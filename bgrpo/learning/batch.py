@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bgrpo.config import TrainConfig
@@ -57,10 +57,12 @@ class LearningStep:
     Attributes:
         groups: all groups, in the order they were drawn.
         learning: the groups that the update uses.
+        advantages: those of these groups, by position in ``groups``.
     """
 
     groups: list[ScoredGroup]
     learning: list[LearningGroup]
+    advantages: dict[int, list[float]] = field(default_factory=dict)
 
 
 def draw_groups(
@@ -106,14 +108,17 @@ def check_drawn(drawn: Sequence[ScoredGroup], indices: Sequence[int], step: int,
 
 def choose_groups(groups: list[ScoredGroup], config: TrainConfig) -> LearningStep:
     """Advantages of a step's groups; uninformative ones may be left out of the update."""
-    used = [group for group in groups if _is_used(group, config)][: config.rollout.prompts_per_step]
+    places = [place for place, group in enumerate(groups) if _is_used(group, config)]
+    places = places[: config.rollout.prompts_per_step]
+    used = [groups[place] for place in places]
     values = advantages(
         [group.rewards for group in used],
         [[completion.logprob for completion in group.completions] for group in used],
         config.advantage_kind,
         config.advantage.alpha,
     )
-    return LearningStep(groups, [_learning_group(*pair) for pair in zip(used, values, strict=True)])
+    learning = [_learning_group(*pair) for pair in zip(used, values, strict=True)]
+    return LearningStep(groups, learning, dict(zip(places, values, strict=True)))
 
 
 def micro_batches_per_minibatch(config: TrainConfig, world_size: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from bgrpo.config import TrainConfig
-from bgrpo.groups import ScoredGroup
+from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups
 from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, write_checkpoint
 from bgrpo.learning.prompt_order import indices_of_draw
@@ -19,10 +19,15 @@ from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
 from bgrpo.runs.budget import Spent, expected_steps, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.scoring.failed_checks import DETAILS, first_details, refuse_failed_step
 
-OnStep = Callable[[dict[str, float]], None]
+OnStep = Callable[[dict[str, Any]], None]
+"""Takes a step's metrics, and under :data:`bgrpo.scoring.failed_checks.DETAILS` what failed in its checks, if any."""
+
 Validate = Callable[[int], dict[str, float]]
 ShouldStop = Callable[[], bool]
+KeepSamples = Callable[[int, Sequence[ScoredGroup], Mapping[int, Sequence[float]]], None]
+"""Called with the step, its groups, and the advantages of those that the update used, by position."""
 
 
 class OuterLoop(TrainerCallback):
@@ -51,6 +56,7 @@ class OuterLoop(TrainerCallback):
         on_step: OnStep | None,
         validate: Validate | None,
         should_stop: ShouldStop | None,
+        keep_samples: KeepSamples | None,
     ) -> None:
         self.step = 0 if resume is None else CheckpointStore.step_of(resume)
         self.meter = LearnerMeter()
@@ -63,6 +69,7 @@ class OuterLoop(TrainerCallback):
         self._on_step = on_step
         self._validate = validate
         self._should_stop = should_stop
+        self._keep_samples = keep_samples
         self._clock = StepClock(overlapped=config.rollout.max_staleness > 0)
         self._scored: LearningStep | None = None
         self._spent = Spent() if resume is None or store is None else Spent.from_metrics(store.metrics(resume))
@@ -126,6 +133,8 @@ class OuterLoop(TrainerCallback):
         metrics = self._step_metrics()
         self.step += 1
         if self._publishes:
+            if self._keep_samples is not None and self._scored is not None:  # before the checkpoint: none is missing
+                self._keep_samples(self.step, self._scored.groups, self._scored.advantages)
             self._publish(model)
         stop = self._settle() or self.is_complete
         control.should_training_stop = control.should_training_stop or stop
@@ -135,9 +144,10 @@ class OuterLoop(TrainerCallback):
             if control.should_training_stop or self._checkpoint_due(validation):
                 self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
             metrics |= {f"validation/{name}": value for name, value in validation.items()}
-        metrics |= self._clock.restart(_completions(self._scored))
+        metrics |= self._clock.restart(len(_completions(self._scored)))
         if self._on_step is not None:
-            self._on_step(metrics)
+            details = first_details(_completions(self._scored))
+            self._on_step(metrics | ({DETAILS: details} if details else {}))
 
     def _step_metrics(self) -> dict[str, float]:
         if self._scored is None:
@@ -153,7 +163,11 @@ class OuterLoop(TrainerCallback):
         return max(self._first_version, step - self._config.rollout.max_staleness)
 
     def _draw(self) -> list[ScoredGroup]:
-        return draw_groups(self._source, self._config, self.step, self._planned_version(self.step), self._problems)
+        version = self._planned_version(self.step)
+        groups = draw_groups(self._source, self._config, self.step, version, self._problems)
+        completions = [each for group in groups for each in group.completions]
+        refuse_failed_step(completions, self._config.reward.max_failures, f"step {self.step + 1}")
+        return groups
 
     def _publish(self, model: PreTrainedModel) -> None:
         with self._clock.measure("weights"):
@@ -176,7 +190,7 @@ class OuterLoop(TrainerCallback):
     def _checkpoint_due(self, validation: dict[str, float]) -> bool:
         """Every ``checkpoint.every`` steps, at the end, and after each validation, which makes a candidate for best."""
         section = self._config.checkpoint
-        return self.step % section.every == 0 or self.is_complete or section.metric in validation
+        return self.step % section.every == 0 or self.is_complete or self._config.checkpoint_metric in validation
 
     def _save(self, model: PreTrainedModel, optimizer: Any, lr_scheduler: Any, metrics: dict[str, float]) -> None:
         if self._store is None:
@@ -191,9 +205,9 @@ class OuterLoop(TrainerCallback):
                     folder, model, self._tokenizer, optimizer, lr_scheduler, self._config, self._problems, self._ahead
                 ),
                 metrics,
-                self._config.checkpoint.metric,
+                self._config.checkpoint_metric,
             )
 
 
-def _completions(scored: LearningStep | None) -> int:
-    return sum(len(group.completions) for group in scored.groups) if scored is not None else 0
+def _completions(scored: LearningStep | None) -> list[Completion]:
+    return [completion for group in scored.groups for completion in group.completions] if scored is not None else []

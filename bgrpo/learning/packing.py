@@ -103,12 +103,13 @@ def pack_groups(
     )
 
 
-def packed_logps(model: nn.Module, packed: PackedGroups) -> tuple[Tensor, Tensor]:
-    """Log-probability of every completion token at temperature 1, and the entropy of its distribution, in nats.
+def packed_logps(model: nn.Module, packed: PackedGroups, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability of every completion token, and the entropy of its distribution, in nats.
 
     Args:
         model: without dropout; a causal language model that :func:`bgrpo.decoding.support.check_supported` accepts, or
             its DDP wrapper.
+        temperature: that the completions were drawn at; divides the logits.
 
     Returns:
         ``logps_BC`` (differentiable) and ``entropies_BC`` (not), at least fp32, and 0 outside the completions.
@@ -122,7 +123,8 @@ def packed_logps(model: nn.Module, packed: PackedGroups) -> tuple[Tensor, Tensor
             logits_to_keep=packed.scored_S,
             packed_layout=packed.layout,
         ).logits
-    logps_SV = logits_1SV[0].to(torch.promote_types(logits_1SV.dtype, torch.float32)).log_softmax(-1)
+    logits_SV = logits_1SV[0].to(torch.promote_types(logits_1SV.dtype, torch.float32))
+    logps_SV = (logits_SV if temperature == 1 else logits_SV / temperature).log_softmax(-1)
     vocabulary = logps_SV.shape[-1]
     logps_BC = logps_SV.view(-1)[packed.source_BC * vocabulary + packed.tokens_BC]
     with torch.no_grad():

@@ -10,7 +10,8 @@ import numpy as np
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
-from bgrpo.scoring.judge import Check, Judge, finished_texts
+from bgrpo.scoring.attempts import attempts_of
+from bgrpo.scoring.judge import Check, Judge
 from bgrpo.scoring.readable_groups import complete
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem
@@ -57,7 +58,7 @@ class LocalRolloutSource:
         problems: the training problems; indices point into them.
         tokenizer: of the policy.
         config: its ``rollout`` section and ``seed`` are read.
-        check: checks finished completions.
+        check: judges completions, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class LocalRolloutSource:
         problems = [self._problems[index] for index in indices]
         seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
         groups = complete(self._engine_with(version), self._tokenizer, problems, self._settings, seeds)
-        return self._judge.score(indices, groups, self._check(finished_texts(problems, groups)), version)
+        return self._judge.score(indices, groups, self._check(attempts_of(problems, groups)), version)
 
     def _engine_with(self, version: int) -> DecodeEngine:
         """The engine, its replica holding ``version``."""
@@ -116,12 +117,13 @@ class LocalRolloutSource:
 def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> DecodeSettings:
     """How a training run decodes its groups."""
     from bgrpo.decoding import DecodeSettings
+    from bgrpo.policies.text import end_tokens
 
     return DecodeSettings(
         mode=config.decode_mode,
         group_size=config.rollout.group_size,
         max_new_tokens=config.rollout.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end_tokens(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         temperature=config.rollout.temperature,
     )

@@ -37,12 +37,12 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, 
         over completions; ``outcome/…``, a count each.
     """
     groups = scored.groups
-    rewards = [group.rewards for group in groups]
+    rewards = [[reward for reward in group.rewards if reward is not None] for group in groups]
     counts = Counter(outcome for group in groups for outcome in group.outcomes)
     lengths = [len(completion.tokens) for group in groups for completion in group.completions]
     metrics = {
-        "reward_mean": float(np.mean([reward for values in rewards for reward in values])),
-        "reward_std": float(np.mean([np.std(values) for values in rewards])),
+        "reward_mean": _mean([reward for values in rewards for reward in values]),
+        "reward_std": _mean([float(np.std(values)) for values in rewards if values]),
         "solved_groups": float(np.mean([Outcome.CORRECT in group.outcomes for group in groups])),
         "informative_groups": float(np.mean([is_informative(values) for values in rewards])),
         "groups_drawn": float(len(groups)),
@@ -59,7 +59,35 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, 
         metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
     else:
         metrics["duplicates"] = _duplicates(groups)
-    return metrics | {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}
+    return metrics | part_metrics(groups) | {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}
+
+
+def part_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """For each named part of the reward, over all completions of a step.
+
+    Returns:
+        ``part/NAME/mean`` and ``std``; ``spread``: standard deviation within groups, mean over groups; ``none`` and
+        ``failed``: shares of completions to which it did not apply, and for which it failed. Nothing where the reward
+        has no named parts; no mean where no completion has a value.
+    """
+    metrics: dict[str, float] = {}
+    verdicts = [[completion.judged for completion in group.completions] for group in groups]
+    count = sum(map(len, verdicts))
+    for name in dict.fromkeys(name for group in verdicts for verdict in group for name in verdict.parts):
+        known = [[value for verdict in group if (value := verdict.parts.get(name)) is not None] for group in verdicts]
+        every = [value for values in known for value in values]
+        failed = sum(name in verdict.failures for group in verdicts for verdict in group)
+        found = {"none": (count - len(every) - failed) / count, "failed": failed / count}
+        if every:
+            spread = _mean([float(np.std(values)) for values in known if values])
+            found |= {"mean": _mean(every), "std": float(np.std(every)), "spread": spread}
+        metrics |= {f"part/{name}/{key}": value for key, value in found.items()}
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    """NaN where there is none."""
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _duplicates(groups: Sequence[ScoredGroup]) -> float:

@@ -22,7 +22,7 @@ from bgrpo.decoding.support import check_supported
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import LearningGroup, Minibatch, split_update
 from bgrpo.learning.learner_state import check_resumable
-from bgrpo.learning.outer_loop import OnStep, OuterLoop, ShouldStop, Validate
+from bgrpo.learning.outer_loop import KeepSamples, OnStep, OuterLoop, ShouldStop, Validate
 from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import UpdateReport
@@ -36,8 +36,10 @@ class BGRPOTrainer(GRPOTrainer):
     A step: collect scored groups (the same on every learner), turn them into advantages over all of them, take this
     learner's share of whole groups, make ``num_iterations * minibatches`` optimizer steps with TRL's loss, publish the
     new weights as the next version, and now and then validate and save. The loss is a mean over the completion tokens
-    of all learners, so the update does not depend on their number. Works on its own, or in a process of an initialised
-    ``torch.distributed`` group (gloo or nccl) whose environment names RANK and WORLD_SIZE. Start it with :meth:`run`.
+    of all learners, so the update does not depend on their number. All log-probabilities, the reference's too, are
+    those of the distribution that was sampled: at ``rollout.temperature``. Works on its own, or in a process of an
+    initialised ``torch.distributed`` group (gloo or nccl) whose environment names RANK and WORLD_SIZE. Start it with
+    :meth:`run`.
 
     Args:
         config: the run.
@@ -52,6 +54,7 @@ class BGRPOTrainer(GRPOTrainer):
         on_step: called on every learner after each step with its metrics, once weights and checkpoint are out.
         validate: called on learner 0 with the version every ``evaluation.every`` steps; its metrics join the step's.
         should_stop: asked on learner 0 after each step; True saves a checkpoint and ends all learners.
+        keep_samples: called on learner 0 with each step's groups, before its weights and checkpoint are out.
 
     Raises:
         UserError: a model that packing does not score exactly; a checkpoint of another run; resume without reference.
@@ -72,6 +75,7 @@ class BGRPOTrainer(GRPOTrainer):
         on_step: OnStep | None = None,
         validate: Validate | None = None,
         should_stop: ShouldStop | None = None,
+        keep_samples: KeepSamples | None = None,
     ) -> None:
         check_supported(model)
         if resume is not None:
@@ -90,6 +94,7 @@ class BGRPOTrainer(GRPOTrainer):
             on_step=on_step,
             validate=validate,
             should_stop=should_stop,
+            keep_samples=keep_samples,
         )
         super().__init__(
             model=model,
@@ -161,7 +166,7 @@ class BGRPOTrainer(GRPOTrainer):
         """Of the micro-batch at hand, packed; TRL's padded rows, which it would give wrong positions, are not read."""
         if self._packed is None:
             raise RuntimeError("log-probabilities are asked for outside the loss")
-        logps_BC, entropies_BC = packed_logps(model, self._packed)
+        logps_BC, entropies_BC = packed_logps(model, self._packed, self.temperature)
         self._detached_logps = logps_BC.detach()
         return logps_BC, entropies_BC, None
 
@@ -226,11 +231,11 @@ class BGRPOTrainer(GRPOTrainer):
         }
         with torch.no_grad():
             if self.ref_model is not None:
-                inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed)[0]
+                inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed, self.temperature)[0]
             if self._run_config.rollout.max_staleness:  # older weights than these decoded
                 inputs["old_per_token_logps"] = _rollout_logps(groups, packed)
             elif self._run_config.learner.minibatches > 1:
-                inputs["old_per_token_logps"] = packed_logps(self._policy, packed)[0]
+                inputs["old_per_token_logps"] = packed_logps(self._policy, packed, self.temperature)[0]
         return inputs
 
     def _divergence_message(self, update: UpdateReport) -> str:

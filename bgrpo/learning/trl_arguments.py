@@ -32,7 +32,7 @@ def grpo_arguments(config: TrainConfig, output_dir: Path, world_size: int) -> GR
         beta=0.0,
         use_bias_correction_kl=False,
         scale_rewards="none",
-        temperature=1.0,
+        temperature=config.rollout.temperature,
         disable_dropout=True,
         learning_rate=learner.learning_rate,
         weight_decay=learner.weight_decay,

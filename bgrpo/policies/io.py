@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, one_line, reading
 from bgrpo.files import atomic_path
 from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
+from bgrpo.policies.folder import PolicyFolder, model_class, read_folder
+from bgrpo.policies.source import find_policy, is_policy
+from bgrpo.policies.text import set_end_tokens
 
 __all__ = [
     "LoadedPolicy",
@@ -38,17 +35,16 @@ __all__ = [
 
 SHIPPED_POLICY = Path(__file__).resolve().parents[1] / "assets" / "policy"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedPolicy:
     """A policy ready to decode or to train on.
 
     Attributes:
-        model: in evaluation mode, every dropout at 0.
-        tokenizer: with an end token and a pad token.
+        model: in evaluation mode, every dropout at 0. Its vocabulary is the tokenizer's: rows that pad the embedding
+            of a checkpoint beyond that are cut off, so no id without a text can be generated or learned.
+        tokenizer: with a pad token, and with every end token that the folder names, see
+            :func:`bgrpo.policies.text.end_tokens`.
         path: where it came from, as given; load it again from here.
     """
 
@@ -65,39 +61,55 @@ def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
         device: where the weights go.
 
     Raises:
-        UserError: nothing there, a half-written file, weights of another shape than the configuration says, weights
-            that are not safetensors, a model that is not a causal language model, or one that needs its own code.
+        UserError: nothing there, or anything that :func:`bgrpo.policies.folder.read_folder` refuses; weights, or logits
+            of a short text, that are not finite.
     """
-    source = str(SHIPPED_POLICY) if path == "shipped" else path
-    _check_source(path, Path(source))
-    with _quiet_transformers():
+    with reading(f"policy {one_line(path)}: cannot be loaded"), _quiet_transformers():
+        folder = SHIPPED_POLICY if path == "shipped" else find_policy(path)
         try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            disable_dropout(config)
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # so that they are listed in info
-                output_loading_info=True,
-            )
-        except _LOAD_ERRORS as error:
-            raise UserError(f"policy {path}: cannot be loaded: {_first_sentence(error)}") from error
-    model, info = loaded
-    _check_weights(path, info)
-    _check_tokenizer(path, tokenizer, model)
-    model.to(device)
+            if path == "shipped" and not folder.is_dir():
+                raise UserError(f"{folder} is missing; install the package again, or give a directory")
+            found = read_folder(folder)
+            model = _build(found)
+        except UserError as error:
+            raise UserError(f"policy {one_line(path)}: {error}") from error
+        model.config.name_or_path = str(folder)
+        set_end_tokens(found.tokenizer, found.end_tokens)
+        return LoadedPolicy(model.to(device), found.tokenizer, path)
+
+
+def _build(found: PolicyFolder) -> Any:
+    """The model of a folder, in evaluation mode.
+
+    Raises:
+        UserError: it computes something else than numbers.
+    """
+    disable_dropout(found.config)
+    weights = found.weights()
+    for name, tensor in weights.items():
+        if tensor.numel() and not all(map(math.isfinite, torch.aminmax(tensor))):  # NaN comes through both
+            raise UserError(f"weight {name} is not finite in fp32: it holds NaN or infinity")
+    model = model_class(found.config).from_pretrained(
+        None, config=found.config, state_dict=weights, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    model.generation_config.pad_token_id = found.tokenizer.pad_token_id
+    tokens = len(found.tokenizer)
+    if tokens < model.config.vocab_size:
+        with torch.random.fork_rng(devices=[]):
+            model.resize_token_embeddings(tokens, mean_resizing=False)
     model.eval()
-    return LoadedPolicy(model, tokenizer, path)
+    ids = torch.arange(tokens)[None, : min(8, model.config.max_position_embeddings)]
+    with torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    if not logits.isfinite().all():
+        raise UserError("its logits are not numbers: a value in config.json is wrong, or weights are far too large")
+    return model
 
 
 def disable_dropout(config: PretrainedConfig) -> None:
     """Set every dropout probability of a configuration to 0; reinforcement learning needs the same policy each pass."""
     for name, value in vars(config).items():
-        if "drop" in name and isinstance(value, float):
+        if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
             setattr(config, name, 0.0)
 
 
@@ -128,7 +140,7 @@ def save_policy(
             if card is not None:
                 (new / "README.md").write_text(card, "utf-8")
     except OSError as error:
-        raise UserError(f"policy {directory}: cannot be written: {_first_sentence(error)}") from error
+        raise UserError(f"policy {directory}: cannot be written: {one_line(str(error))}") from error
 
 
 def check_target(directory: Path) -> None:
@@ -137,8 +149,7 @@ def check_target(directory: Path) -> None:
     Raises:
         UserError: ``directory`` exists and holds something else.
     """
-    is_policy = (directory / "config.json").is_file() and any(directory.glob("*.safetensors"))
-    if directory.exists() and not is_policy and not (directory.is_dir() and not any(directory.iterdir())):
+    if directory.exists() and not is_policy(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(f"policy {directory}: exists and is not a policy; give another directory, or remove it")
 
 
@@ -158,70 +169,18 @@ def write_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dir
         file.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
-def _check_source(path: str, source: Path) -> None:
-    """Refuse what can be refused from the names of files alone."""
-    if not source.is_dir():
-        if path == "shipped":
-            raise UserError(f"policy shipped: {source} is missing; install the package again, or give a directory")
-        if source.exists():
-            raise UserError(f"policy {path}: is a file; expected a directory with config.json and model.safetensors")
-        if not _HUB_ID.fullmatch(path):
-            raise UserError(
-                f"policy {path}: no such directory, and not a model id of the Hugging Face Hub (owner/name)"
-            )
-        return
-    if not (source / "config.json").is_file():
-        raise UserError(f"policy {path}: config.json is missing; expected a directory in Hugging Face format")
-    if not any((source / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        pickled = sorted(file.name for file in source.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-        found = f"found {', '.join(pickled)}, which can run code when read; " if pickled else ""
-        raise UserError(f"policy {path}: model.safetensors is missing; {found}save the weights as safetensors")
-    if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise UserError(f"policy {path}: tokenizer.json is missing; save the tokenizer beside the weights")
-
-
-def _check_weights(path: str, info: dict[str, Any]) -> None:
-    """Every weight of the model was in the file, with its shape, and nothing else was."""
-    mismatched = sorted(info["mismatched_keys"])
-    if mismatched:
-        name, in_file, in_model = mismatched[0]
-        raise UserError(
-            f"policy {path}: a checkpoint of another shape: {len(mismatched)} weights differ from config.json, first "
-            f"{name}: {tuple(in_file)} in the file, {tuple(in_model)} by config.json"
-        )
-    for key, problem in (("missing_keys", "lacks"), ("unexpected_keys", "has, beyond config.json,")):
-        names = sorted(info[key])
-        if names:
-            raise UserError(
-                f"policy {path}: a checkpoint of another shape: the file {problem} {len(names)} weights, "
-                f"first {names[0]}"
-            )
-
-
-def _check_tokenizer(path: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"policy {path}: its tokenizer has no end token; set eos_token in tokenizer_config.json")
-    if tokenizer.pad_token_id is None:  # padding is always masked, so its id carries no meaning
-        tokenizer.pad_token = tokenizer.eos_token
-    rows = model.config.get_text_config().vocab_size
-    if len(tokenizer) > rows:
-        raise UserError(f"policy {path}: the tokenizer has {len(tokenizer)} tokens, the model only {rows}")
-
-
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports: what they say is raised as an error or is not the user's business."""
+    """No load reports and repetitions told: what they say is raised as an error or is not the user's business."""
+    hub_verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        hub_logging.set_verbosity(hub_verbosity)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-def _first_sentence(error: BaseException, limit: int = 200) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

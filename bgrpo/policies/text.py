@@ -2,27 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading, summary
+
+TEXTS_AT_ONCE = 1024
+"""Texts encoded together where only their lengths are wanted."""
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, no special token added.
+class UnreadableText(UserError):
+    """A text that a policy cannot read.
+
+    Attributes:
+        index: of the text among those that were to be encoded.
+    """
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids that end a completion: the tokenizer's own end token, and those that the policy's folder adds to it."""
+    return (tokenizer.eos_token_id, *getattr(tokenizer, "further_end_tokens", ()))
+
+
+def set_end_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+    """What :func:`end_tokens` gives from now on; the tokenizer's own end token is among them in any case."""
+    tokenizer.further_end_tokens = tuple(token for token in ids if token != tokenizer.eos_token_id)
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continued: bool = False
+) -> list[list[int]]:
+    """Token ids of each text, after the tokens that the tokenizer puts before every text (BOS).
+
+    Args:
+        tokenizer: of the policy.
+        texts: prompts.
+        continued: the texts go on from others, so nothing is put before them.
 
     Raises:
-        UserError: a text is empty, or holds a token that the vocabulary lacks.
+        UnreadableText: a text is empty, or holds a token that the vocabulary lacks.
     """
-    _check_known(tokenizer, texts)
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    for text, ids in zip(texts, encoded, strict=True):
+    if not texts:
+        return []
+    with reading("the policy's tokenizer cannot encode a text"):  # lone surrogates, panics of the library
+        _check_known(tokenizer, texts)
+        encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    for index, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
         if not ids:
-            raise UserError(f"prompt {text!r} is empty: expected at least one token")
+            raise UnreadableText(f"prompt {_shorten(text)!r} is empty: expected at least one token", index)
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise UserError(f"{_shorten(text)!r}: holds a token that is not in the policy's vocabulary")
+            raise UnreadableText(f"{_shorten(text)!r}: holds a token that is not in the policy's vocabulary", index)
+    before = [] if continued else _before(tokenizer, texts[0])
+    return [ids if ids[: len(before)] == before else before + ids for ids in encoded]
+
+
+def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict[str, str]]]) -> list[list[int]]:
+    """Token ids of chats as the policy's chat template renders them, up to where the assistant's answer begins.
+
+    The template writes all special tokens itself, BOS included.
+
+    Raises:
+        UnreadableText: there is no chat template, it fails, or renders nothing.
+    """
+    encoded: list[list[int]] = []
+    for index, chat in enumerate(chats):
+        if tokenizer.chat_template is None:
+            raise UnreadableText("is a chat, but the policy has no chat template: give prompts as text", index)
+        try:
+            found: Any = tokenizer.apply_chat_template(
+                [dict(message) for message in chat], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # a template may raise anything
+            raise UnreadableText(f"the policy's chat template fails: {summary(error)}", index) from error
+        if not found:
+            raise UnreadableText("the policy's chat template renders nothing", index)
+        encoded.append(list(found))
     return encoded
 
 
@@ -31,17 +95,86 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return encode_texts(tokenizer, [text])[0]
 
 
-def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of a completion: everything before the first end token, pads at its end left out.
+def longest_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, int]:
+    """Index and number of tokens of the longest text, the first of several, in bounded memory; 0, 0 of none.
 
-    A pad that the policy wrote inside its answer stays, so that a checker sees the answer as it is.
+    Where the tokenizer is word-level and splits at blanks, a text has the tokens of its words, so each distinct word is
+    encoded once: a million texts of a small vocabulary take seconds, not minutes.
+
+    Raises:
+        UnreadableText: as :func:`encode_texts`.
     """
-    kept = list(ids)
-    if tokenizer.eos_token_id in kept:
-        kept = kept[: kept.index(tokenizer.eos_token_id)]
-    while kept and kept[-1] == tokenizer.pad_token_id:
+    best, longest = 0, 0
+    count = _count_by_words(tokenizer) if _splits_at_blanks(tokenizer) else partial(_counts, tokenizer)
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        try:
+            counts = count(texts[start : start + TEXTS_AT_ONCE])
+        except UnreadableText as error:
+            raise UnreadableText(str(error), start + error.index) from error
+        if max(counts) > longest:
+            longest = max(counts)
+            best = start + counts.index(longest)
+    return best, longest
+
+
+def _counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    return [len(ids) for ids in encode_texts(tokenizer, texts)]
+
+
+def _count_by_words(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[str]], list[int]]:
+    """:func:`_counts` from the counts of words, which it keeps; texts with a word that is refused go the long way."""
+    known: dict[str, int] = {"": 0}
+
+    def count(texts: Sequence[str]) -> list[int]:
+        new = set().union(*(text.split(" ") for text in texts)) - known.keys()
+        try:
+            known.update(zip(new, _counts(tokenizer, list(new)), strict=True))
+        except UserError:
+            return _counts(tokenizer, texts)  # which names the text
+        counts = [sum(map(known.__getitem__, text.split(" "))) for text in texts]
+        agrees = all(counts) and counts[:1] == _counts(tokenizer, texts[:1])  # not where each text has a start token
+        return counts if agrees else _counts(tokenizer, texts)
+
+    return count
+
+
+def _splits_at_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokens of a text are those of its words, one after the other."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, models.WordLevel) or not len(tokenizer):
+        return False
+    tree = json.loads(backend.to_str())
+    splitter = tree["pre_tokenizer"] or {}
+    first: dict[str, str] = next(iter(splitter.get("pretokenizers", [splitter])), {})
+    normalizer = tree["normalizer"] or {"type": "Replace", "pattern": {"String": ""}}
+    return (
+        first.get("type") == "WhitespaceSplit"
+        and normalizer["type"] == "Replace"
+        and " " not in normalizer["pattern"].get("String", " ")
+        and not any(" " in token["content"] for token in tree["added_tokens"])
+    )
+
+
+def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of a completion: everything before the first end token.
+
+    Any other special token, pads included, stays visible: the checker sees that the policy wrote it, and completions
+    that differ in tokens do not become one text. Only without an end token are pads at the end taken for padding.
+    """
+    ends = end_tokens(tokenizer)
+    kept = list(itertools.takewhile(lambda token: token not in ends, ids))
+    while kept and len(kept) == len(ids) and ids[len(kept) - 1] == tokenizer.pad_token_id:
+        ids = ids[:-1]
         kept.pop()
-    return str(tokenizer.decode(kept))
+    with reading("the policy's tokenizer cannot decode a completion"):
+        return str(tokenizer.decode(kept, skip_special_tokens=False))
+
+
+def _before(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """What the tokenizer puts before a text. What it would put after it is left out: the policy is to go on."""
+    encoded = tokenizer(text, return_special_tokens_mask=True)
+    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    return [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked)]
 
 
 def _check_known(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
@@ -50,11 +183,13 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> No
     if backend is None or not isinstance(backend.model, models.WordLevel) or tokenizer.unk_token_id is not None:
         return
     vocabulary = tokenizer.get_vocab()
-    for text in texts:
+    for index, text in enumerate(texts):
         normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
         for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal):
             if word not in vocabulary:
-                raise UserError(f"{_shorten(text)!r}: the policy's vocabulary has no token {word!r}")
+                raise UnreadableText(
+                    f"{_shorten(text)!r}: the policy's vocabulary has no token {_shorten(word)!r}", index
+                )
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 import transformers
-import yaml
 
 from bgrpo.config import PretrainConfig
 from bgrpo.policies.io import LoadedPolicy
+from bgrpo.settings.strict_yaml import dump_yaml
 from bgrpo.tasks.base import Problem
 
 _WHERE = {"run", "out", "tracking"}  # sections that say where things go, not what is computed
@@ -94,5 +94,5 @@ def model_card(
         torch=torch.__version__,
         transformers=transformers.__version__,
         python=platform.python_version(),
-        config=yaml.safe_dump(config.model_dump(mode="json", exclude=_WHERE), sort_keys=False, allow_unicode=True),
+        config=dump_yaml(config.model_dump(mode="json", exclude=_WHERE)),
     )

@@ -35,6 +35,7 @@ from bgrpo.pretraining.supervised_lines import BatchOrder, Lines, tokenise
 from bgrpo.pretraining.supervised_trainer import LOG_EVERY, Metrics, SupervisedTrainer, uses_gpu
 from bgrpo.pretraining.validation import SELECTION, Validator
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.redaction import redact_credentials
 from bgrpo.tasks.base import Problem, Task, ability, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import load_splits
@@ -160,7 +161,7 @@ def export_best(config: PretrainConfig, run_dir: Path, command: str) -> Path:
     card = model_card(
         config, policy, command, store.step_of(best), store.metrics(best), len(data.train), data.validation
     )
-    save_policy(policy.model, policy.tokenizer, out, card)
+    save_policy(policy.model, policy.tokenizer, out, redact_credentials(card))
     return out
 
 

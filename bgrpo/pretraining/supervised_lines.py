@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading
 from bgrpo.files import atomic_path
 from bgrpo.policies.text import encode_texts
+from bgrpo.scoring.readable_groups import encode_prompts
 from bgrpo.tasks.base import Problem
 
 IGNORED = -100  # target of a position that carries no loss
@@ -54,8 +55,12 @@ class Lines:
 
     @classmethod
     def load(cls, path: Path) -> Lines:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: missing or damaged.
+        """
+        with reading(f"{path}: the run's lines cannot be read"), np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["tokens"], arrays["starts"], arrays["prompt_lengths"])
 
 
@@ -73,8 +78,8 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) ->
         for problem in chunk:
             if not problem.answer.strip():
                 raise UserError(f"{problem.prompt[:60]!r}: has no answer to learn from")
-        prompts = encode_texts(tokenizer, [problem.prompt for problem in chunk])
-        answers = encode_texts(tokenizer, [problem.answer for problem in chunk])
+        prompts = encode_prompts(tokenizer, chunk, "task.train")
+        answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
         for prompt, answer in zip(prompts, answers, strict=True):
             line = np.array([*prompt, *answer, tokenizer.eos_token_id], np.int32)
             tokens.append(line)

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import PretrainConfig
 from bgrpo.decoding import DecodeEngine, DecodeSettings
-from bgrpo.policies.text import decode_completion, encode_texts
+from bgrpo.policies.text import decode_completion, end_tokens
 from bgrpo.pretraining.supervised_lines import collate, tokenise
 from bgrpo.pretraining.supervised_trainer import Metrics, divergence, summed_loss
-from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.scoring.readable_groups import encode_prompts
+from bgrpo.tasks.base import Outcome, Problem, Task, load_task, outcome_of
 
 SELECTION = "selection"  # metric that the best checkpoint maximises
 _ROWS = 64  # lines per forward pass of the loss
@@ -33,12 +34,12 @@ class Validator:
         self._problems = problems
         self._task: Task = load_task(config.task.name, config.task.options)
         self._lines = tokenise(problems, tokenizer)
-        self._prompts = encode_texts(tokenizer, [problem.prompt for problem in problems])
+        self._prompts = encode_prompts(tokenizer, problems, "task.validation")
         self._settings = DecodeSettings(
             mode="beam",
             group_size=1,
             max_new_tokens=config.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end_tokens(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
         )
 
@@ -61,7 +62,7 @@ class Validator:
         for problem, group in zip(self._problems, groups, strict=True):
             completion = group.completions[0]
             text = decode_completion(self.tokenizer, completion.tokens)
-            correct += completion.finished and self._task.check(problem.prompt, text) == Outcome.CORRECT
+            correct += completion.finished and outcome_of(self._task, problem, text) == Outcome.CORRECT
         accuracy = correct / len(self._problems)
         return {
             "validation_loss": loss,
@@ -75,7 +76,7 @@ class Validator:
         total = 0.0
         order = self._lines.lengths.argsort(kind="stable")
         for start in range(0, len(order), _ROWS):
-            batch = collate(self._lines, order[start : start + _ROWS], self._settings.eos_token_id)
+            batch = collate(self._lines, order[start : start + _ROWS], self.tokenizer.eos_token_id)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             total += float(summed_loss(model(input_ids=batch["input_ids"]).logits, batch["targets"]))
         return total / int(self._lines.answer_lengths.sum())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shlex
+import socket
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +17,8 @@ from urllib.parse import urlsplit
 
 from bgrpo.config import TrackingSection
 from bgrpo.errors import UserError
-from bgrpo.runs.redaction import redact_credentials
+from bgrpo.runs.further_trackers import FurtherTrackers
+from bgrpo.runs.redaction import redact_credentials, redact_tree
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +35,10 @@ MAX_WAITING_METRICS = 100_000
 MAX_PARAM_VALUE = 500
 METRICS_PER_BATCH = 1000  # MLflow's own limits from here on
 MAX_NAME = 250
+ANSWER_S = 10.0
+"""Longest wait for an answer of a store."""
+DATABASE_RETRIES = 3
+"""MLflow waits twice as long each time, about a second in all; its own ten are 101 s."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +64,7 @@ class Tracker:
         self._rest_until = clock()
         self._warned = False
         self._lost: list[str] = []  # names of artifacts
+        self._further: FurtherTrackers | None = None
 
     @classmethod
     def start(
@@ -75,26 +85,32 @@ class Tracker:
             name: name of the run.
             params: dotted keys and values, recorded for a new run; passwords in URIs are left out.
             tags: recorded for a new run.
-            run_id: of the MLflow run to go on with; None starts a new one.
+            run_id: of the MLflow run to go on with; a new one starts without, or when that was deleted.
             clock: seconds, for the intervals between flushes.
 
         Raises:
             UserError: ``config.uri`` is of a kind that MLflow does not know, or needs a database driver that is absent.
         """
+        tracker, new_file = cls(None, None, clock), None
+        if config.also:
+            tracker._further = FurtherTrackers(config, Path(run_dir) / name, params)
         if not config.enabled:
-            return cls(None, None, clock)
+            return tracker
         uri = tracking_uri(config, run_dir)
-        tracker = cls(None, None, clock)
         _prepare_mlflow()
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
         try:
+            file = _sqlite_file(uri)
+            new_file = file if file is not None and not file.exists() else None
+            _check_store(uri)
             client = MlflowClient(tracking_uri=uri)
             experiment_id = _experiment(client, config.experiment, uri, Path(run_dir))
-            if run_id is None:
-                run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags or {})).info.run_id
+            if run_id is None or not _is_kept(client, run_id):
+                shown = redact_tree(dict(tags or {}))
+                run_id = client.create_run(experiment_id, run_name=name, tags=shown).info.run_id
                 client.log_batch(run_id, params=_entries(params), synchronous=True)
             else:
                 client.update_run(run_id, status="RUNNING")
@@ -103,7 +119,9 @@ class Tracker:
                 f"tracking.uri={redact_credentials(uri)}: its database driver is not installed ({error}); install it, "
                 f"or give the address of an MLflow server"
             ) from error
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+            if new_file is not None:
+                new_file.unlink(missing_ok=True)  # half a store would be in the way of every later run
             tracker._warn(error, uri, "this run is not recorded there")
             return tracker
         tracker._client, tracker.run_id = client, run_id
@@ -111,6 +129,8 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of one training step; names are made valid for MLflow."""
+        if self._further is not None:
+            self._further.log(step, metrics)
         if self._client is None:
             return
         from mlflow.entities import Metric
@@ -128,8 +148,15 @@ class Tracker:
         if waits or not self._attempt("log_artifacts" if path.is_dir() else "log_artifact", str(path), folder):
             self._lost.append(path.name)
 
+    def table(self, columns: Mapping[str, list[Any]], file: str) -> None:
+        """Record a table, which MLflow shows as one; none when it has no rows."""
+        if any(columns.values()) and not self._attempt("log_table", data=dict(columns), artifact_file=file):
+            self._lost.append(file)
+
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Send what waits and close the run with MLflow's word for how it ended."""
+        if self._further is not None:
+            self._further.close()
         self._flush()
         closed = not self._waiting and self._attempt("set_terminated", status)
         if self._client is None or (closed and not self._lost):
@@ -183,13 +210,16 @@ class Tracker:
 
 
 def tracking_uri(config: TrackingSection, run_dir: Path | str) -> str:
-    """The store to record in: ``config.uri``, or ``mlflow.db`` (sqlite) in the folder of all runs.
+    """The store to record in: ``config.uri``, or ``mlflow.db`` (sqlite) in the folder of all runs, whatever its name.
 
     Raises:
         UserError: a kind of URI that MLflow has no store for.
     """
     if config.uri is None:
-        return f"sqlite:///{(Path(run_dir) / 'mlflow.db').resolve()}"
+        from sqlalchemy.engine import URL
+
+        path = (Path(run_dir) / "mlflow.db").resolve()
+        return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
     scheme = urlsplit(config.uri).scheme.partition("+")[0]
     if scheme not in SCHEMES and config.uri != "databricks":
         raise UserError(
@@ -203,7 +233,7 @@ def open_command(uri: str) -> str:
     """What to type, or where to look, to see the runs of a store."""
     if urlsplit(uri).scheme in SERVER_SCHEMES:
         return redact_credentials(uri)
-    return f"mlflow ui --backend-store-uri {redact_credentials(uri)} --host 127.0.0.1"
+    return f"mlflow ui --backend-store-uri {shlex.quote(redact_credentials(uri))} --host 127.0.0.1"
 
 
 def valid_name(name: str) -> str:
@@ -242,10 +272,53 @@ def _experiment(client: MlflowClient, name: str, uri: str, run_dir: Path) -> str
     return found.experiment_id
 
 
+def _is_kept(client: MlflowClient, run_id: str) -> bool:
+    """False when the store has no such run, or a deleted one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of an embedded store; None for all others."""
+    from sqlalchemy.engine import make_url
+
+    if not uri.startswith("sqlite:"):
+        return None
+    url = make_url(uri)
+    return None if url.query or url.database in (None, "", ":memory:") else Path(url.database)
+
+
+def _check_store(uri: str) -> None:
+    """Look whether a database can be opened, in bounded time: MLflow tries for minutes, in silence.
+
+    Raises:
+        OSError, sqlite3.Error: it cannot.
+    """
+    from sqlalchemy.engine import make_url
+
+    if (file := _sqlite_file(uri)) is not None:
+        with contextlib.closing(sqlite3.connect(file, timeout=ANSWER_S)) as database:
+            database.execute("BEGIN IMMEDIATE")
+    elif urlsplit(uri).scheme not in SERVER_SCHEMES and uri != "databricks":
+        url = make_url(uri)
+        if url.host is not None and url.port is not None:
+            socket.create_connection((url.host, url.port), ANSWER_S).close()
+
+
 def _prepare_mlflow() -> None:
-    """Before MLflow is imported: no telemetry, seconds rather than minutes of retries, no log of schema migrations."""
+    """Before MLflow is used: no telemetry, seconds rather than minutes of retries, no log lines beside our one."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{ANSWER_S:g}")
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = DATABASE_RETRIES
+    utils._make_parent_dirs_if_sqlite = lambda db_uri: None  # it would make folders named as the URI spells them
+    for name in ("alembic", "mlflow", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -2,8 +2,9 @@
 
 The lock of the operating system decides between processes of one machine, and of several where the file system has it.
 Where it has none, the record does: its process is looked for on the same machine, its heartbeat on another one. Every
-owner's record is a file of its own, ``owner/00000001.json`` and so on, made only if nobody else has made it. Its number
-travels to the processes that work for the owner: who sees a later number, or not its own record, writes no more.
+owner's record is a file of its own, ``owner/00000001.json`` and so on, made only if nobody else has made it; its time
+of change is the heartbeat, and 0 once the owner has ended by itself. Its number travels to the processes that work for
+the owner: who sees a later number, or not its own record, writes no more.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +30,7 @@ import psutil
 from bgrpo.errors import LostRunError, UserError
 from bgrpo.files import parse_object
 
-FOLDER, LOCK, BEAT = "owner", "lock", "heartbeat"
+FOLDER, LOCK = "owner", "lock"
 BEAT_S = 5.0
 STALE_S = 60.0
 """An owner on another machine whose heartbeat is older has ended: the caches of network file systems last as long."""
@@ -67,6 +69,19 @@ class Owner:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         began = psutil.Process().create_time()
         return cls(number, socket.gethostname(), _machine(), os.getpid(), began, since, uuid.uuid4().hex)
+
+    @property
+    def is_here(self) -> bool:
+        """It runs, or ran, where this process can look for it; containers of one machine have names of their own."""
+        return (self.machine, self.host) == (_machine(), socket.gethostname())
+
+    @property
+    def lives(self) -> bool:
+        """Whether the process is there; to be asked only :attr:`is_here`."""
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) < CLOCK_TOLERANCE_S
+        except psutil.NoSuchProcess:
+            return False
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -126,7 +141,7 @@ def own(folder: Path, what: str) -> Iterator[Claim]:
             thread.join()
             if _read(folder, claim.owner.number) == claim.owner and newest_owner(folder) == claim.owner:
                 with suppress(OSError):  # it grows old by itself
-                    (folder / FOLDER / BEAT).unlink()
+                    os.utime(_record(folder, claim.owner.number), (0, 0))
     finally:
         os.close(lock)
 
@@ -152,6 +167,15 @@ def newest_owner(folder: Path) -> Owner | None:
     return _read(folder, _newest_number(folder))
 
 
+def has_owner(folder: Path) -> bool:
+    """Whether somebody owns the folder now, as far as a reader can tell; False when its owner was killed."""
+    number = _newest_number(folder)
+    owner, age_s = _read(folder, number), _age(folder, number, time.time())
+    if age_s is None or age_s >= STALE_S:
+        return False
+    return owner is None or not owner.is_here or owner.lives
+
+
 def _take(lock: int, folder: Path, what: str) -> bool:
     """Take the lock; False where the file system has none."""
     try:
@@ -168,53 +192,52 @@ def _take(lock: int, folder: Path, what: str) -> bool:
 def _claim(folder: Path, what: str, has_locks: bool) -> Claim:
     """Write this process's record, unless the last owner still lives."""
     try:
-        _refuse_living(folder, what, has_locks)
-        owner = Owner.here(_newest_number(folder) + 1)
+        owner = Owner.here(_refuse_living(folder, what, has_locks) + 1)
+        record = _record(folder, owner.number)
         try:
-            with _record(folder, owner.number).open("x", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(owner)))
+            file = record.open("x", encoding="utf-8")
         except FileExistsError:  # another one was quicker
             raise _taken(what, newest_owner(folder)) from None
-        (folder / FOLDER / BEAT).touch()
+        try:
+            with file:
+                file.write(json.dumps(asdict(owner)))
+        except OSError:
+            record.unlink()
+            raise
     except OSError as error:
         raise _unwritable(folder, error) from error
     return Claim(folder, owner)
 
 
-def _refuse_living(folder: Path, what: str, has_locks: bool) -> None:
-    """Raise when the last owner still lives, as far as its record and its heartbeat say."""
-    last = newest_owner(folder)
-    if last is None or (age_s := _beat_age(folder)) is None:
-        return
-    here = last.machine == _machine()
-    if (not has_locks and _lives(last)) if here else age_s < STALE_S:  # a lock here has gone with its owner
-        raise _taken(what, last, age_s)
+def _refuse_living(folder: Path, what: str, has_locks: bool) -> int:
+    """The number of the last owner; raises when it still lives, as far as its record and its heartbeat say."""
+    number = _newest_number(folder)
+    last = _read(folder, number)
+    with tempfile.NamedTemporaryFile(dir=folder / FOLDER) as probe:  # the clock of the file system
+        age_s = _age(folder, number, os.fstat(probe.fileno()).st_mtime)
+    if age_s is not None:
+        gone = has_locks or not last.lives if last is not None and last.is_here else age_s >= STALE_S
+        if not gone:  # the lock of an owner here goes with it
+            raise _taken(what, last, age_s)
+    return number
 
 
 def _beat(claim: Claim, over: threading.Event) -> None:
     while not over.wait(BEAT_S):
         try:
-            os.utime(claim.folder / FOLDER / BEAT)
+            os.utime(_record(claim.folder, claim.owner.number))
         except OSError as error:  # the next write says what it means
             logger.warning("%s: the owner's heartbeat cannot be written: %s", claim.folder, error)
 
 
-def _beat_age(folder: Path) -> float | None:
-    """Seconds since the owner's last sign of life by the clock of the file system; None when it ended by itself."""
+def _age(folder: Path, number: int, now: float) -> float | None:
+    """Seconds since an owner's last sign of life; None where there is no such owner, or it ended by itself."""
     try:
-        with (folder / FOLDER / BEAT).open("rb") as file:  # opened: network file systems look again then
+        with _record(folder, number).open("rb") as file:  # opened: network file systems look again then
             beat = os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:
+    except OSError:
         return None
-    with tempfile.NamedTemporaryFile(dir=folder / FOLDER) as probe:
-        return max(0.0, os.fstat(probe.fileno()).st_mtime - beat)
-
-
-def _lives(owner: Owner) -> bool:
-    try:
-        return abs(psutil.Process(owner.pid).create_time() - owner.started) < CLOCK_TOLERANCE_S
-    except psutil.NoSuchProcess:
-        return False
+    return max(0.0, now - beat) if beat else None
 
 
 def _newest_number(folder: Path) -> int:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bgrpo.config import TrainConfig
+from bgrpo.decoding.support import check_supported
 from bgrpo.errors import UserError
 from bgrpo.files import sha256
+from bgrpo.groups import Verdict
 from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
-from bgrpo.policies.text import encode_texts
+from bgrpo.policies.text import UnreadableText, longest_text
+from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.run_folder import RunFolder
-from bgrpo.scoring.check_child import load_check
-from bgrpo.tasks.base import Problem, load_task
+from bgrpo.scoring.attempts import trial_of
+from bgrpo.scoring.judge import Judge
+from bgrpo.scoring.readable_groups import encode_prompts, place
+from bgrpo.tasks.base import Outcome, Problem, Progress, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 SPLITS = ("train", "validation", "test")
 CHECKPOINT_BYTES = 12
@@ -41,28 +41,33 @@ class Preparation:
     splits: Splits
 
 
-def check_input(config: TrainConfig, splits: Splits | None = None) -> Preparation:
-    """Load and check the policy, the problems and the reward function.
+def check_input(config: TrainConfig, splits: Splits | None = None, progress: Progress | None = None) -> Preparation:
+    """Load and check the policy and the problems, and try the reward function or the task's check on one of them.
 
     Args:
         config: of the run.
         splits: the problems of a run that goes on; else they are read or generated.
+        progress: called while large files are read.
 
     Raises:
         UserError: what is wrong, where, and what would be right.
     """
-    policy = load_policy(config.policy.path)
-    if config.reward.function is not None:
-        load_check(config.reward.function, {})
+    check_installed(config.tracking.also)
+    policy = check_policy(config.policy.path)
     task = load_task(config.task.name, config.task.options)
-    splits = splits or load_splits(task, config.task)
+    splits = splits or load_splits(task, config.task, progress)
     for name in SPLITS:
-        _check_prompts(getattr(splits, name), policy, config.rollout.max_new_tokens, f"task.{name}")
+        file = getattr(config.task, name).file
+        where = f"task.{name}" if file is None else f"task.{name}: {file}"
+        check_prompts(getattr(splits, name), policy, config.rollout.max_new_tokens, where)
     if len(splits.train) < config.rollout.prompts_per_step:
         raise UserError(
             f"task.train has {len(splits.train)} problems, fewer than rollout.prompts_per_step="
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
+    judge = Judge(config)
+    judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
+    judge.start(trial_of(splits.train)).close()
     return Preparation(policy, splits)
 
 
@@ -113,24 +118,56 @@ def save_problems(splits: Splits, folder: RunFolder) -> None:
 
 def load_problems(folder: RunFolder) -> Splits:
     """The problems that :func:`save_problems` kept."""
-    return Splits(*(read_problems(folder.data / f"{name}.jsonl") for name in SPLITS))
+    train, validation, test = (read_problems(folder.data / f"{name}.jsonl") for name in SPLITS)
+    return Splits(train, validation, test)
 
 
-def _check_prompts(problems: Sequence[Problem], policy: LoadedPolicy, max_new_tokens: int, where: str) -> None:
-    """Refuse unknown tokens, and prompts that leave no room for an answer."""
-    ids = _encode(policy.tokenizer, [problem.prompt for problem in problems], where)
-    context = getattr(policy.model.config, "max_position_embeddings", None)
-    longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-    if context is not None and len(ids[longest]) + max_new_tokens > context:
+def check_policy(path: str) -> LoadedPolicy:
+    """Load a policy and check all that can be known of it before a process starts.
+
+    Raises:
+        UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.check_supported`.
+    """
+    policy = load_policy(path)
+    check_supported(policy.model)
+    return policy
+
+
+def check_prompts(
+    problems: Sequence[Problem],
+    policy: LoadedPolicy,
+    max_new_tokens: int,
+    where: str,
+    option: str = "rollout.max_new_tokens",
+) -> None:
+    """Refuse unknown tokens, and prompts that leave no room for an answer, before anything is decoded.
+
+    Args:
+        problems: at least one.
+        policy: that is to read them.
+        max_new_tokens: of an answer.
+        where: the problems came from, for messages.
+        option: that gives ``max_new_tokens``, for messages.
+
+    Raises:
+        UserError: names the line or problem.
+    """
+    longest, tokens = _longest(problems, policy, where)
+    context = policy.model.config.max_position_embeddings
+    if tokens + max_new_tokens > context:
         raise UserError(
-            f"{where}: problem {longest + 1} has {len(ids[longest])} tokens + rollout.max_new_tokens={max_new_tokens} "
-            f"= {len(ids[longest]) + max_new_tokens}, but the policy's context is {context}: leave long problems out, "
-            f"or take fewer new tokens"
+            f"{place(where, problems, longest)} has {tokens} tokens + {option}={max_new_tokens} "
+            f"= {tokens + max_new_tokens}, but the policy's context is {context}: leave "
+            f"long problems out, or take fewer new tokens"
         )
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], where: str) -> list[list[int]]:
+def _longest(problems: Sequence[Problem], policy: LoadedPolicy, where: str) -> tuple[int, int]:
+    """Position and number of tokens of the longest prompt."""
+    if any(problem.messages for problem in problems):
+        lengths = [len(ids) for ids in encode_prompts(policy.tokenizer, problems, where)]
+        return lengths.index(max(lengths)), max(lengths)
     try:
-        return encode_texts(tokenizer, texts)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        return longest_text(policy.tokenizer, [problem.prompt for problem in problems])
+    except UnreadableText as error:
+        raise UserError(f"{place(where, problems, error.index)}: {error}") from error

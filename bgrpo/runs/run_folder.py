@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import json
 import logging
@@ -20,13 +19,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
-from bgrpo.errors import LostRunError, UserError
+from bgrpo.errors import LostRunError, UserError, brief
 from bgrpo.files import is_file, parse_object, write_atomically
+from bgrpo.policies.source import absolute_policy
+from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, check_free, own
-from bgrpo.runs.redaction import REDACTED, redact_credentials
+from bgrpo.runs.redaction import REDACTED, redact_tree
+from bgrpo.settings.spelling import nearest
+from bgrpo.settings.strict_yaml import dump_yaml
 
 RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
 
@@ -50,6 +51,7 @@ CHANGEABLE_ON_RESUME = (
     "rollout.cpus_per_actor",
     "rollout.gpus_per_actor",
     "rollout.timeout_s",
+    "rollout.keep_samples",
     "learner.cpus_per_worker",
     "learner.gpus_per_worker",
     "learner.max_failures",
@@ -153,6 +155,11 @@ class RunFolder:
         return self.path / "data"
 
     @property
+    def samples(self) -> Path:
+        """Folder of what the policy wrote, see :mod:`bgrpo.runs.samples`."""
+        return self.path / "samples"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -198,7 +205,7 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / 'run.json'}: cannot be read: {error}") from error
+            raise UserError(f"{self.path / 'run.json'}: cannot be read: {brief(error)}") from error
 
     def update(self, **fields: Any) -> None:
         """Set fields of ``run.json``, complete or not at all.
@@ -210,9 +217,9 @@ class RunFolder:
         info = self.info()
         if self.claim is not None and not info:
             raise LostRunError(f"{self.path / 'run.json'}: was removed while {self.name} was running")
-        write_atomically(self.path / "run.json", json.dumps(info | fields, indent=1) + "\n")
+        write_atomically(self.path / "run.json", json.dumps(redact_tree(info | fields), indent=1) + "\n")
 
-    def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null.
 
         Raises:
@@ -220,8 +227,8 @@ class RunFolder:
             UserError: it cannot be written.
         """
         self.check_owner()
-        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3)} | values | {"step": step})
+        lost = {name: None for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | metrics | lost | {"step": step})
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -230,14 +237,10 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; one that is damaged is left out, as is a last one that a crash cut off."""
-        if not self.metrics_path.exists():
-            return []
-        lines = self.metrics_path.read_bytes().split(b"\n")
-        whole = lines[:-1]  # a finished line ends in a line feed, so the last piece is empty or cut off
-        parsed = [parse_metrics(line) for line in whole if line]
-        if None in parsed:
-            logger.warning("%s: line %d is damaged, left out", self.metrics_path, parsed.index(None) + 1)
-        return [line for line in parsed if line is not None]
+        steps, damaged = read_steps_of(self.metrics_path)
+        if damaged:
+            logger.warning("%s: %d damaged line(s), left out", self.metrics_path, damaged)
+        return steps
 
     def truncate_after(self, step: int) -> None:
         """Forget the metrics of later steps than ``step``, and damaged lines: a resumed run makes them again."""
@@ -256,7 +259,7 @@ class RunFolder:
             UserError: names each key with both values.
         """
         saved = flatten(self.load_config(type(config)).model_dump(mode="json"))
-        asked = flatten(config.model_dump(mode="json"))
+        asked = flatten(redact_tree(config.model_dump(mode="json")))
         changed = [
             f"{key}={asked.get(key)!r} (the run has {saved.get(key)!r})"
             for key in sorted(saved.keys() | asked.keys())
@@ -279,23 +282,9 @@ class RunFolder:
         self.update(status="running", resumed=_now(), versions=installed_versions())
 
     def _write_config(self, config: TrainConfig | PretrainConfig) -> None:
-        tree = config.model_dump(mode="json")
+        tree = redact_tree(config.model_dump(mode="json"))
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
-        if tree["tracking"]["uri"] is not None:
-            tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
-        write_atomically(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-
-
-def parse_metrics(line: str | bytes) -> dict[str, Any] | None:
-    """One line of ``metrics.jsonl``; None when it is damaged."""
-    try:
-        found = parse_object(line)
-    except ValueError:
-        return None
-    whole = type(found.get("step")) is int and all(
-        value is None or type(value) in (int, float) for value in found.values()
-    )
-    return found if whole else None
+        write_atomically(self.config_path, dump_yaml(tree))
 
 
 def check_name(name: str | None) -> None:
@@ -360,8 +349,8 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     """
     loaded = load_config(model, config, overrides)
     check_name(loaded.run.name)
-    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped" and Path(loaded.policy.path).is_dir():
-        policy = loaded.policy.model_copy(update={"path": str(Path(loaded.policy.path).absolute())})
+    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped":
+        policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
         loaded = loaded.model_copy(update={"policy": policy})
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
 
@@ -389,8 +378,8 @@ def load_resumed_config(
     Raises:
         UserError: unknown run, another configuration than the run's, or an override that does not fit.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    runs = settle_runs(given.get("run.dir", load_config(model, None).run.dir))
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    runs = settle_runs(load_config(model, None, place).run.dir)
     run = RunFolder.open(runs, resume)
     check_free(run.path, f"run {run.name}")
     started_with = run.info().get("config")
@@ -401,12 +390,24 @@ def load_resumed_config(
         )
     config = load_config(model, str(run.config_path), overrides)
     run.check_same_result(config)
-    if config.tracking.enabled and REDACTED in (config.tracking.uri or ""):
-        raise UserError(
-            f"run {run.name}: tracking.uri={config.tracking.uri} was stored without its password; give tracking.uri=… "
-            f"again, or tracking.enabled=false"
-        )
+    refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})
+
+
+def refuse_hidden(what: str, tree: dict[str, Any]) -> None:
+    """Refuse to go on with a configuration that was stored without a password which it needs.
+
+    Args:
+        what: that goes on, for the message.
+        tree: the configuration as it was stored, with what the user gave again.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, value in flatten(tree).items():
+        if REDACTED in str(value) and (tree["tracking"]["enabled"] or key != "tracking.uri"):
+            off = ", or tracking.enabled=false" if key == "tracking.uri" else ""
+            raise UserError(f"{what}: {key}={value} was stored without its password; give {key}=… again{off}")
 
 
 def _placed(config: RunConfig, place: dict[str, str]) -> RunConfig:
@@ -468,8 +469,8 @@ def _suggest(runs: Path, name: str) -> str:
     names = [path.parent.name for path in known]
     if not names:
         return "it holds no run; give run.dir=… if the run is elsewhere"
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    meant = nearest(name, names)
+    hint = f"did you mean {meant!r}? " if meant else ""
     return f"{hint}the last ones are {', '.join(names[:3])}"
 
 

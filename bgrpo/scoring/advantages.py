@@ -15,12 +15,13 @@ KINDS = ("mean", "std", "batch", "none", "leave_one_out", "probability_weighted"
 
 
 def advantages(
-    rewards: Sequence[Sequence[float]], logprobs: Sequence[Sequence[float]], kind: str, alpha: float = 1.0
+    rewards: Sequence[Sequence[float | None]], logprobs: Sequence[Sequence[float]], kind: str, alpha: float = 1.0
 ) -> list[list[float]]:
     """Advantages of a batch of groups.
 
     Args:
-        rewards: one list per group.
+        rewards: one list per group; None for a completion that could not be scored, whose advantage is 0 and which
+            counts in no mean, deviation or weight.
         logprobs: summed log-probability of each completion, same shape; read by ``probability_weighted`` only.
         kind: ``mean`` r - mean(r); ``std`` the same over the group's standard deviation (n - 1, plus
             :data:`STD_EPSILON`; the deviation of a single completion is 0); ``batch`` the same over the standard
@@ -35,30 +36,38 @@ def advantages(
     """
     if kind not in KINDS:
         raise UserError(f"advantage.kind={kind!r}: expected one of {', '.join(KINDS)}")
+    known = [[i for i, reward in enumerate(group) if reward is not None] for group in rewards]
+    values = [np.array([group[i] for i in there], np.float64) for group, there in zip(rewards, known, strict=True)]
     if kind == "batch":
-        every = np.concatenate([np.asarray(group, np.float64) for group in rewards]) if rewards else np.zeros(0)
-        scale = _deviation(every) + STD_EPSILON
-        return [(_centred(group) / scale).tolist() for group in rewards]
-    return [
-        _group_advantages(np.asarray(group, np.float64), np.asarray(group_logprobs, np.float64), kind, alpha).tolist()
-        for group, group_logprobs in zip(rewards, logprobs, strict=True)
-    ]
+        scale = _deviation(np.concatenate(values) if values else np.zeros(0)) + STD_EPSILON
+        found = [_centred(group) / scale for group in values]
+    else:
+        likely = [np.array([of[i] for i in there], np.float64) for of, there in zip(logprobs, known, strict=True)]
+        found = [_group_advantages(*pair, kind, alpha) for pair in zip(values, likely, strict=True)]
+    result = []
+    for group, there, advantages_K in zip(rewards, known, found, strict=True):
+        row = [0.0] * len(group)
+        for i, value in zip(there, advantages_K.tolist(), strict=True):
+            row[i] = value
+        result.append(row)
+    return result
 
 
-def is_informative(rewards: Sequence[float], kind: str = "mean") -> bool:
-    """Whether a group teaches anything: its rewards are not all equal.
+def is_informative(rewards: Sequence[float | None], kind: str = "mean") -> bool:
+    """Whether a group teaches anything: those of its rewards that are known are not all equal.
 
     Without a baseline (``kind`` is ``none``) equal rewards teach too, unless they are all 0.
     """
+    known = [reward for reward in rewards if reward is not None]
     if kind == "none":
-        return any(reward != 0 for reward in rewards)
-    return any(reward != rewards[0] for reward in rewards)
+        return any(reward != 0 for reward in known)
+    return any(reward != known[0] for reward in known)
 
 
 def _group_advantages(rewards_K: np.ndarray, logprobs_K: np.ndarray, kind: str, alpha: float) -> np.ndarray:
     if kind == "none":
         return rewards_K
-    if np.ptp(rewards_K) == 0:  # exactly 0: Adam would turn rounding noise into full steps
+    if not len(rewards_K) or np.ptp(rewards_K) == 0:  # exactly 0: Adam would turn rounding noise into full steps
         return np.zeros_like(rewards_K)
     if kind == "mean":
         return _centred(rewards_K)
@@ -72,10 +81,9 @@ def _group_advantages(rewards_K: np.ndarray, logprobs_K: np.ndarray, kind: str, 
     return size * weights_K * (rewards_K - (weights_K * rewards_K).sum())
 
 
-def _centred(rewards: Sequence[float] | np.ndarray) -> np.ndarray:
+def _centred(values: np.ndarray) -> np.ndarray:
     """r - mean(r), exactly 0 where all are equal, whose mean may be rounded."""
-    values = np.asarray(rewards, np.float64)
-    return values - values.mean() if np.ptp(values) > 0 else np.zeros_like(values)
+    return values - values.mean() if len(values) and np.ptp(values) > 0 else np.zeros_like(values)
 
 
 def _deviation(values: np.ndarray) -> float:

@@ -6,74 +6,45 @@ disturb the caller: the item gets the outcome ``timeout`` or ``error`` and the o
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
+from bgrpo.scoring.attempts import Attempt, by_group, to_json
+from bgrpo.scoring.check_child import GROUPS, ITEMS, REFUSED
+from bgrpo.scoring.check_link import BrokenLinkError, CheckLink
+from bgrpo.scoring.failed_checks import FAILED
 from bgrpo.tasks.base import Outcome
 
-START_LIMIT_S = 120.0  # importing the target, for example a reward model's libraries
-EXIT_LIMIT_S = 10.0
+START_LIMIT_S = 120.0  # importing the target, for example a reward model's libraries; and the same for its first call
 CRASHES_PER_ITEM = 2  # the first is forgiven: somebody else may have killed the child
-
-
-class _Channel:
-    """Lines of JSON over a socket; every send and receive ends at a deadline (``time.monotonic``)."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._received = b""
-
-    def send(self, message: Any, deadline: float) -> None:
-        self._connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        self._connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self, deadline: float) -> Any:
-        """The next message; TimeoutError past the deadline, ConnectionError when the other side is gone."""
-        while b"\n" not in self._received:
-            self._connection.settimeout(max(1e-3, deadline - time.monotonic()))
-            data = self._connection.recv(1 << 16)
-            if not data:
-                raise ConnectionResetError("the other side closed the connection")
-            self._received += data
-        line, _, self._received = self._received.partition(b"\n")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._connection.close()
+_SHOWN = 60  # characters of a text in a message
 
 
 class CheckProcess:
-    """One child process that checks completions one by one.
+    """One child process that scores completions with a task's check or a user's function.
 
     The child imports the target and nothing else: no torch unless the target needs it. It is started at construction,
-    so that a target that cannot be imported is refused at once, and again after each kill. Its standard output goes to
-    standard error, its standard input is empty, and it ends with its parent (at the latest when the check at hand has
-    taken twice its limit).
+    so that a target that cannot be imported is refused at once, and again after each kill. Each start ends with a check
+    of ``trial``, so that what the target imports or loads at its first call does not count against ``timeout_s``.
 
     Args:
         target: ``"task:NAME"`` for a task's own check (NAME as in :func:`bgrpo.tasks.base.load_task`), or
-            ``"module:function"`` for a user's reward function ``f(prompt, completion) -> float``: a score above zero
-            counts as ``correct``, else ``wrong``, and the score itself is kept. An exception, a value that is no real
-            number, or one that is not finite, is an ``error``. Functions are taken to be deterministic.
+            ``"module:function"`` for a user's reward function, see :mod:`bgrpo.scoring.user_functions`: its outcomes
+            are ``scored`` and, for None, ``unscored``. An exception, and a value
+            that is no finite number of at most 1e12 in size, is an ``error``. Functions are taken to be
+            deterministic.
         options: arguments of the task.
-        timeout_s: limit of one check in seconds.
+        timeout_s: limit of one call in seconds.
         memory_bytes: limit of the child's data (RLIMIT_DATA; past it, MemoryError or an abort); None for no limit.
+        trial: what to try the target on; None tries nothing.
 
     Raises:
-        UserError: the target cannot be imported.
+        UserError: the target cannot be imported, or its check of ``trial`` is an error or takes 120 s.
     """
 
     def __init__(
@@ -82,29 +53,38 @@ class CheckProcess:
         options: dict[str, Any] | None = None,
         timeout_s: float = 5.0,
         memory_bytes: int | None = None,
+        trial: Attempt | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        self._setup = {
-            "target": target,
-            "options": options or {},
-            "timeout_s": timeout_s,
-            "memory_bytes": memory_bytes,
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-        self._start()
+        self._setup = {"target": target, "options": options or {}, "memory_bytes": memory_bytes}
+        self._trial = trial
+        self._link: CheckLink | None = None
+        self._form = ITEMS
+        fault = self._start()
+        if fault is not None:
+            self.close()
+            raise UserError(fault.detail)
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child; None while there is none."""
-        return self._process.pid if self._process is not None else None
+        """Id of the process to kill to end the child; None while there is none."""
+        return self._link.pid if self._link is not None else None
 
-    def run(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """Check (prompt, completion) pairs, each distinct pair once; results in the order of ``items``."""
-        distinct = list(dict.fromkeys((prompt, completion) for prompt, completion in items))
+    def run(self, attempts: Sequence[Attempt]) -> list[Verdict]:
+        """Score attempts, in order; where one is scored at a time, each distinct text of a group once."""
+        if self._form == GROUPS:
+            return self._run_groups(by_group(attempts))
+        keys = [(attempt.group, attempt.problem.prompt, attempt.text) for attempt in attempts]
+        distinct = dict(zip(keys, attempts, strict=True))
+        verdicts = dict(zip(distinct, self._run_items(list(distinct.values())), strict=True))
+        return [verdicts[key] for key in keys]
+
+    def _run_items(self, items: list[Attempt]) -> list[Verdict]:
+        """One verdict per item; what disturbs the check of one is its fault alone."""
         results: list[Verdict] = []
-        crashes: Counter[int] = Counter()  # by position in ``distinct``
-        while len(results) < len(distinct):
-            fault = self._run_until_fault(distinct, results)
+        crashes: Counter[int] = Counter()  # by position
+        while len(results) < len(items):
+            fault = self._run_until_fault(items, results)
             if fault is None:
                 continue
             if fault.outcome == Outcome.ERROR:
@@ -112,13 +92,27 @@ class CheckProcess:
                 if crashes[len(results)] < CRASHES_PER_ITEM:
                     continue
             results.append(fault)
-        by_item = dict(zip(distinct, results, strict=True))
-        return [by_item[prompt, completion] for prompt, completion in items]
+        return results
+
+    def _run_groups(self, groups: list[list[Attempt]]) -> list[Verdict]:
+        """All groups in one call; where that fails, each in a call of its own, so that one disturbs no other."""
+        items = [attempt for group in groups for attempt in group]
+        for _ in range(CRASHES_PER_ITEM):
+            results: list[Verdict] = []
+            fault = self._run_until_fault(items, results)
+            if fault is None or fault.outcome == Outcome.TIMEOUT or len(groups) > 1:
+                break
+        if fault is None and not (results and all(result.outcome in FAILED for result in results)):
+            return results
+        if len(groups) > 1:
+            return [verdict for group in groups for verdict in self._run_groups([group])]
+        return results if fault is None else [fault] * len(items)
 
     def close(self) -> None:
-        """End the child."""
-        if self._process is not None:
-            self._stop()
+        """End the child and what it has started."""
+        if self._link is not None:
+            self._link.stop()
+            self._link = None
 
     def __enter__(self) -> Self:
         return self
@@ -128,61 +122,49 @@ class CheckProcess:
     ) -> None:
         self.close()
 
-    def _run_until_fault(self, items: list[tuple[str, str]], results: list[Verdict]) -> Verdict | None:
+    def _run_until_fault(self, items: list[Attempt], results: list[Verdict]) -> Verdict | None:
         """Append the results of the items that have none yet; on a fault, end the child and return the culprit's."""
-        if self._process is None:
-            self._start()
+        if self._link is None:
+            fault = self._start()
+            if self._link is None:
+                return fault
+        rest = items[len(results) :]
+        return self._ask(to_json(rest, self._form == GROUPS), len(rest), results, self._timeout_s)
+
+    def _start(self) -> Verdict | None:
+        """Start the child and try it; what is wrong, None when nothing is. Where it is of no use there is no link."""
+        target, answers = self._setup["target"], list[Verdict]()
+        self._link = CheckLink()
+        fault = self._ask(self._setup, 1, answers, START_LIMIT_S)
+        if fault is not None:
+            return replace(fault, detail=f"{target!r}: on import, {fault.detail}")
+        if answers[0].outcome == REFUSED:
+            self.close()
+            return Verdict(Outcome.ERROR, detail=answers[0].detail)
+        self._form = answers[0].detail
+        if self._trial is None:
+            return None
+        fault = self._ask(to_json([self._trial], self._form == GROUPS), 1, answers, START_LIMIT_S)
+        if fault is None and answers[1].outcome not in FAILED:
+            return None
+        texts = (self._trial.problem.prompt, self._trial.text)
+        prompt, completion = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…" for text in texts)
+        tried = f"{target!r}: tried on prompt {prompt!r} and completion {completion!r}"
+        return replace(fault or answers[1], detail=f"{tried}: {(fault or answers[1]).detail}")
+
+    def _ask(self, content: Any, count: int, results: list[Verdict], limit_s: float) -> Verdict | None:
+        """Append the answers to a request; on a fault, end the child and return what the item at hand gets."""
+        if self._link is None:
+            raise RuntimeError("the check process has not been started")
         try:
-            self._channel.send(items[len(results) :], time.monotonic() + self._timeout_s)
-        except (ConnectionError, TimeoutError):  # it ended, or was stopped, while it had nothing to do
-            return Verdict(Outcome.ERROR, detail=f"the check process {self._stop()} before the check")
-        try:
-            while len(results) < len(items):
-                outcome, score, detail = self._channel.receive(time.monotonic() + self._timeout_s)
-                results.append(Verdict(outcome, score, detail))
+            name = self._link.ask(content, limit_s)
+            for position in range(count):
+                results.append(self._link.answer(name, position, limit_s))
         except TimeoutError:
-            self._stop()
-            return Verdict(Outcome.TIMEOUT, detail=f"the check took longer than {self._timeout_s:g} s")
-        except ConnectionError:
-            return Verdict(Outcome.ERROR, detail=f"the check process {self._stop(wait_s=1.0)}")
-        return None
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bgrpo.scoring.check_child", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._channel = _Channel(ours)
-        deadline = time.monotonic() + START_LIMIT_S
-        try:
-            self._channel.send(self._setup, deadline)
-            reply = self._channel.receive(deadline)
-        except (ConnectionError, TimeoutError) as error:
-            raise UserError(f"{self._setup['target']!r}: its process {self._stop(wait_s=1.0)} on import") from error
-        if "refused" in reply:
-            self._stop()
-            raise UserError(reply["refused"])
-
-    def _stop(self, wait_s: float = 0.0) -> str:
-        """Kill the child (after ``wait_s`` seconds to end by itself) and say how it ended."""
-        process, self._process = self._process, None
-        if process is None:
-            return "was not running"
-        self._channel.close()
-        try:
-            status = process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(EXIT_LIMIT_S)
-            return "was killed"
-        if status < 0:
-            return f"was ended by {signal.Signals(-status).name}"
-        return f"exited with status {status}"
+            fault = Verdict(Outcome.TIMEOUT, detail=f"the check took longer than {limit_s:g} s")
+        except BrokenLinkError as error:
+            fault = Verdict(Outcome.ERROR, detail=str(error))
+        else:
+            return None
+        self.close()
+        return fault

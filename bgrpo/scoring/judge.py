@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
+from types import TracebackType
+from typing import Self
 
-from bgrpo.config import TrainConfig
+from bgrpo.config import PartSection, TrainConfig
 from bgrpo.groups import Group, ScoredGroup, Verdict
+from bgrpo.scoring.attempts import Attempt, by_group
 from bgrpo.scoring.check_process import CheckProcess
-from bgrpo.scoring.rewards import group_rewards
-from bgrpo.tasks.base import Outcome, Problem
+from bgrpo.scoring.failed_checks import FAILED
+from bgrpo.scoring.rewards import RewardRule, Rewards, group_rewards, ranks_by
+from bgrpo.scoring.text_metrics import Metric, TextGroup, text_metric
+from bgrpo.tasks.base import Outcome
 
-Check = Callable[[Sequence[tuple[str, str]]], Sequence[Verdict]]
-"""Checks (prompt, completion) pairs of text, in order, as :meth:`bgrpo.scoring.check_process.CheckProcess.run` does."""
+Check = Callable[[Sequence[Attempt]], Sequence[Verdict]]
+"""Verdicts on attempts, in order, as :meth:`Scorer.judge` gives them."""
+
+PartVerdicts = Mapping[str, Sequence[Verdict]]
+"""Part -> one verdict per attempt, in order."""
 
 SHIPPED_TASK_MEMORY_BYTES = 4 * 1024**3
+_NOT_ASKED = Verdict(Outcome.TRUNCATED)
 
 
 class Judge:
@@ -25,91 +36,215 @@ class Judge:
     """
 
     def __init__(self, config: TrainConfig) -> None:
+        reward = config.reward
         self._config = config
+        self.parts: dict[str, PartSection] = reward.named_parts
+        self._weights = {name: part.weight for name, part in self.parts.items()}
+        self._check = next((name for name, part in self.parts.items() if part.check), None)
+        self._rule = RewardRule(
+            kind=config.reward_kind,
+            tau=reward.tau or float(config.rollout.group_size),
+            weights=None if reward.learns_from_check_alone else self._weights,
+            normalize=reward.combine == "normalize_then_sum",
+            wrong_reward=reward.wrong_reward,
+            balance_negatives=reward.balance_negatives,
+            unlikely_share=reward.unlikely_share,
+        )
 
-    def start(self) -> CheckProcess:
-        """The process that checks: with the user's reward function, or else the task's own check.
+    def start(self, trial: Attempt | None) -> Scorer:
+        """What scores here: processes for the task's check and for the user's functions, and metrics of text.
 
-        Shipped tasks get a memory limit; a user's function or task may be a model of any size and gets none.
+        Args:
+            trial: what each is tried on, see :func:`bgrpo.scoring.attempts.trial_of`.
 
         Raises:
-            UserError: the function or task cannot be imported.
+            UserError: a function, task or metric is not there, or fails in its trial.
         """
-        config = self._config
-        timeout_s = config.verifier.timeout_s
-        if config.reward.function is not None:
-            return CheckProcess(config.reward.function, timeout_s=timeout_s)
-        shipped = ":" not in config.task.name
-        return CheckProcess(
-            f"task:{config.task.name}",
-            config.task.options,
-            timeout_s,
-            memory_bytes=SHIPPED_TASK_MEMORY_BYTES if shipped else None,
-        )
+        return Scorer(self, trial)
 
-    def rewards(self, verdicts: Sequence[Verdict]) -> list[float]:
-        """Rewards of one group's completions, best beam first, see :func:`bgrpo.scoring.rewards.group_rewards`."""
-        reward = self._config.reward
-        return group_rewards(
-            verdicts,
-            self._config.reward_kind,
-            reward.tau or float(self._config.rollout.group_size),
-            reward.wrong_reward,
-            reward.balance_negatives,
-        )
+    def verdicts(self, attempts: Sequence[Attempt], found: PartVerdicts) -> list[Verdict]:
+        """Join what the parts say about each attempt."""
+        return [
+            self._joined(attempt, {name: verdicts[position] for name, verdicts in found.items()})
+            for position, attempt in enumerate(attempts)
+        ]
+
+    def rewards(self, verdicts: Sequence[Verdict], logprobs: Sequence[float] | None = None) -> Rewards:
+        """Rewards of one group's completions, see :func:`bgrpo.scoring.rewards.group_rewards`.
+
+        Args:
+            verdicts: one per completion.
+            logprobs: summed log-probability of each; default: they are in the order of it.
+        """
+        return group_rewards(verdicts, self._rule, None if logprobs is None else ranks_by(logprobs))
 
     def score(
         self, indices: Sequence[int], groups: Sequence[Group], verdicts: Iterable[Verdict], version: int
     ) -> list[ScoredGroup]:
-        """Join groups with the verdicts on :func:`finished_texts`.
+        """Join groups with the verdicts on their completions.
 
         Args:
             indices: of the problems.
             groups: one per index.
-            verdicts: of the finished completions of all groups, in order.
+            verdicts: of the completions of all groups, in order.
             version: policy version that decoded the groups.
 
         Raises:
-            ValueError: more or fewer verdicts than finished completions.
+            ValueError: more or fewer verdicts than completions.
         """
         return [
             ScoredGroup(
                 prompt_ids=group.prompt_ids,
                 completions=group.completions,
-                rewards=self.rewards([completion.verdict for completion in group.completions if completion.verdict]),
+                rewards=self._rewards_of(group),
                 index=index,
                 version=version,
             )
             for index, group in zip(indices, with_verdicts(groups, verdicts), strict=True)
         ]
 
+    def _rewards_of(self, group: Group) -> Rewards:
+        """Beams are in the order of their log-probability; samples are not, and only the likelier counts for them."""
+        logprobs = [completion.logprob for completion in group.completions]
+        ranked = self._config.decode_mode == "beam"
+        return self.rewards([completion.judged for completion in group.completions], None if ranked else logprobs)
 
-def finished_texts(problems: Sequence[Problem], groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """(prompt, completion) texts of every finished completion, in order: what there is to check."""
-    return [
-        (problem.prompt, completion.text)
-        for problem, group in zip(problems, groups, strict=True)
-        for completion in group.completions
-        if completion.finished
-    ]
+    def _joined(self, attempt: Attempt, found: Mapping[str, Verdict]) -> Verdict:
+        """One verdict: the check's outcome where there is a check, and the weighted sum of what could be scored."""
+        values: dict[str, float | None] = {}
+        failed: dict[str, Verdict] = {}
+        total, scored = 0.0, False
+        for name, verdict in found.items():
+            values[name] = value = _value(verdict)
+            if verdict.outcome in FAILED:
+                failed[name] = verdict
+            if value is not None and self._weights[name]:
+                total, scored = total + self._weights[name] * value, True
+        several = len(self.parts) > 1
+        parts = values if self._config.reward.parts else {}
+        failures = {name: verdict.detail for name, verdict in failed.items()}
+        if culprit := next((name for name in failed if self._weights[name]), None):
+            detail = f"{culprit}: {failed[culprit].detail}" if several else failed[culprit].detail
+            return Verdict(failed[culprit].outcome, None, detail, parts, failures)
+        score = total if scored else None
+        return Verdict(self._outcome(attempt, found, score), score, "", parts, failures)
+
+    def _outcome(self, attempt: Attempt, found: Mapping[str, Verdict], score: float | None) -> str:
+        if not attempt.finished:
+            return Outcome.TRUNCATED
+        if self._check is not None and found[self._check].outcome not in FAILED:
+            return found[self._check].outcome
+        if score is None:
+            return Outcome.UNSCORED
+        if self._check is None and (least := self._config.reward.least_correct) is not None:
+            return Outcome.CORRECT if score > least else Outcome.WRONG
+        return Outcome.SCORED
+
+
+def _value(verdict: Verdict) -> float | None:
+    """Of one part: its score, or of the task's check 1 when correct, else 0."""
+    if verdict.outcome in (*FAILED, Outcome.UNSCORED, Outcome.TRUNCATED):
+        return None
+    return float(verdict.outcome == Outcome.CORRECT) if verdict.score is None else verdict.score
+
+
+class Scorer:
+    """The parts of a reward that score in this process, or in killable processes of their own beside it.
+
+    Args:
+        judge: whose parts they are.
+        trial: what they are tried on.
+
+    Raises:
+        UserError: see :meth:`Judge.start`.
+    """
+
+    def __init__(self, judge: Judge, trial: Attempt | None) -> None:
+        self._judge = judge
+        self._processes = ExitStack()
+        self._parts: dict[str, Check] = {}
+        with ExitStack() as stack:
+            for name, part in judge.parts.items():
+                if part.metric is not None:
+                    self._parts[name] = _metric_check(text_metric(part.metric))
+                else:
+                    self._parts[name] = stack.enter_context(_process(judge, part, trial)).run
+            self._threads = stack.enter_context(ThreadPoolExecutor(len(self._parts)))
+            self._processes = stack.pop_all()
+
+    def run(self, attempts: Sequence[Attempt]) -> dict[str, list[Verdict]]:
+        """What each part says about each attempt; those that were cut off only where a part says so."""
+        if len(self._parts) == 1:
+            return {name: self._run(name, attempts) for name in self._parts}
+        work = {name: self._threads.submit(self._run, name, attempts) for name in self._parts}
+        return {name: future.result() for name, future in work.items()}
+
+    def judge(self, attempts: Sequence[Attempt]) -> list[Verdict]:
+        """The verdict on each attempt."""
+        return self._judge.verdicts(attempts, self.run(attempts))
+
+    def close(self) -> None:
+        """End the processes."""
+        self._processes.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, name: str, attempts: Sequence[Attempt]) -> list[Verdict]:
+        wants_all = self._judge.parts[name].score_truncated
+        asked = [position for position, attempt in enumerate(attempts) if attempt.finished or wants_all]
+        verdicts = [_NOT_ASKED] * len(attempts)
+        found = self._parts[name]([attempts[position] for position in asked]) if asked else []
+        for position, verdict in zip(asked, found, strict=True):
+            verdicts[position] = verdict
+        return verdicts
+
+
+def _process(judge: Judge, part: PartSection, trial: Attempt | None) -> CheckProcess:
+    """Shipped tasks get a memory limit; a user's function or task may be a model of any size and gets none."""
+    config = judge._config
+    timeout_s = part.timeout_s or config.verifier.timeout_s
+    if part.function is not None:
+        return CheckProcess(part.function, timeout_s=timeout_s, trial=trial)
+    memory_bytes = None if ":" in config.task.name else SHIPPED_TASK_MEMORY_BYTES
+    return CheckProcess(f"task:{config.task.name}", config.task.options, timeout_s, memory_bytes, trial)
+
+
+def _metric_check(metric: Metric) -> Check:
+    def check(attempts: Sequence[Attempt]) -> list[Verdict]:
+        verdicts = []
+        for group in by_group(attempts):
+            texts = TextGroup([a.text for a in group], [len(a.tokens) for a in group], group[0].problem.answers)
+            verdicts += [
+                Verdict(Outcome.UNSCORED) if value is None else Verdict(Outcome.SCORED, value)
+                for value in metric(texts)
+            ]
+        return verdicts
+
+    return check
 
 
 def with_verdicts(groups: Sequence[Group], verdicts: Iterable[Verdict]) -> list[Group]:
-    """The groups with the verdicts on :func:`finished_texts`; an unfinished completion is ``truncated``, unchecked.
+    """The groups, each completion with its verdict.
 
     Raises:
-        ValueError: more or fewer verdicts than finished completions.
+        ValueError: more or fewer verdicts than completions.
     """
     remaining = iter(verdicts)
     judged = []
     for group in groups:
         completions = []
         for completion in group.completions:
-            verdict = next(remaining, None) if completion.finished else Verdict(Outcome.TRUNCATED)
+            verdict = next(remaining, None)
             if verdict is None:
-                raise ValueError("fewer verdicts than finished completions")
+                raise ValueError("fewer verdicts than completions")
             completions.append(replace(completion, verdict=verdict))
         judged.append(replace(group, completions=completions))
     if next(remaining, None) is not None:
-        raise ValueError("more verdicts than finished completions")
+        raise ValueError("more verdicts than completions")
     return judged

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bgrpo.errors import UserError
 from bgrpo.groups import Group
 from bgrpo.tasks.base import Problem
 
@@ -34,10 +35,43 @@ def complete(
     Raises:
         UserError: a prompt that the vocabulary lacks, or that is too long; see :meth:`DecodeEngine.decode`.
     """
-    from bgrpo.policies.text import encode_texts
-
-    prompts = encode_texts(tokenizer, [problem.prompt for problem in problems])
+    prompts = encode_prompts(tokenizer, problems, "prompt")
     return [with_texts(group, tokenizer) for group in engine.decode(prompts, settings, seeds)]
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str) -> list[list[int]]:
+    """Token ids of the problems' prompts: of texts as they stand, of chats as the policy's chat template renders them.
+
+    Args:
+        tokenizer: of the policy.
+        problems: any number.
+        where: they came from, for the message: their file, if there is one.
+
+    Raises:
+        UserError: a prompt that the vocabulary lacks, or that the chat template refuses, with its line.
+    """
+    from bgrpo.policies.text import UnreadableText, encode_chats, encode_texts
+
+    chats = [i for i, problem in enumerate(problems) if problem.messages]
+    texts = [i for i, problem in enumerate(problems) if not problem.messages]
+    found: list[list[int]] = [[]] * len(problems)
+    for part in (texts, chats):
+        try:
+            if part is chats:
+                encoded = encode_chats(tokenizer, [problems[i].messages for i in part])
+            else:
+                encoded = encode_texts(tokenizer, [problems[i].prompt for i in part])
+        except UnreadableText as error:
+            raise UserError(f"{place(where, problems, part[error.index])}: {error}") from error
+        for i, ids in zip(part, encoded, strict=True):
+            found[i] = ids
+    return found
+
+
+def place(where: str, problems: Sequence[Problem], index: int) -> str:
+    """How a message calls one of the problems: by its line in the file ``where``, or by its number."""
+    line = problems[index].line
+    return f"{where}:{line}" if line else f"{where}: problem {index + 1}"
 
 
 def with_texts(group: Group, tokenizer: PreTrainedTokenizerBase) -> Group:

@@ -15,7 +15,7 @@ from bgrpo.sweep.sweep_config import SpaceEntry, SweepConfig
 Point = dict[str, Any]
 """Dotted key -> value."""
 
-DISTINCT_ATTEMPTS = 100
+DISTINCT_ATTEMPTS, MAX_GRID = 100, 10**5
 OPTUNA_MISSING = "searcher=optuna needs Optuna, which is not installed: pip install 'bgrpo[sweep]'"
 
 
@@ -89,7 +89,10 @@ def _grid_size(space: dict[str, SpaceEntry]) -> int:
     for key, entry in space.items():
         if entry.values is None:
             raise UserError(f"searcher=grid: space {key} is a range; give values: […], or searcher=random")
-    return math.prod(len(entry.values or []) for entry in space.values())
+    size = math.prod(len(entry.values or []) for entry in space.values())
+    if size > MAX_GRID:
+        raise UserError(f"searcher=grid: the grid has {size} points, at most {MAX_GRID}; use searcher=random")
+    return size
 
 
 def _random_points(space: dict[str, SpaceEntry], count: int, seed: int) -> list[Point]:

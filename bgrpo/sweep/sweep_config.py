@@ -9,16 +9,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bgrpo.config import (
-    NonNegative,
-    Positive,
-    RunSection,
-    Section,
-    TrackingSection,
-    TrainConfig,
-    known_keys,
-    nearest_key,
-)
+from bgrpo.config import RunSection, TrackingSection, TrainConfig
+from bgrpo.settings.key_table import known_keys
+from bgrpo.settings.messages import shown, unknown_key
+from bgrpo.settings.typed import below, is_section
+from bgrpo.settings.values import Few, KeysOf, Options, PathText, Section, Text
 from bgrpo.sweep.config_keys import flat_keys, is_within
 
 Searcher = Literal["grid", "random", "optuna"]
@@ -30,12 +25,17 @@ SAME_FOR_ALL = ("task", "evaluation", "budget", "steps", "seed", "run", "trackin
 SET_BY_THE_SWEEP = ("budget", "steps", "seed", "run", "tracking", "evaluation.final")
 
 
+Points = Annotated[int, Field(ge=1, le=1000)]
+End = Annotated[int, Field(ge=-(10**12), le=10**12)] | Annotated[float, Field(ge=-(10**12), le=10**12)]
+TrainingKeys = Annotated[Options, KeysOf(TrainConfig)]
+
+
 class SpaceEntry(Section):
     """What one hyperparameter may be: a list of values, or a range. A range with two integers gives integers."""
 
-    values: list[Any] | None = Field(None, description="tried as they are")
-    min: int | float | None = Field(None, description="lower end of a range, included")
-    max: int | float | None = Field(None, description="upper end of a range, included")
+    values: Annotated[list[Any], Field(max_length=1000)] | None = Field(None, description="tried as they are")
+    min: End | None = Field(None, description="lower end of a range, included")
+    max: End | None = Field(None, description="upper end of a range, included")
     log: bool = Field(False, description="uniform in the logarithm")
 
     @model_validator(mode="after")
@@ -66,37 +66,25 @@ class SpaceEntry(Section):
 
 
 def _dotted_entries(space: Any) -> Any:
-    """Entries by dotted key, however deep the sections above them were written; numbers that YAML reads as text."""
+    """Entries by dotted key, however deep the sections above them were written."""
     if not isinstance(space, dict):
         return space
     entries: dict[str, Any] = {}
     for key, value in space.items():
         if isinstance(value, dict) and not value.keys() & SpaceEntry.model_fields.keys():
             entries |= {f"{key}.{name}": entry for name, entry in _dotted_entries(value).items()}
-        elif isinstance(value, dict):
-            entries[key] = {name: _as_number(item) for name, item in value.items()}
         else:
             entries[key] = value
     return entries
 
 
-def _as_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text."""
-    if isinstance(value, list):
-        return [_as_number(item) for item in value]
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-Space = Annotated[dict[str, SpaceEntry], BeforeValidator(_dotted_entries)]
+Space = Annotated[dict[str, SpaceEntry], BeforeValidator(_dotted_entries), KeysOf(None)]
 
 
 class Arm(Section):
     """One algorithm of the comparison."""
 
-    set: dict[str, Any] = Field({}, description="keys of the training configuration that make this arm")
+    set: TrainingKeys = Field({}, description="keys of the training configuration that make this arm")
     space: Space = Field({}, description="what is searched for this arm only")
 
 
@@ -106,7 +94,7 @@ class SweepBudget(Section):
     kind: Literal["steps", "completions", "tokens", "seconds"] = Field(
         "steps", description="gradient steps, scored completions, decoded tokens, or seconds of training"
     )
-    amount: Annotated[float, Field(gt=0)] = Field(100, description="so many of them")
+    amount: Annotated[float, Field(gt=0, le=10**12)] = Field(100, description="so many of them")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -123,9 +111,11 @@ class SweepConfig(Section):
     the test problems. Without a space each arm is confirmed as it is.
     """
 
-    base: str | None = Field(None, description="shipped training configuration, or YAML file, that trials start from")
-    train: dict[str, Any] = Field({}, description="keys of the training configuration, for all trials")
-    arms: Annotated[dict[str, Arm], Field(min_length=1)] = Field(
+    base: PathText | None = Field(
+        None, description="shipped training configuration, or YAML file, that trials start from"
+    )
+    train: TrainingKeys = Field({}, description="keys of the training configuration, for all trials")
+    arms: Annotated[dict[str, Arm], Field(min_length=1, max_length=100)] = Field(
         {"bgrpo": Arm(set={"algorithm": "bgrpo"}), "grpo": Arm(set={"algorithm": "grpo"})},
         description="name -> the algorithm and what belongs to it",
     )
@@ -135,17 +125,19 @@ class SweepConfig(Section):
     grace: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.25, description="part of the budget that no scheduler cuts short; needs evaluation.every in train"
     )
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(3, description="of asha: keeps one trial in so many")
-    trials_per_arm: Positive | None = Field(None, description="points tried per arm; default: the whole grid")
+    reduction_factor: Annotated[int, Field(ge=2, le=1000)] = Field(3, description="of asha: keeps one trial in so many")
+    trials_per_arm: Points | None = Field(None, description="points tried per arm; default: the whole grid")
     search_seeds: Annotated[int, Field(ge=1, le=FIRST_CONFIRM_SEED)] = Field(1, description="seeds of each point")
-    confirm_seeds: Positive = Field(3, description="fresh seeds of each arm's best point")
+    confirm_seeds: Points = Field(3, description="fresh seeds of each arm's best point")
     metric: Literal["beam_rank_score", "greedy", "top1", "beam@10"] = Field(
         "beam_rank_score", description="validation metric that selects and that schedulers compare"
     )
     budget: SweepBudget = SweepBudget()
-    baseline: str | None = Field(None, description="arm that the report compares the others with; default: GRPO's")
-    max_concurrent: Positive | None = Field(None, description="trials at a time; default: as many as have room")
-    seed: NonNegative = Field(0, description="of the points; trials' seeds count from here")
+    baseline: Text | None = Field(None, description="arm that the report compares the others with; default: GRPO's")
+    max_concurrent: Few | None = Field(None, description="trials at a time; default: as many as have room")
+    seed: Annotated[int, Field(ge=0, lt=2**32 - 2 * FIRST_CONFIRM_SEED)] = Field(
+        0, description="of the points; trials' seeds count from here"
+    )
     tracking: TrackingSection = TrackingSection()
     run: RunSection = RunSection()
 
@@ -178,14 +170,23 @@ class SweepConfig(Section):
                     f"arms.{name} has nothing to search while others have, so it would get fewer trials: give it "
                     f"arms.{name}.space, or set space for all"
                 )
+            _check_sections(arm.set, f"arms.{name}.set")
             _check_comparable([*flat_keys(arm.set), *arm.space], f"arms.{name}")
         _check_comparable(list(self.space), "space")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline={self.baseline}: expected one of the arms: {', '.join(self.arms)}")
+        _check_sections(self.train, "train")
         for key in flat_keys(self.train):
             if any(is_within(key, name) for name in SET_BY_THE_SWEEP):
                 raise ValueError(f"train.{key} is set by the sweep: use the sweep's own budget, seed, run and tracking")
         return self
+
+
+def _check_sections(values: dict[str, Any], where: str) -> None:
+    """A value in a section's place would vanish below what arms and points lay over it."""
+    for key, value in flat_keys(values).items():
+        if is_section(below(TrainConfig, key)) and not isinstance(value, dict):
+            raise ValueError(f"{where}.{key}={shown(value)}: expected a mapping of keys to values")
 
 
 def _check_comparable(keys: Sequence[str], where: str) -> None:
@@ -197,5 +198,4 @@ def _check_comparable(keys: Sequence[str], where: str) -> None:
                 f"or by the sweep's own budget, seed, run and tracking"
             )
         if key not in known:
-            nearest = nearest_key(key, known)
-            raise ValueError(f"{where}: unknown key {key!r}" + (f"; did you mean {nearest!r}?" if nearest else ""))
+            raise ValueError(f"{where}: {unknown_key(key, TrainConfig)}")

@@ -14,6 +14,7 @@ import ray
 from rich.console import Console
 
 from bgrpo.config import TrainConfig
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import check_room_here, missing_room, training_demand
 from bgrpo.distributed.train.driving import Background
@@ -21,7 +22,7 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import Stopped, UserError
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
-from bgrpo.runs.preparation import check_input
+from bgrpo.runs.preparation import check_input, check_policy
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
@@ -64,11 +65,11 @@ def sweep_and_announce(
     sweep: SweepConfig, config_name: str | None, old: SweepFolder | None, retry_failed: bool, as_json: bool
 ) -> int:
     """What ``bgrpo sweep`` does; arguments as of :func:`run_sweep`. Returns the exit status."""
-    result = run_sweep(sweep, config_name, old, Console(stderr=as_json), retry_failed)
+    result = run_sweep(sweep, config_name, old, PlainConsole(stderr=as_json), retry_failed)
     if as_json:
         print(json.dumps(_summary(result)))
     else:
-        _announce(result, Console())
+        _announce(result, PlainConsole())
     return {"finished": 0, "interrupted": STOPPED_STATUS, "failed": 1}[result.state]
 
 
@@ -91,7 +92,7 @@ def run_sweep(
     Raises:
         UserError: bad input, before any process starts.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     with stop_signals() as signals:
         if old is None:
             check_place(sweep.run.dir, sweep.run.name, "sweep")
@@ -101,6 +102,7 @@ def run_sweep(
             for config in examples:
                 check_input(config)
         else:
+            check_policy(examples[0].policy.path)  # that of all arms
             old.read_plan()  # a damaged one is told before Ray starts
         _say_what_comes(sweep, console)
         begun = old is not None
@@ -195,8 +197,8 @@ class _Sweep:
         if trial.id not in self._tails:
             self._tails[trial.id] = MetricsTail(self._folder.trials / trial.id / "metrics.jsonl"), {}
         tail, newest = self._tails[trial.id]
-        for _, metrics in tail.new_steps():
-            newest |= metrics
+        for written in tail.new_steps():
+            newest |= written.metrics
         fraction = min(1.0, progress(self._configs.of(trial), Spent.from_metrics(newest)))
         left_s = time_left(trial, fraction, time.time())
         return TrialProgress(trial, tail.last_step, fraction, newest.get(f"validation/{self._sweep.metric}"), left_s)
@@ -216,7 +218,7 @@ def _state(plan: Plan) -> SweepState:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def _say_what_comes(sweep: SweepConfig, console: Console) -> None:

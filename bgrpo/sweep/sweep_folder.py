@@ -14,15 +14,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, brief
 from bgrpo.files import is_file, write_atomically
+from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, own
-from bgrpo.runs.redaction import REDACTED, redact_credentials
-from bgrpo.runs.run_folder import RunFolder, check_name, check_place, installed_versions, settle_runs
+from bgrpo.runs.redaction import redact_tree
+from bgrpo.runs.run_folder import (
+    RunFolder,
+    check_name,
+    check_place,
+    installed_versions,
+    refuse_hidden,
+    settle_runs,
+)
+from bgrpo.settings.strict_yaml import dump_yaml
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_plan import SavedPlan, Trial, charge
 
@@ -94,11 +102,9 @@ class SweepFolder:
 
     def write_config(self, sweep: SweepConfig) -> None:
         """Keep the configuration, without passwords."""
-        tree = sweep.model_dump(mode="json")
+        tree = redact_tree(sweep.model_dump(mode="json"))
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
-        if tree["tracking"]["uri"] is not None:
-            tree["tracking"]["uri"] = redact_credentials(tree["tracking"]["uri"])
-        write_atomically(self.path / CONFIG, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_atomically(self.path / CONFIG, dump_yaml(tree))
 
     def read_plan(self) -> SavedPlan:
         """What :meth:`write_plan` wrote; empty before the first time.
@@ -111,13 +117,12 @@ class SweepFolder:
         except FileNotFoundError:
             return SavedPlan()
         except OSError as error:
-            raise UserError(f"{self.path / TRIALS}: cannot be read: {error}") from error
+            raise UserError(f"{self.path / TRIALS}: cannot be read: {brief(error)}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in (".".join(map(str, first["loc"])),) if part)
-            raise UserError(
-                f"{self.path / TRIALS}: cannot be read as a sweep's trials: {where}{first['msg']}"
-            ) from None
+            told = brief(ValueError(f"{where}{first['msg']}"))
+            raise UserError(f"{self.path / TRIALS}: cannot be read as a sweep's trials: {told}") from None
 
     def write_plan(self, plan: SavedPlan) -> None:
         """Replace the state of the trials, completely or not at all.
@@ -153,22 +158,19 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
     Raises:
         UserError: unknown sweep, or an override that would change what it compares.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    folder = SweepFolder.open(settle_runs(given.get("run.dir", SweepConfig().run.dir)), name)
+    place = [override for override in overrides if override.startswith("run.dir=")]
+    folder = SweepFolder.open(settle_runs(load_config(SweepConfig, None, place).run.dir), name)
     saved = load_config(SweepConfig, str(folder.path / CONFIG), [])
     sweep = load_config(SweepConfig, str(folder.path / CONFIG), overrides)
-    changed = [key for key in SweepConfig.model_fields if getattr(saved, key) != getattr(sweep, key)]
+    before, after = (redact_tree(each.model_dump(mode="json")) for each in (saved, sweep))
+    changed = [key for key in SweepConfig.model_fields if before[key] != after[key]]
     refused = [key for key in changed if key not in CHANGEABLE]
     if refused:
         raise UserError(
             f"sweep {folder.name} cannot be resumed with another {', '.join(refused)}: that would change what it "
             f"compares; start a new sweep for that, or resume without it"
         )
-    if sweep.tracking.enabled and REDACTED in (sweep.tracking.uri or ""):
-        raise UserError(
-            f"sweep {folder.name}: tracking.uri={sweep.tracking.uri} was stored without its password; give "
-            f"tracking.uri=… again, or tracking.enabled=false"
-        )
+    refuse_hidden(f"sweep {folder.name}", sweep.model_dump(mode="json"))
     return _placed(sweep, dir=str(folder.path.parent), name=folder.name), folder
 
 
@@ -178,9 +180,13 @@ def _placed(sweep: SweepConfig, **place: str) -> SweepConfig:
 
 
 def newest_metrics(run: Path) -> dict[str, Any]:
-    """The newest value of each metric of a run, ``time`` included; empty before its first step."""
+    """The newest value of each metric of a run, ``time`` included; empty before its first step.
+
+    Raises:
+        UserError: the metrics cannot be read; damaged lines are left out.
+    """
     newest: dict[str, Any] = {}
-    for line in RunFolder(run).metrics():
+    for line in read_steps_of(RunFolder(run).metrics_path)[0]:
         newest |= {name: value for name, value in line.items() if value is not None}
     return newest
 

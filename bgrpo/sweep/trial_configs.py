@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from bgrpo.config import TrainConfig, build_config, load_config
+from bgrpo.config import TrainConfig, build_config, drop_foreign_options, load_config
 from bgrpo.errors import UserError
 from bgrpo.runs.mlflow_tracking import tracking_uri
+from bgrpo.runs.run_folder import flatten
 from bgrpo.sweep.config_keys import flat_keys, merge, nest
 from bgrpo.sweep.search_space import Point, corner_points, known_points
 from bgrpo.sweep.sweep_config import SweepConfig
@@ -101,4 +102,8 @@ def _load_base(sweep: SweepConfig) -> dict[str, Any]:
         tree = load_config(TrainConfig, sweep.base).model_dump(mode="json")
     except UserError as error:
         raise UserError(f"base={sweep.base}: {error}") from None
-    return merge(tree, nest(sweep.train))
+    over = nest(sweep.train)
+    name = flatten(over).get("task.name")
+    if isinstance(name, str):
+        drop_foreign_options(tree["task"], name, f"base={sweep.base}")
+    return merge(tree, over)

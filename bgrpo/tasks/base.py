@@ -8,13 +8,16 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from bgrpo.errors import UserError, summary
+
+Progress = Callable[[int, int | None], None]
+"""Called now and then with (lines read, lines in all as far as can be told)."""
 
 
 class Outcome(StrEnum):
@@ -27,6 +30,12 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"
     TIMEOUT = "timeout"
     ERROR = "error"
+    SCORED = "scored"  # it has a score, and nothing says what would be right
+    UNSCORED = "unscored"  # no part of the reward applies to it
+
+
+Message = dict[str, str]
+"""Of a chat: ``{"role": …, "content": …}``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +43,27 @@ class Problem:
     """One problem of a data file.
 
     Attributes:
-        prompt: text that the tokenizer turns into the prompt.
+        prompt: text that the tokenizer turns into the prompt; of a chat, its messages as one text, for people to read.
         answer: the known answer, without terminator; empty when none is known.
         category: label of the breakdown in evaluations, empty for none.
+        messages: of a chat, which the policy's chat template turns into the prompt; empty when the prompt is text.
+        alternatives: further answers that are as right as ``answer``.
+        fields: whatever else its row holds, by column, as JSON can hold it.
+        line: of the data file, from 1, for messages; 0 where there is none.
     """
 
     prompt: str
     answer: str = ""
     category: str = ""
+    messages: tuple[Message, ...] = ()
+    alternatives: tuple[str, ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+    line: int = field(default=0, compare=False)
+
+    @property
+    def answers(self) -> list[str]:
+        """Every known answer; none when none is known."""
+        return [self.answer, *self.alternatives] if self.answer else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +84,22 @@ class Task(Protocol):
 
     A task may have further methods, which some commands ask for; see :func:`ability`:
 
+    - ``generate(options, count, seed, exclude=()) -> list[Problem]``: ``count`` distinct problems, a pure function of
+      (options, count, seed), none with a prompt in ``exclude``. Without it, problems come from files.
     - ``tokenizer() -> PreTrainedTokenizerBase``: of policies trained from scratch (``bgrpo pretrain``).
     - ``write_data(options, count, seed, out, workers, progress, exclude)``: write a data file (``generate-data``).
     - ``verify(path, progress) -> dict``: check every line's own answer (``verify``).
     - ``measure_speed(seconds) -> dict``: time its check and its generator (``bench task``).
     - ``generator_help() -> dict[str, str]``: the generator's options, each with a line of help.
+
+    Its ``load`` may have a further parameter ``progress``, see :func:`load_file`.
     """
 
     name: str
 
-    def check(self, prompt: str, completion: str) -> Outcome:
-        """Outcome of ``completion`` (text without end token) for ``prompt``; never raises on any text."""
-        ...
+    check: Callable[..., Outcome]
+    """``check(prompt, completion)``: outcome of a completion (text without end token); never raises on any text. Where
+    the first parameter is named ``problem``, it gets the whole problem, its answers included."""
 
     def load(self, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
         """Read a data file, verify each line's own answer, drop trivial problems.
@@ -84,9 +110,9 @@ class Task(Protocol):
         """
         ...
 
-    def generate(self, options: dict[str, Any], count: int, seed: int, exclude: Sequence[str] = ()) -> list[Problem]:
-        """``count`` distinct problems, a pure function of (options, count, seed), none with a prompt in ``exclude``."""
-        ...
+
+METHODS = ("check", "load")
+"""What every task has."""
 
 
 def shipped_tasks() -> list[str]:
@@ -106,12 +132,20 @@ def load_task(name: str, options: dict[str, Any] | None = None) -> Task:
     """
     shipped = shipped_tasks()
     target = f"bgrpo.tasks.{name}.task:{name.title()}Task" if name in shipped else name
-    factory = import_named(target, f"task.name={name!r}", f"{', '.join(map(repr, shipped))} or 'module:Class'")
+    asked = f"task.name={name!r}"
+    factory = import_named(target, asked, f"{', '.join(map(repr, shipped))} or 'module:Class'")
+    missing = [f"{method}()" for method in METHODS if not callable(getattr(factory, method, None))]
+    if not isinstance(factory, type) or missing:
+        lacks = f" without {', '.join(missing)}" if missing else ""
+        raise UserError(f"{asked}: is a {type(factory).__name__}{lacks}, expected the class of a task")
     try:
         inspect.signature(factory).bind(**(options or {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"task.options={options}: do not fit task {name!r} ({error})") from None
-    task: Task = factory(**(options or {}))
+    with _users_code(f"{asked}: {factory.__name__}(…)"):
+        task: Task = factory(**(options or {}))
+    if not isinstance(getattr(task, "name", None), str):
+        raise UserError(f"{asked}: {factory.__name__} has no name, expected a text")
     return task
 
 
@@ -127,22 +161,38 @@ def import_named(target: str, asked: str, expected: str) -> Any:
         UserError: it has another form, or cannot be imported.
     """
     module_name, _, attribute = target.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        raise UserError(f"{asked}: is a file; name the module: '{Path(module_name).stem}:{attribute or 'NAME'}'")
     if not module_name or not attribute:
         raise UserError(f"{asked}: expected {expected}")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{asked}: cannot import it ({error})") from error
+    with _users_code(f"{asked}: importing {module_name}"):
+        try:
+            found = getattr(importlib.import_module(module_name), attribute, None)
+        except ImportError as error:
+            raise UserError(f"{asked}: cannot import it ({error})") from error
+    if found is None:
+        raise UserError(f"{asked}: cannot import it: module {module_name} has no {attribute}")
+    return found
 
 
-def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
+def load_file(
+    task: Task,
+    path: Path,
+    *,
+    for_training: bool = False,
+    allow_bad: bool = False,
+    progress: Progress | None = None,
+) -> LoadedProblems:
     """What ``task.load`` gives, see :meth:`Task.load`; a user's task may raise or return anything.
+
+    A task whose ``load`` has a further parameter ``progress`` is given ``progress``.
 
     Raises:
         UserError: the file is wrong, the task fails, or it returns something else.
     """
     with _named(task, f"load({str(path)!r})"):
-        loaded = task.load(path, for_training=for_training, allow_bad=allow_bad)
+        further = {"progress": progress} if "progress" in inspect.signature(task.load).parameters else {}
+        loaded = task.load(path, for_training=for_training, allow_bad=allow_bad, **further)
     if not isinstance(loaded, LoadedProblems) or not _are_problems(loaded.problems):
         raise UserError(f"task {task.name!r}: load() returned {_kind(loaded)}, expected LoadedProblems of Problem")
     return loaded
@@ -151,31 +201,50 @@ def load_file(task: Task, path: Path, *, for_training: bool = False, allow_bad: 
 def generate_problems(
     task: Task, options: dict[str, Any], count: int, seed: int, exclude: Sequence[str] = ()
 ) -> list[Problem]:
-    """What ``task.generate`` gives, see :meth:`Task.generate`; a user's task may raise or return anything.
+    """What ``task.generate`` gives, see :class:`Task`; a user's task may raise or return anything.
 
     Raises:
         UserError: the options do not fit, the task fails, or it returns something else.
     """
+    generate = ability(task, "generate", "a split without a file")
     with _named(task, f"generate({options}, {count}, {seed})"):
-        problems = task.generate(options, count, seed, exclude)
+        problems = generate(options, count, seed, exclude)
     if not _are_problems(problems):
         raise UserError(f"task {task.name!r}: generate() returned {_kind(problems)}, expected a list of Problem")
     return problems
 
 
+def outcome_of(task: Task, problem: Problem, completion: str) -> Outcome:
+    """What ``task.check`` gives in this process, see :class:`Task`; a user's task may raise or return anything.
+
+    Raises:
+        UserError: the task fails, or it returns something else.
+    """
+    with _named(task, "check()"):
+        return Outcome(checker(task)(problem, completion))
+
+
 @contextmanager
-def _named(task: Task, call: str) -> Iterator[None]:
-    """A failure of the task's own code, told in one line that names the task."""
+def _users_code(doing: str) -> Iterator[None]:
+    """A failure of what a user wrote, told in one line that says what was being done, and where it failed."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # a user's task may raise anything
-        raise UserError(f"task {task.name!r}: {call} failed: {summary(error)}") from error
+    except (Exception, SystemExit) as error:  # it may raise anything
+        raise UserError(f"{doing} failed: {summary(error, hidden=__file__)}") from error
+
+
+def _named(task: Task, call: str) -> AbstractContextManager[None]:
+    return _users_code(f"task {task.name!r}: {call}")
 
 
 def _are_problems(problems: Any) -> bool:
-    return isinstance(problems, list) and all(isinstance(problem, Problem) for problem in problems)
+    return isinstance(problems, list) and all(
+        isinstance(problem, Problem)
+        and all(isinstance(text, str) for text in (problem.prompt, problem.answer, problem.category))
+        for problem in problems
+    )
 
 
 def _kind(value: Any) -> str:
@@ -183,8 +252,20 @@ def _kind(value: Any) -> str:
     return f"a list of {type(inner[0]).__name__}" if isinstance(inner, list) and inner else f"a {type(inner).__name__}"
 
 
+def checker(task: Task) -> Callable[[Problem, str], Outcome]:
+    """The task's check, called with the whole problem, whichever of its two forms it has."""
+    if next(iter(inspect.signature(task.check).parameters), "") == "problem":
+        return task.check
+    return lambda problem, completion: task.check(problem.prompt, completion)
+
+
+def can_generate(task: Task) -> bool:
+    """Whether problems of this task need no file."""
+    return callable(getattr(task, "generate", None))
+
+
 def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
-    """A method that a task may have.
+    """A method that a task may have; what it raises becomes a UserError.
 
     Args:
         task: whose method.
@@ -192,9 +273,14 @@ def ability(task: Task, method: str, purpose: str) -> Callable[..., Any]:
         purpose: what it is needed for, for the message.
 
     Raises:
-        UserError: the task does not have it.
+        UserError: the task does not have it; when it is called, its failure.
     """
     found = getattr(task, method, None)
-    if found is None:
+    if not callable(found):
         raise UserError(f"task {task.name!r} has no method {method}(), which {purpose} needs")
-    return found
+
+    def call(*arguments: Any) -> Any:
+        with _named(task, f"{method}()"):
+            return found(*arguments)
+
+    return call

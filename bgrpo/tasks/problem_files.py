@@ -5,10 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading
+from bgrpo.files import readable_file
 from bgrpo.tasks.base import Problem
+
+_MOST_BYTES = 1 << 34
+_TYPES = {
+    "prompt": str,
+    "answer": str,
+    "category": str,
+    "messages": list,
+    "alternatives": list,
+    "fields": dict,
+    "line": int,
+}
 
 
 def write_problems(path: Path, problems: Sequence[Problem]) -> None:
@@ -17,7 +30,9 @@ def write_problems(path: Path, problems: Sequence[Problem]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    lines = (json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n" for problem in problems)
+    names = [field.name for field in dataclasses.fields(Problem)]
+    values = map(attrgetter(*names), problems)
+    lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n" for row in values)
     try:
         with path.open("w", encoding="utf-8") as file:
             file.writelines(lines)
@@ -31,8 +46,12 @@ def read_problems(path: Path) -> list[Problem]:
     Raises:
         UserError: missing or damaged.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [Problem(**json.loads(line)) for line in file]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: the run's problems cannot be read: {error}") from error
+    with reading(f"{path}: the run's problems cannot be read"), readable_file(path, _MOST_BYTES).open("rb") as file:
+        problems = []
+        for number, line in enumerate(file, start=1):
+            found = json.loads(line)
+            if not isinstance(found, dict) or any(type(value) is not _TYPES.get(key) for key, value in found.items()):
+                raise UserError(f"{path}: the run's problems cannot be read: line {number} is not a problem")
+            found |= {name: tuple(found[name]) for name in ("messages", "alternatives") if name in found}
+            problems.append(Problem(**found))
+        return problems

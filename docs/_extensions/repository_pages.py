@@ -13,16 +13,15 @@ import ast
 import importlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+
+from bgrpo.settings.key_table import Key, keys_of, sections
+from bgrpo.settings.values import Section
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = {
@@ -38,7 +37,6 @@ PAGE_OF = {file: f"docs/{page}.md" for page, file in FILES.items()}
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 _MARK = re.compile(r"^<!-- (configuration|commands): ([\w.]+):(\w+) -->$", re.MULTILINE)
 _TEST = re.compile(r"tests/[\w/]+\.py")
-_BOUNDS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt"), MinLen: ("length ≥", "min_length")}
 
 
 def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -70,89 +68,25 @@ def _table(mark: re.Match[str]) -> str:
     return key_tables(what) if mark[1] == "configuration" else command_tables(typer.main.get_command(what), "bgrpo")
 
 
-def key_tables(model: type[BaseModel]) -> str:
+def key_tables(model: type[Section]) -> str:
     """Markdown: a table of the model's own keys, then one under a heading for each section."""
     parts = []
-    for section, part, values in sections(model):
+    for prefix, part, values in sections(model):
         doc = (part.__doc__ or "").strip()
-        rows = [
-            _row(f"{section}{name}", info, getattr(values, name, info.get_default(call_default_factory=True)))
-            for name, info in part.model_fields.items()
-            if not _is_section(info)
-        ]
-        table = ["| key | type | default | what it is |", "|---|---|---|---|", *rows]
+        table = ["| key | takes | default | what it is |", "|---|---|---|---|"]
+        table += [_row(key) for key in keys_of(part, prefix, values)]
         heading = (
-            [f"### `{section.rstrip('.')}`", "", *(line.strip() for line in doc.splitlines()), ""] if section else []
+            [f"### `{prefix.rstrip('.')}`", "", *(line.strip() for line in doc.splitlines()), ""] if prefix else []
         )
         parts.append("\n".join([*heading, *table]))
     return "\n\n".join(parts)
 
 
-def sections(
-    model: type[BaseModel], prefix: str = "", values: BaseModel | None = None
-) -> Iterator[tuple[str, type[BaseModel], BaseModel | None]]:
-    """(dotted prefix, class, the defaults that stand in its parent) of a model and everything inside it."""
-    yield prefix, model, values
-    for name, info in model.model_fields.items():
-        if _is_section(info):
-            yield from sections(info.annotation, f"{prefix}{name}.", getattr(values, name, info.default))
-
-
-def _is_section(info: FieldInfo) -> bool:
-    return isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
-
-
-def _row(key: str, info: FieldInfo, default: Any) -> str:
-    if not info.description:
-        raise ExtensionError(f"configuration key {key} has no description")
-    bounds = [
-        f"{sign} {getattr(item, attribute):g}"
-        for item in _metadata(info)
-        for kind, (sign, attribute) in _BOUNDS.items()
-        if isinstance(item, kind)
-    ]
-    cells = [f"`{key}`", ", ".join([_type_name(info.annotation), *bounds]), _shown(default), info.description]
+def _row(key: Key) -> str:
+    if not key.description:
+        raise ExtensionError(f"configuration key {key.name} has no description")
+    cells = [f"`{key.name}`", key.takes, f"`{key.default}`", key.description]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _metadata(info: FieldInfo) -> Iterator[Any]:
-    """Bounds of a field, also those inside ``Annotated[…] | None`` and ``list[Annotated[…]]``."""
-    yield from info.metadata
-    yield from (
-        item
-        for part in get_args(info.annotation)
-        for item in getattr(part, "__metadata__", ())
-        for item in _items(item)
-    )
-
-
-def _items(item: Any) -> Iterator[Any]:
-    yield from item.metadata if isinstance(item, FieldInfo) else [item]
-
-
-def _type_name(annotation: Any) -> str:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if hasattr(annotation, "__metadata__"):  # Annotated
-        return _type_name(annotation.__origin__)
-    if origin is None:
-        return {"NoneType": "`null`"}.get(annotation.__name__, annotation.__name__) if annotation is not Any else "any"
-    arguments = [_type_name(part) for part in get_args(annotation)]
-    if origin in (list, dict):
-        return f"{origin.__name__} of " + " to ".join(arguments)
-    return " or ".join(arguments)
-
-
-def _shown(default: Any) -> str:
-    """A default as it would be typed."""
-    if default is None:
-        return "`null`"
-    if isinstance(default, dict) and default:
-        return ", ".join(f"`{name}`" for name in default)
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 
 def command_tables(command: Any, path: str) -> str:

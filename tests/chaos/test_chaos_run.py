@@ -19,7 +19,7 @@ from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 EVERY = 5
 QUICK_KINDS = "stop-rollout,kill-driver"  # test_run.py has the others, but kill-check, which is in the long test
 

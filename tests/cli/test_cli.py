@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -268,8 +269,9 @@ def test_decode_writes_every_problem_with_its_ranked_checked_beams(data: Path, p
             assert completion["outcome"] == expected
             outcomes.add(completion["outcome"])
     assert {"truncated", "unparseable"} <= outcomes
-    assert main([*base, "--limit", "2"]) == 0
-    assert len(out.read_text("utf-8").splitlines()) == 2, "an existing file is replaced"
+    assert main([*base, "--limit", "2"]) == 2, "an existing file stays"
+    assert main([*base, "--limit", "2", "--overwrite"]) == 0
+    assert len(out.read_text("utf-8").splitlines()) == 2
 
 
 def test_an_interrupted_decode_leaves_no_file(
@@ -319,6 +321,37 @@ def test_evaluate_prints_metrics_categories_and_outcomes(
     assert totals == {"beam 1": 5, "beam 3": 15, "beam 10": 50, "sample 4": 20}
     assert main([*base, "--samples", "0"]) == 0
     assert "beam-rank score" in capsys.readouterr().out
+
+
+def test_evaluate_tells_why_checks_failed(data: Path, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["evaluate", "--policy", str(policy), "--data", str(data), "--problems", "5", "--max-new-tokens", "5"]
+    base += ["--samples", "0", "reward.function=reward_functions:strict"]
+    assert main([*base, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    failed = sum(counts["error"] for counts in result["outcomes"].values())
+    (line,) = result["failed_checks"]
+    assert failed and line.startswith(f"error in {failed} of ") and "the first: TypeError: [bold]no answer" in line
+    assert main(base) == 0
+    assert line in " ".join(capsys.readouterr().out.split("\n"))
+    out = data.parent / "judged.jsonl"
+    assert main(["decode", "--policy", str(policy), "--data", str(data), "--out", str(out), base[-1]]) == 0
+    written = [each for text in out.read_text("utf-8").splitlines() for each in json.loads(text)["completions"]]
+    assert all(("detail" in each) == (each["outcome"] == "error") for each in written)
+    base[-1] = "reward.function=reward_functions:always_fails"
+    assert main(base) == 2
+    assert re.search(r"error: [^\n]*tried on prompt [^\n]*NameError: name 'np' is not", capsys.readouterr().err)
+
+
+def test_verify_tells_what_a_users_task_does_wrong(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "task 'raising': verify() failed: ValueError: no such column" in _error(
+        capsys, "verify", "--data", str(data), "--task", "user_tasks:RaisingTask"
+    )
+    odd = ["verify", "--data", str(data), "--task", "user_tasks:OddTask"]
+    assert "task 'odd': verify() returned no dictionary with" in _error(capsys, *odd)
+    bad = "{line: 7, outcome: error, detail: 'TypeError: [bold]x'}"
+    returned = f"returned={{lines: 1, microseconds_per_check: 1.5, outcomes: {{error: 1}}, first_bad: [{bad}]}}"
+    assert main([*odd, "--task-option", returned]) == 0
+    assert ":7: error: TypeError: [bold]x" in capsys.readouterr().out
 
 
 def test_evaluate_takes_a_configurations_test_problems(

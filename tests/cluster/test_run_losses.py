@@ -13,7 +13,7 @@ import pytest
 from run_losses import ENVIRONMENT, EVERY, STEPS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1900)]
 
 
 @pytest.fixture(scope="module")

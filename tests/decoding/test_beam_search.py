@@ -185,3 +185,28 @@ def test_equal_scores_give_the_same_beams_every_time() -> None:
     first, second = (DecodeEngine(model).decode(prompts, beams(7, 6)) for _ in range(2))
     assert first == second
     assert all(len(scores_of(group)) == 7 for group in first)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("width", [1, 4, 9])
+def test_of_several_end_tokens_the_most_probable_one_ends_a_text(engine: str, width: int) -> None:
+    """Against a search written out in the open, in which a text ends once."""
+    model, ends, steps = tiny_model("gpt2", 7, seed=1), (2, 4, 5), 5
+    for prompt in ragged_prompts(4, 7, seed=0):
+        after = next_logprobs(model, prompt)
+        beams_now: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        for _ in range(steps):
+            candidates = [beam for beam in beams_now if beam[1] and beam[1][-1] in ends]
+            for score, tokens in beams_now:
+                if not (tokens and tokens[-1] in ends):
+                    logps = after(tokens)
+                    best_end = max(ends, key=lambda end: logps[end])
+                    kept = [token for token in range(7) if token not in ends or token == best_end]
+                    candidates += [(score + logps[token], (*tokens, token)) for token in kept]
+            beams_now = sorted(candidates, reverse=True)[:width]
+        settings = DecodeSettings("beam", width, steps, eos_token_id=ends, pad_token_id=0)
+        group = ENGINES[engine](model).decode([prompt], settings)[0]
+        assert scores_of(group) == pytest.approx({tokens: score for score, tokens in beams_now}, abs=1e-4)
+        for completion in group.completions:
+            assert completion.finished == (completion.tokens[-1] in ends)
+            assert not set(completion.tokens[:-1]) & set(ends)

@@ -221,6 +221,7 @@ def test_samples_need_a_seed_per_prompt(seeds: list[int] | None, message: str) -
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": 0.5}, "temperature=0.5: beams are searched at temperature 1"),
         ({"eos_token_id": 7}, "eos_token_id=7: the model's vocabulary has ids 0 to 6"),
         ({"pad_token_id": -1}, "pad_token_id=-1"),
     ],

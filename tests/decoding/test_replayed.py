@@ -44,9 +44,9 @@ class Recorder(TorchDispatchMode):
 def test_every_step_is_the_same_work_and_never_waits(kind: str, mode: str) -> None:
     model = tiny_model(kind, vocabulary=9, seed=3)
     prompts = ragged_prompts(4, 9, seed=1)
-    chooser: Chooser = BeamChooser(5, EOS)
+    chooser: Chooser = BeamChooser(5, [EOS])
     if mode == "sample":
-        chooser = SampleChooser(uniform_streams(range(4), 5, 12), EOS, 1.0)
+        chooser = SampleChooser(uniform_streams(range(4), 5, 12), [EOS], 1.0)
     steps = []
     with torch.inference_mode(), fast_layers(model, "fp32", rows=20) as fast:
         state = FixedState(fast, prompts, chooser, 5, 12)

@@ -14,7 +14,7 @@ from decoding.tiny_models import bias_token, ragged_prompts, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from reference.beam_oracle import all_sequences, next_logprobs
+from reference.beam_oracle import all_sequences, next_logprobs, tempered
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.decoding.sample import draw_tokens, uniform_streams
@@ -68,15 +68,18 @@ def test_samples_of_different_seeds_are_independent() -> None:
         assert statistic < limit
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_logprobs_are_those_of_a_full_forward_pass_at_temperature_one(temperature: float) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
+def test_logprobs_are_those_of_the_distribution_that_was_sampled(temperature: float) -> None:
     model = tiny_model("llama", vocabulary=11, seed=3)
     prompts = ragged_prompts(4, 11, seed=0)
     groups = DecodeEngine(model).decode(prompts, samples(3, 20, temperature), seeds=[7, 8, 9, 10])
     for prompt, group in zip(prompts, groups, strict=True):
         after = next_logprobs(model, prompt)
         for completion in group.completions:
-            exact = [after(tuple(completion.tokens[:i]))[token] for i, token in enumerate(completion.tokens)]
+            exact = [
+                tempered(after(tuple(completion.tokens[:i])), temperature)[token]
+                for i, token in enumerate(completion.tokens)
+            ]
             assert completion.logprobs == pytest.approx(exact, abs=1e-4)
             assert completion.finished == (completion.tokens[-1] == EOS)
             assert EOS not in completion.tokens[:-1]
@@ -143,3 +146,16 @@ def test_only_possible_tokens_are_drawn_where_the_cumulative_passes(
         assert token not in impossible or uniforms[row] > 1 - 1e-12
         assert weights[:token].sum() <= uniforms[row] + 1e-12
         assert weights[: token + 1].sum() >= uniforms[row] - 1e-12
+
+
+def test_any_of_several_end_tokens_ends_a_sample() -> None:
+    model, ends = tiny_model("gpt2", 7, seed=1), (2, 4)
+    one, several = (
+        DecodeEngine(model).decode([[3, 1]], DecodeSettings("sample", 200, 8, end, pad_token_id=0), [5])[0].completions
+        for end in (2, ends)
+    )
+    assert {completion.tokens[-1] for completion in several if completion.finished} == set(ends)
+    for free, cut in zip(one, several, strict=True):  # the same draws, up to the first end
+        first = next((place for place, token in enumerate(free.tokens) if token in ends), len(free.tokens) - 1)
+        assert cut.tokens == free.tokens[: first + 1]
+        assert cut.logprobs == pytest.approx(free.logprobs[: first + 1], abs=1e-5)

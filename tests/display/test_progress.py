@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bgrpo.display.progress import TrainingProgress, format_duration
+from bgrpo.display.progress import Pace, TrainingProgress, format_duration
 
 
 class Clock:
@@ -32,13 +32,35 @@ def test_a_log_gets_a_line_every_ten_seconds_and_the_last_step() -> None:
     assert lines[-1] == "run-1: step 100/100 · reward 0.500 · solved groups 25%"
 
 
-def test_a_resumed_run_estimates_from_its_own_steps() -> None:
+def test_the_time_left_is_that_of_steps() -> None:
+    """What passes before the first one, and one slow step, do not count; a single step says nothing."""
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, force_terminal=False)
     with TrainingProgress(100, "r", start_step=80, console=console, clock=clock) as progress:
-        clock.now = 20.0
-        progress.update(90, {})
-    assert out.getvalue() == "r: step 90/100 · 20 s left\n"
+        for seconds, step in ((600, 81), (10, 82), (10, 83), (90, 84), (10, 85)):
+            clock.now += seconds
+            progress.update(step, {})
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "r: step 81/100"
+    assert [line.split(" · ")[1] for line in lines[1:]] == [
+        "3:00 min left",
+        "2:50 min left",
+        "2:40 min left",
+        "2:30 min left",
+    ]
+
+
+def test_steps_that_are_found_together_share_the_time() -> None:
+    pace, now = Pace(), 100.0
+    assert pace.step_s is None
+    for step in range(1, 61, 3):
+        for found in range(3):
+            pace.step(now + 0.001 * found, step + found)
+            assert step > 1 or pace.step_s is None
+        now += 0.75
+    assert pace.step_s == pytest.approx(0.25)
+    pace.step(now + 1000.0, 61)
+    assert pace.step_s == pytest.approx(0.25)
 
 
 def test_metrics_that_come_rarely_keep_their_last_value() -> None:
@@ -60,6 +82,27 @@ def test_a_terminal_gets_a_live_display() -> None:
     assert "4/10" in text
     assert "0.1250" in text
     assert "checkpoint at step 4" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_first_failed_check_of_each_kind_is_told_once(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=250, height=20)
+    with TrainingProgress(5, "r", console=console) as progress:
+        progress.update(1, {"outcome/correct": 300.0, "outcome/error": 0.0, "outcome/truncated": 7.0})
+        failed = {"outcome/correct": 312.0, "outcome/error": 8.0, "outcome/truncated": 5.0}
+        progress.update(2, failed, {"error": "TypeError: [bold] $x_$"})
+        progress.update(3, failed, {"error": "another"})
+        progress.update(4, failed | {"outcome/timeout": 1.0}, {"error": "another", "timeout": "late"})
+        progress.update(5, failed | {"outcome/timeout": 1234.0})
+    text = out.getvalue()
+    assert text.count("step 2: error in 8 of 320 checks, the first: TypeError: [bold] $x_$") == 1
+    assert text.count("step 4: timeout in 1 of 321 checks, the first: late") == 1
+    assert "another" not in text
+    if not terminal:
+        assert text.endswith("r: step 5/5 · errors 8 · timeouts 1234 · truncated 5\n")
+    else:
+        assert "timeouts" in text and "1234" in text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from learner_cases import train_config
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from bgrpo.evaluation.metrics import Evaluation
 
 BEFORE = {
     "greedy": 0.2,
+    "beam@1": 0.2,
     "beam@3": 0.5,
     "beam@10": 0.9,
     "top1": 0.3,
@@ -75,6 +77,7 @@ def test_only_differences_that_exclude_zero_are_coloured() -> None:
     assert [green in line for line in lines if "greedy" in line] == [True]
     assert [red in line for line in lines if "pass@1 " in line] == [True]
     assert not any(green in line or red in line for line in lines if "beam@10" in line)
+    assert not any("beam@1 " in line for line in lines), "greedy again"
 
 
 def test_the_evaluation_shows_categories_and_counts_outcomes_apart() -> None:
@@ -97,10 +100,10 @@ def test_one_category_needs_no_breakdown() -> None:
 def drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
     """:func:`plot_report` without writing a file: the figure itself, laid out."""
 
-    def draw(metrics: list[dict[str, Any]], comparison: EvaluationComparison | None = None) -> Figure:
+    def draw(metrics: list[dict[str, Any]], comparison: EvaluationComparison | None = None, **sections: Any) -> Figure:
         figures: list[Figure] = []
         monkeypatch.setattr(run_report, "write_png", lambda figure, out: figures.append(figure))
-        plot_report(metrics, comparison, "run · bgrpo", Path("nowhere.png"))
+        plot_report(train_config(**sections), metrics, comparison, "run", Path("nowhere.png"))
         (figure,) = figures
         figure.draw_without_rendering()
         return figure
@@ -134,7 +137,8 @@ def test_bars_show_the_means_before_and_after(drawing: Callable[..., Figure], st
     axes = _panels(drawing(_metrics(steps), _comparison()))["40 held-out problems, 95 % intervals"]
     names = [label.get_text() for label in axes.get_yticklabels()]
     bars = {str(bars.get_label()): bars for bars in axes.containers if isinstance(bars, BarContainer)}
-    for label, expected in (("before", BEFORE), ("after", BEFORE | {"greedy": 0.7, "pass@1": 0.05})):
+    shown = {name: value for name, value in BEFORE.items() if name != "beam@1"}
+    for label, expected in (("before", shown), ("after", shown | {"greedy": 0.7, "pass@1": 0.05})):
         widths = dict(zip(names, [bar.get_width() for bar in bars[label]], strict=True))
         assert widths == pytest.approx({metric_label(name): value for name, value in expected.items()})
 
@@ -149,8 +153,33 @@ def test_metrics_that_are_missing_or_not_finite_do_not_stop_the_picture(drawing:
     assert low < -0.5 and high > math.pi
 
 
+def test_a_function_s_graded_rewards_are_not_drawn_as_right_or_wrong(drawing: Callable[..., Figure]) -> None:
+    metrics = _metrics(3, informative_groups=0.4)
+    right_or_wrong = {"groups with a correct completion", "rank-1 completion correct"}
+    assert right_or_wrong < _panels(drawing(metrics)).keys()
+    graded = _panels(drawing(metrics, reward={"function": "mine:score"})).keys()
+    assert "groups whose rewards differ" in graded and not right_or_wrong & graded
+
+
+def test_the_picture_says_what_kept_a_run_from_learning(drawing: Callable[..., Figure]) -> None:
+    assert drawing(_metrics(3)).get_supxlabel() == ""
+    assert "none of the 3 steps made an update" in drawing(_metrics(3, groups_used=0)).get_supxlabel()
+
+
 def test_the_picture_is_wider_with_a_comparison(tmp_path: Path) -> None:
     for comparison, size in ((None, (1350, 960)), (_comparison(), (2100, 960))):
-        plot_report(_metrics(3), comparison, "run · bgrpo", tmp_path / "report.png")
+        plot_report(train_config(), _metrics(3), comparison, "run", tmp_path / "report.png")
         with Image.open(tmp_path / "report.png") as image:
             assert image.size == size
+
+
+def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they say: it is no markup, and does not crowd out the curves."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(run_report, "write_png", lambda figure, out: drawn.append(figure))
+    steps = _metrics(2, **{"outcome/error": 3.0, "outcome/wrong": 2.0})
+    steps[1]["details"] = {"error": f"ValueError: $x_$ \\frac {'long ' * 200}"}
+    plot_report(steps, None, "run", Path("nowhere.png"))
+    drawn[0].draw_without_rendering()
+    text = drawn[0].get_supxlabel()
+    assert text.startswith("error in 6 of 10 checks, the first: ValueError: $x_$") and len(text) < 160

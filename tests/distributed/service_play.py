@@ -28,6 +28,7 @@ TEXTS = [f"+ {'* P 2 ' * (i % 3)}a P {i % 10} ⁇" for i in range(20)]
 INDICES = [7, 3, 19, 0, 11, 4, 16, 2, 9]
 WAIT_S = 60.0
 PROBLEMS = [Problem(text) for text in TEXTS]
+NUMBERED = [(index, PROBLEMS[index]) for index in INDICES]
 
 
 def policy(seed: int) -> PreTrainedModel:
@@ -58,7 +59,7 @@ class Client:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), PROBLEMS, len(TOKENIZER))
+        self.actor: Any = start_service(config, decode_settings(config, TOKENIZER), len(TOKENIZER))
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args: ray.get(getattr(self.actor, name).remote(*args), timeout=WAIT_S + 10)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from bgrpo.cluster.local_plan import LOOPBACK_INTERFACE
+from bgrpo.cluster.private_ray import LOOPBACK_INTERFACE
 
 WORKER = """
 import json

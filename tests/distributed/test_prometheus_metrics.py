@@ -124,7 +124,7 @@ def test_every_metric_of_the_table_is_fed_by_somebody(monkeypatch: pytest.Monkey
     monkeypatch.setattr(MetricsRecorder, "record", lambda self, samples: fed.extend(samples))
     monkeypatch.setattr(MetricsRecorder, "refresh_forever", lambda self: None)
     log = RunLog("a run", "learner 0")
-    learner = _StepReporter(log, LearnerWatch(tmp_path, 0, 60.0), RunFolder(tmp_path))
+    learner = _StepReporter(TrainConfig(), log, LearnerWatch(tmp_path, 0, 60.0), RunFolder(tmp_path))
     learner(real_step("beam"))
     learner(real_step("sample"))
     assert log.step == 4 and len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
@@ -141,7 +141,7 @@ def test_every_metric_of_the_table_is_fed_by_somebody(monkeypatch: pytest.Monkey
 def test_other_learners_than_the_first_only_keep_their_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(MetricsRecorder, "record", lambda self, samples: pytest.fail("recorded twice"))
     log = RunLog("a run", "learner 1")
-    _StepReporter(log, LearnerWatch(tmp_path, 1, 60.0), None)(real_step("beam"))
+    _StepReporter(TrainConfig(), log, LearnerWatch(tmp_path, 1, 60.0), None)(real_step("beam"))
     assert log.step == 4
 
 
@@ -409,11 +409,11 @@ def test_a_service_exposes_its_rollouts_and_pools(tmp_path: Path) -> None:
             "reward": {"function": "reward_functions:length"},
         }
     )
-    problems = [Problem(text) for text in texts]
-    service = start_service(config, decode_settings(config, tokenizer), problems, len(tokenizer), run="exposed")
+    numbered = list(enumerate(map(Problem, texts)))
+    service = start_service(config, decode_settings(config, tokenizer), len(tokenizer), run="exposed")
     ray.get(service.ready.remote(WAIT_S), timeout=WAIT_S + 10)
     ray.get(service.publish.remote(0, [ray.put(flatten_parameters(model))]), timeout=WAIT_S)
-    (groups,) = ray.get(service.collect.remote(0, 0, 0, [0, 1, 2, 3], WAIT_S), timeout=WAIT_S + 10)
+    (groups,) = ray.get(service.collect.remote(0, 0, 0, numbered, WAIT_S), timeout=WAIT_S + 10)
     groups = ray.get(groups, timeout=WAIT_S)
     expected = sum(len(completion.tokens) for group in groups for completion in group.completions)
 

@@ -46,6 +46,13 @@ def test_what_the_engine_decodes_is_no_garbage(mode: Any, completions: int) -> N
     assert find_fault(request, reply, VOCABULARY) is None
 
 
+def test_any_end_token_ends_a_completion() -> None:
+    request = dataclasses.replace(REQUEST, settings=dataclasses.replace(BEAMS, eos_token_id=(END, 6)))
+    assert find_fault(request, decoded(request), VOCABULARY) is None
+    fault = find_fault(request, good(), VOCABULARY)  # 5, 6, 7, 8, …: goes on after 6
+    assert fault is not None and "it goes on after its end" in fault
+
+
 def with_completion(**changes: Any) -> Callable[[RolloutReply], RolloutReply]:
     """The last completion of the second group, changed."""
 

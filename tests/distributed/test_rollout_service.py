@@ -17,6 +17,7 @@ import pytest
 import ray
 from service_play import (
     INDICES,
+    NUMBERED,
     PROBLEMS,
     TEXTS,
     TOKENIZER,
@@ -81,9 +82,9 @@ def test_same_groups_whatever_the_number_of_actors(single: Client, pair: Client,
     for client in (single, pair, trio):
         client.publish_model(3, policy(5))
     trio.ready_pids("rollout", 3)
-    three = trio.collect(3, 3, 0, INDICES, WAIT_S)
+    three = trio.collect(3, 3, 0, NUMBERED, WAIT_S)
     assert_equal(three, expected, version=3)
-    one = single.collect(3, 3, 0, INDICES, WAIT_S)
+    one = single.collect(3, 3, 0, NUMBERED, WAIT_S)
     for group, other in zip(one, three, strict=True):  # all but the verdicts: its reward function has accidents
         assert [(c.tokens, c.logprobs) for c in group.completions] == [
             (c.tokens, c.logprobs) for c in other.completions
@@ -97,9 +98,9 @@ def test_samples_follow_their_seeds(pair: Client, trio: Client) -> None:
     """Each draw has its own; the same ones elsewhere give the same samples."""
     for client in (pair, trio):
         client.publish_model(4, policy(5))
-    first = pair.collect(4, 4, 0, INDICES, WAIT_S)
+    first = pair.collect(4, 4, 0, NUMBERED, WAIT_S)
     assert_equal(first, local(pair.config, policy(5), step=4), version=4)
-    other_draw = pair.collect(4, 4, 1, INDICES, WAIT_S)
+    other_draw = pair.collect(4, 4, 1, NUMBERED, WAIT_S)
     assert_equal(other_draw, local(pair.config, policy(5), step=4, draw=1), version=4)
     assert [group.completions for group in first] != [group.completions for group in other_draw]
     seeds = [rollout_seed(pair.config.seed, 4, index, 1) for index in INDICES]
@@ -112,10 +113,10 @@ def test_samples_follow_their_seeds(pair: Client, trio: Client) -> None:
 def test_several_learners_share_one_computation(trio: Client) -> None:
     """All ask at once, some before the weights are published."""
     before = sum(trio.status()["outcomes"].values())
-    early = [trio.actor.collect.remote(10, 10, 0, INDICES, WAIT_S) for _ in range(2)]
+    early = [trio.actor.collect.remote(10, 10, 0, NUMBERED, WAIT_S) for _ in range(2)]
     time.sleep(0.2)
     trio.publish_model(10, policy(1))
-    late = [trio.actor.collect.remote(10, 10, 0, INDICES, WAIT_S) for _ in range(2)]
+    late = [trio.actor.collect.remote(10, 10, 0, NUMBERED, WAIT_S) for _ in range(2)]
     (shared,), *others = ray.get(early + late, timeout=WAIT_S)
     assert all(other == [shared] for other in others)  # one copy in the object store
     groups = ray.get(shared, timeout=WAIT_S)
@@ -123,7 +124,7 @@ def test_several_learners_share_one_computation(trio: Client) -> None:
     computed = sum(trio.status()["outcomes"].values()) - before
     assert computed == sum(len(group.completions) for group in groups)
     with pytest.raises(RuntimeError, match="one learner asked for"):
-        trio.collect(10, 10, 0, INDICES[:-1], WAIT_S)
+        trio.collect(10, 10, 0, NUMBERED[:-1], WAIT_S)
 
 
 def test_versions(trio: Client) -> None:
@@ -131,15 +132,15 @@ def test_versions(trio: Client) -> None:
     for version in (20, 21, 22):
         trio.publish_model(version, policy(version))
     assert trio.status()["versions"] == [21, 22]
-    assert_equal(trio.collect(20, 22, 0, INDICES, WAIT_S), local(trio.config, policy(22), step=20), version=22)
-    assert_equal(trio.collect(21, 21, 0, INDICES, WAIT_S), local(trio.config, policy(21), step=21), version=21)
+    assert_equal(trio.collect(20, 22, 0, NUMBERED, WAIT_S), local(trio.config, policy(22), step=20), version=22)
+    assert_equal(trio.collect(21, 21, 0, NUMBERED, WAIT_S), local(trio.config, policy(21), step=21), version=21)
     with pytest.raises(RuntimeError, match=r"weights of version 20 are stale; held: \[21, 22\]"):
-        trio.collect(22, 20, 0, INDICES, WAIT_S)
+        trio.collect(22, 20, 0, NUMBERED, WAIT_S)
     trio.publish_model(21, policy(99))
     assert trio.status()["versions"] == [21]
-    assert_equal(trio.collect(21, 21, 0, INDICES, WAIT_S), local(trio.config, policy(99), step=21), version=21)
+    assert_equal(trio.collect(21, 21, 0, NUMBERED, WAIT_S), local(trio.config, policy(99), step=21), version=21)
     with pytest.raises(TimeoutError, match=r"version 22 were not published within 0.2 s; held: \[21\]"):
-        trio.collect(22, 22, 0, INDICES, 0.2)
+        trio.collect(22, 22, 0, NUMBERED, 0.2)
 
 
 @pytest.mark.parametrize("pool", ["rollout", "verifier"])
@@ -151,7 +152,7 @@ def test_killed_in_the_middle(trio: Client, pool: str) -> None:
     checks = children(victim)
     for pid in (victim, *others):
         os.kill(pid, signal.SIGSTOP)
-    call = trio.actor.collect.remote(step, step, 0, INDICES, WAIT_S)
+    call = trio.actor.collect.remote(step, step, 0, NUMBERED, WAIT_S)
     time.sleep(0.7)
     for pid in (victim, *checks):
         os.kill(pid, signal.SIGKILL)
@@ -172,7 +173,7 @@ def test_a_step_begun_ahead_is_computed_once_whatever_happens_meanwhile(trio: Cl
     before = sum(trio.status()["outcomes"].values())
     for pid in (victim, *others):
         os.kill(pid, signal.SIGSTOP)
-    trio.prefetch(35, 34, INDICES, WAIT_S)
+    trio.prefetch(35, 34, NUMBERED, WAIT_S)
     trio.publish_model(35, policy(35))
     settings = decode_settings(trio.config, TOKENIZER)
     validation = trio.actor.run.remote([PROBLEMS[index] for index in INDICES], settings, 35, [0] * len(INDICES), WAIT_S)
@@ -180,7 +181,7 @@ def test_a_step_begun_ahead_is_computed_once_whatever_happens_meanwhile(trio: Cl
     os.kill(victim, signal.SIGKILL)
     for pid in others:
         os.kill(pid, signal.SIGCONT)
-    groups = trio.collect(35, 34, 0, INDICES, WAIT_S)
+    groups = trio.collect(35, 34, 0, NUMBERED, WAIT_S)
     assert_equal(groups, local(trio.config, policy(34), step=35), version=34)
     validated = ray.get(validation, timeout=WAIT_S)
     assert [group.outcomes for group in validated] == [
@@ -197,20 +198,20 @@ def test_a_killed_check_process_costs_nothing(trio: Client) -> None:
     for verifier in trio.ready_pids("verifier", 2):
         for child in children(verifier):
             os.kill(child, signal.SIGKILL)
-    assert_equal(trio.collect(33, 33, 0, INDICES, WAIT_S), local(trio.config, policy(33), step=33), version=33)
+    assert_equal(trio.collect(33, 33, 0, NUMBERED, WAIT_S), local(trio.config, policy(33), step=33), version=33)
     assert trio.status()["verifier"]["restarts"] == restarts
 
 
 def test_hung_rollout_actor_is_replaced(single: Client) -> None:
     single.publish_model(40, policy(40))
-    expected = single.collect(40, 40, 0, INDICES, WAIT_S)
+    expected = single.collect(40, 40, 0, NUMBERED, WAIT_S)
     (victim,) = single.pids("rollout")
     os.kill(victim, signal.SIGSTOP)
     with pytest.raises(TimeoutError) as caught:
-        single.collect(41, 40, 0, INDICES, 1.0)
+        single.collect(41, 40, 0, NUMBERED, 1.0)
     assert "step 41, draw 0 is not complete after 1 s" in str(caught.value)
     assert re.search(r"rollout actors: actor \d+ has been busy with request \d+ for", str(caught.value))
-    groups = single.collect(41, 40, 0, INDICES, WAIT_S)  # the same computation goes on
+    groups = single.collect(41, 40, 0, NUMBERED, WAIT_S)  # the same computation goes on
     assert [group.completions for group in groups] == [group.completions for group in expected]
     status = single.status()["rollout"]
     assert status["restarts"] >= 1 and single.pids("rollout") != [victim]
@@ -220,7 +221,7 @@ def test_hung_rollout_actor_is_replaced(single: Client) -> None:
 def test_checks_that_misbehave_are_counted_apart(single: Client) -> None:
     single.publish_model(50, policy(5))
     before = Counter(single.status()["outcomes"])
-    groups = single.collect(50, 50, 0, INDICES, WAIT_S)
+    groups = single.collect(50, 50, 0, NUMBERED, WAIT_S)
     outcomes = Counter(outcome for group in groups for outcome in group.outcomes)
     assert {"correct", "wrong", "timeout", "error", "truncated"} == set(outcomes)
     assert Counter(single.status()["outcomes"]) - before == outcomes
@@ -245,7 +246,7 @@ def test_run_decodes_any_prompts(trio: Client) -> None:
 
 def test_status_and_report(trio: Client) -> None:
     trio.publish_model(50, policy(50))
-    trio.collect(50, 50, 0, INDICES, WAIT_S)
+    trio.collect(50, 50, 0, NUMBERED, WAIT_S)
     status = trio.status()
     assert {actor["version"] for actor in status["rollout"]["actors"]} <= {None, 50}
     assert all(actor["pid"] and actor["host"] and actor["node"] for actor in status["verifier"]["actors"])
@@ -265,9 +266,9 @@ def test_what_cannot_start_says_why(policy_dir: Path) -> None:
         with pytest.raises(UserError, match="/nowhere/policy"):
             client.ready(WAIT_S)
         client.publish_model(0, policy(0))
-        client.prefetch(0, 0, INDICES, WAIT_S)  # fails in the background; its cause comes with collect
+        client.prefetch(0, 0, NUMBERED, WAIT_S)  # fails in the background; its cause comes with collect
         with pytest.raises(UserError, match="/nowhere/policy"):
-            client.collect(0, 0, 0, INDICES, WAIT_S)
+            client.collect(0, 0, 0, NUMBERED, WAIT_S)
         assert "/nowhere/policy" in client.status()["failure"]
         client.shutdown()
         assert client.pids("verifier") == []
@@ -287,7 +288,7 @@ def test_weights_outlive_the_process_that_published_them(policy_dir: Path) -> No
         ray.kill(publisher)
         (victim,) = client.ready_pids("rollout", 1)
         os.kill(victim, signal.SIGKILL)
-        groups = client.collect(0, 0, 0, INDICES, WAIT_S)
+        groups = client.collect(0, 0, 0, NUMBERED, WAIT_S)
         assert_equal(groups, local(client.config, policy(5), step=0), version=0)
 
 

@@ -27,7 +27,7 @@ from bgrpo.policies.model import build_policy
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 STEPS = 8
 
 

@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from service_play import (
     INDICES,
+    NUMBERED,
     PROBLEMS,
     TOKENIZER,
     WAIT_S,
@@ -62,10 +63,10 @@ def test_garbage_never_reaches_the_verifiers(policy_dir: Path, tmp_path: Path, m
     config = configuration(policy_dir, rollout={"actors": 2})
 
     async def collect() -> tuple[list[ScoredGroup], dict[str, Any]]:
-        made = RolloutService(config, decode_settings(config, TOKENIZER), PROBLEMS, len(TOKENIZER), "")
+        made = RolloutService(config, decode_settings(config, TOKENIZER), len(TOKENIZER), "")
         await made.publish(0, [ray.put(flatten_parameters(policy(5)))])
         try:
-            (reference,) = await made.collect(0, 0, 0, INDICES, WAIT_S)
+            (reference,) = await made.collect(0, 0, 0, NUMBERED, WAIT_S)
             return await reference, await made.status()
         finally:
             await made.shutdown()
@@ -87,7 +88,7 @@ def test_a_stand_in_works_while_the_lost_actor_starts_again(policy_dir: Path) ->
         assert (worker["is_stand_in"], worker["is_at_work"]) == (False, True)
         assert (stand_in["is_stand_in"], stand_in["is_at_work"]) == (True, False)
         hit(worker["pid"], SIGKILL)
-        groups = client.collect(0, 0, 0, INDICES, WAIT_S)
+        groups = client.collect(0, 0, 0, NUMBERED, WAIT_S)
         by_number = {actor["actor"]: actor for actor in client.status()["rollout"]["actors"]}
         assert by_number.pop(stand_in["actor"])["version"] == 0, "it has worked"
         assert all(actor["state"] in ("pending", "starting") for actor in by_number.values()), "nobody else could"
@@ -116,7 +117,7 @@ def test_a_stopped_verifier_is_replaced(policy_dir: Path) -> None:
         client.publish_model(4, policy(4))
         (victim,) = client.ready_pids("verifier", 1)
         hit(victim, SIGSTOP)
-        groups = client.collect(4, 4, 0, INDICES, WAIT_S)
+        groups = client.collect(4, 4, 0, NUMBERED, WAIT_S)
         assert_equal(groups, local(client.config, policy(4), step=4), version=4)
         status = client.status()["verifier"]
         assert "gave no sign of life for more than 10 s" in status["first_failure"]["cause"]

@@ -113,6 +113,6 @@ def test_a_local_ray_that_does_not_start_is_told_in_one_line(monkeypatch: pytest
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    words = r"^Ray did not start on this machine: The current node timed out.* try again$"
+    words = r"^Ray did not start on this machine: The current node timed out.* /tmp/bgrpo-.*/logs; .* try again$"
     with pytest.raises(RunError, match=words), ray_session([]):
         pytest.fail("there is no Ray")

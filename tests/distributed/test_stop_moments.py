@@ -19,7 +19,7 @@ from bgrpo.distributed.session.guardian import TOKEN
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 STEPS = 6
 OVERRIDES = [
     "--config=quickstart",

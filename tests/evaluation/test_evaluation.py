@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgrpo.config import TrainConfig, build_config
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.intervals import bootstrap_interval, paired_difference
-from bgrpo.evaluation.metrics import Evaluation, evaluate, pass_at_k, rank_score
+from bgrpo.evaluation.metrics import Evaluation, Measures, best_of, evaluate, pass_at_k, rank_score
 from bgrpo.groups import Completion, Verdict
 from bgrpo.tasks.base import Problem
 
@@ -70,6 +71,7 @@ def test_metrics_of_known_ranks() -> None:
         "correct": 1,
         "truncated": 6,
     }
+    assert set(metrics) == set(TrainConfig().reward.metrics([1, 3, 5, 10, 12], 4))
     assert evaluation.outcomes["sample 4"]["correct"] == 14
 
 
@@ -90,6 +92,28 @@ def test_each_width_is_a_search_of_its_own_over_batches() -> None:
     assert progress[-1] == (28, 28)
     assert [done for done, _ in progress] == sorted({done for done, _ in progress})
     assert len(set(decoder.seeds)) == 7, "one seed per problem, whatever the batch"
+
+
+def test_what_failed_in_the_checks_is_kept_with_the_evaluation() -> None:
+    """The first of each kind, over all searches and batches."""
+
+    def decode(problems: Sequence[Problem], mode: str, size: int, seeds: object) -> list[list[Completion]]:
+        late = Verdict("timeout", detail=f"late at width {size}") if size > 1 else Verdict("wrong")
+        wrong = Verdict("error", detail=problems[0].prompt)
+        return [[Completion([1], [0.0], True, "", verdict) for verdict in [wrong, *[late] * (size - 1)]]] * len(
+            problems
+        )
+
+    evaluation = evaluate(decode, PROBLEMS, [3], samples=0, seed=0, batch=4)
+    assert evaluation.details == {"error": PROBLEMS[0].prompt, "timeout": "late at width 3"}
+    assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
+    assert evaluation.failures() == [
+        f"error in 21 of 98 checks, the first: {PROBLEMS[0].prompt}",
+        "timeout in 77 of 98 checks, the first: late at width 3",
+    ]
+    before_there_were_details = evaluation.to_dict()
+    del before_there_were_details["details"]
+    assert Evaluation.from_dict(before_there_were_details).failures() == []
 
 
 def test_widths_that_were_not_asked_for_give_no_metric() -> None:
@@ -191,3 +215,83 @@ def test_a_file_that_is_no_comparison_is_named(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(UserError, match=r"evaluation\.json: not an evaluation"):
         EvaluationComparison.load(path)
+
+
+# -- graded scores -----------------------------------------------------------------------------------------------------
+
+GRADED = Measures(solved=False, graded=True, parts=("a", "b"), wrong_reward=-1.0)
+
+
+class GradingDecoder:
+    """Problem i's completion at position j scores i + 10 j, its part a the same, its part b nothing; the last fails."""
+
+    def __call__(
+        self, problems: Sequence[Problem], mode: str, group_size: int, seeds: Sequence[int] | None
+    ) -> list[list[Completion]]:
+        return [[self._completion(int(problem.prompt[1:]), j) for j in range(group_size)] for problem in problems]
+
+    @staticmethod
+    def _completion(i: int, j: int) -> Completion:
+        verdict = Verdict("scored", i + 10.0 * j, parts={"a": i + 10.0 * j, "b": None})
+        if i == 6:
+            verdict = Verdict("error", None, "why", parts={"a": None, "b": None}, failures={"a": "why"})
+        if i == 5:
+            verdict = Verdict("truncated", None, parts={"a": None, "b": None})
+        return Completion([1], [-1.0], True, "x", verdict)
+
+
+def test_graded_metrics_of_known_scores() -> None:
+    evaluation = evaluate(GradingDecoder(), PROBLEMS, [1, 3], samples=4, seed=0, measures=GRADED)
+    metrics = evaluation.metrics()
+    assert metrics["greedy_reward"] == pytest.approx((0 + 1 + 2 + 3 + 4 - 1) / 6)
+    assert metrics["greedy_a"] == pytest.approx(2.0)
+    assert metrics["best_reward@3"] == pytest.approx((20 + 21 + 22 + 23 + 24 - 1) / 6)
+    assert metrics["mean_reward@3"] == pytest.approx((10 + 11 + 12 + 13 + 14 - 1) / 6)
+    assert metrics["sample_reward"] == pytest.approx((15 + 16 + 17 + 18 + 19 - 1) / 6)
+    assert metrics["best_of@4"] == pytest.approx((30 + 31 + 32 + 33 + 34 - 1) / 6)
+    assert set(metrics) == {
+        "greedy_reward", "greedy_a", "best_reward@3", "mean_reward@3", "sample_reward", "sample_a", "best_of@3",
+        "best_of@4",
+    }  # fmt: skip
+    reward = {"parts": {"a": {"metric": "bleu"}, "b": {"metric": "bleu"}}}
+    known = build_config(TrainConfig, {"reward": reward}, "test").reward.metrics([1, 3], 4)
+    assert metrics.keys() | {"greedy_b", "sample_b"} == set(known)
+    assert evaluation.values["greedy_reward"][5] == -1.0 and math.isnan(evaluation.values["greedy_reward"][6])
+    assert evaluation.failures() == ["error in 8 of 48 checks, the first: why"]
+
+
+def test_problems_without_a_value_count_in_no_mean_no_interval_and_survive_a_file(tmp_path: Path) -> None:
+    before = evaluate(GradingDecoder(), PROBLEMS, [1, 3], samples=0, seed=0, measures=GRADED)
+    rows = {row.metric: row for row in EvaluationComparison(before, before).rows()}
+    greedy = rows["greedy_reward"]
+    assert greedy.before.low <= greedy.before.mean <= greedy.before.high and tuple(greedy.difference) == (0.0, 0.0, 0.0)
+    known = before.values["greedy_reward"][:6]
+    low, high = bootstrap_interval(known, seed=0)
+    assert greedy.before.low == pytest.approx(low, abs=0.5) and greedy.before.high == pytest.approx(high, abs=0.5)
+    EvaluationComparison(before, before).save(tmp_path / "evaluation.json")
+    assert "NaN" not in (tmp_path / "evaluation.json").read_text()
+    read = EvaluationComparison.load(tmp_path / "evaluation.json").before
+    assert read.metrics() == before.metrics() and math.isnan(read.values["greedy_reward"][6])
+
+
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=7), st.data())
+def test_best_of_k_is_the_mean_over_all_draws(values: list[float], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(values)))
+    draws = [max(drawn) for drawn in itertools.combinations(values, k)]
+    assert best_of(values, k) == pytest.approx(np.mean(draws), abs=1e-9)
+    assert math.isnan(best_of(values, len(values) + 1))
+
+
+@pytest.mark.parametrize(
+    ("reward", "measures"),
+    [
+        ({}, Measures()),
+        ({"function": "m:f"}, Measures(True, True)),
+        ({"parts": {"c": {"check": True}}}, Measures(True, False)),
+        ({"parts": {"c": {"check": True}, "l": {"metric": "bleu", "weight": 0}}}, Measures(True, True, ("c", "l"))),
+        ({"parts": {"l": {"metric": "bleu"}}}, Measures(False, True, ("l",))),
+        ({"parts": {"l": {"metric": "bleu"}}, "correct_above": 0.5}, Measures(True, True, ("l",))),
+    ],
+)
+def test_what_a_reward_lets_be_measured(reward: dict, measures: Measures) -> None:
+    assert Measures.of(build_config(TrainConfig, {"reward": reward}, "test")) == measures

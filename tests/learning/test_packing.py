@@ -58,30 +58,32 @@ def random_groups(seed: int, count: int = 3, size: int = 5) -> Groups:
     return groups
 
 
-def separate_rows(model: PreTrainedModel, groups: Groups) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def separate_rows(
+    model: PreTrainedModel, groups: Groups, temperature: float = 1.0
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     logps, entropies = [], []
     for prompt, completions in groups:
         for completion in completions:
             logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
-            distribution = torch.distributions.Categorical(logits=logits[len(prompt) - 1 : -1])
+            distribution = torch.distributions.Categorical(logits=logits[len(prompt) - 1 : -1] / temperature)
             logps.append(distribution.log_prob(torch.tensor(completion)))
             entropies.append(distribution.entropy())
     return logps, entropies
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_equals_separate_rows_and_their_gradient(name: str, attention: str) -> None:
+@pytest.mark.parametrize(("name", "temperature"), [*((name, 1.0) for name in CONFIGS), ("gpt2", 0.5), ("llama", 1.7)])
+def test_equals_separate_rows_and_their_gradient(name: str, temperature: float, attention: str) -> None:
     model, groups = build(CONFIGS[name], attention), random_groups(1)
     weights = [torch.randn(len(completion)) for _, completions in groups for completion in completions]
 
-    logps, entropies = separate_rows(model, groups)
+    logps, entropies = separate_rows(model, groups, temperature)
     sum((logp * weight).sum() for logp, weight in zip(logps, weights, strict=True)).backward()
     expected = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
     model.zero_grad()
 
     packed = pack_groups(groups, "cpu")
-    logps_BC, entropies_BC = packed_logps(model, packed)
+    logps_BC, entropies_BC = packed_logps(model, packed, temperature)
     weights_BC = torch.nn.utils.rnn.pad_sequence(weights, batch_first=True)
     (logps_BC * weights_BC).sum().backward()
     gradient = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])

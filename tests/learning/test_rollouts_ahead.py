@@ -149,13 +149,16 @@ def test_the_old_policy_is_the_rollout_s_own_log_probs(tmp_path: Path, minibatch
     assert (trainer.gradients[0] - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_the_ratio_is_one_where_the_learner_holds_the_rollout_s_weights(tmp_path: Path) -> None:
-    config = train_config(steps=1, rollout={"max_staleness": 1})
+@pytest.mark.parametrize(("algorithm", "temperature"), [("bgrpo", 1.0), ("grpo", 0.5), ("grpo", 1.7)])
+def test_the_ratio_is_one_where_the_learner_holds_the_rollout_s_weights(
+    algorithm: str, temperature: float, tmp_path: Path
+) -> None:
+    config = train_config(steps=1, algorithm=algorithm, rollout={"max_staleness": 1, "temperature": temperature})
     trainer = make_trainer(config, LocalRolloutSource(PROBLEMS, TOKENIZER, config, even_sum), tmp_path)
     trainer.run()
     ((inputs,),) = trainer._step_inputs
     with torch.no_grad():
-        new_BC = packed_logps(tiny_policy(), inputs["packed"])[0]
+        new_BC = packed_logps(tiny_policy(), inputs["packed"], temperature)[0]
     ratio_BC = (new_BC - inputs["old_per_token_logps"]).exp()
     assert inputs["packed"].mask_BC.sum() > 50
     assert (ratio_BC - 1).abs().max() < 1e-4

@@ -27,9 +27,11 @@ from learner_cases import (
     train_config,
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from trl import GRPOTrainer
 
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.groups import Completion, ScoredGroup
+from bgrpo.learning.packing import pack_groups
 from bgrpo.learning.trl_arguments import learning_rate_factor
 from bgrpo.runs.checkpoints import CheckpointStore
 
@@ -124,6 +126,43 @@ def test_every_update_of_a_step_is_that_of_a_plain_loop(tmp_path: Path, iteratio
     real = torch.stack(expected).abs().amin(0) > 1e-6
     assert real.float().mean() > 0.5
     assert torch.allclose(source.weights[1][real], flat_weights(policy)[real], atol=1e-5)
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_loss_kl_and_old_log_probs_are_at_the_sampling_temperature(tmp_path: Path, minibatches: int) -> None:
+    """With two parts the old log-probs are made before the first update, with one they are the first pass's own."""
+    source, reference = ScriptedSource(), tiny_policy(seed=1)
+    learner = {"beta": 0.05, "minibatches": minibatches, "max_kl": 1e9}
+    config = train_config(steps=1, algorithm="grpo", rollout={"temperature": 0.5}, learner=learner)
+    trainer = make_trainer(config, source, tmp_path, reference=reference)
+    trainer.run()
+
+    groups = drawn(source)
+    values = written_out("std", groups, rewards_of(groups, "grpo"))
+    some, some_values = groups[::minibatches], values[::minibatches]
+    gradients = {}
+    for temperature in (0.5, 1.0):
+        policy = tiny_policy()
+        row_by_row_loss(policy, some, some_values, beta=0.05, reference=reference, temperature=temperature).backward()
+        gradients[temperature] = flat_gradient(policy)
+    assert relative_error(trainer.gradients[0], gradients[0.5]) < 1e-5
+    assert relative_error(trainer.gradients[0], gradients[1.0]) > 1e-2, "the test must notice another temperature"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
+def test_log_probs_are_those_that_trl_computes_from_padded_rows(tmp_path: Path, temperature: float) -> None:
+    config = train_config(steps=1, algorithm="grpo", rollout={"temperature": temperature})
+    trainer = make_trainer(config, ScriptedSource(), tmp_path)
+    completions = [[5, 6, EOS], [7, 3, EOS], [5, 9, EOS]]
+    trainer._packed = pack_groups([([3, 4], completions)], "cpu")
+    rows = torch.tensor([[3, 4, *completion] for completion in completions])
+    with torch.no_grad():
+        ours, our_entropies, _ = trainer._get_per_token_logps_and_entropies(trainer._policy)
+        theirs, their_entropies, *_ = GRPOTrainer._get_per_token_logps_and_entropies(
+            trainer, trainer._policy, rows, torch.ones_like(rows), 3, compute_entropy=True
+        )
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert torch.allclose(our_entropies, their_entropies, atol=1e-5)
 
 
 def test_the_cut_into_micro_batches_does_not_matter(tmp_path: Path) -> None:

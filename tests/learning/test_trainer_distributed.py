@@ -11,8 +11,6 @@ import pytest
 import torch
 from learner_worker import learner, train
 
-pytestmark = pytest.mark.slow
-
 GROUP_SIZE = 45  # more than the vocabulary of 31
 CASES: dict[str, dict[str, Any]] = {
     # twelve prompts: some groups fall out, so learners hold unequal shares and some cuts are empty

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bgrpo.errors import UserError
-from bgrpo.policies.text import decode_completion, encode_prompt, encode_texts
+from bgrpo.policies import text as text_module
+from bgrpo.policies.text import decode_completion, encode_prompt, encode_texts, longest_text
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer, tokenizer_from_tokens
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "polynomial"
@@ -89,6 +93,61 @@ def test_vocabulary_of_tokens_must_be_sound() -> None:
     for tokens in (["□", "a"], ["⁇", "a"], ["□", "⁇", "a", "a"]):
         with pytest.raises(UserError, match="vocabulary"):
             tokenizer_from_tokens(tokens)
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """No vocabulary of words: every byte is a token."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def starting_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level, but each text gets a start token."""
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("□ $A", special_tokens=[("□", 0)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, byte_level_tokenizer(), starting_tokenizer()])
+@given(
+    texts=st.lists(
+        st.lists(
+            st.sampled_from([*VOCABULARY, "?", "aP", "*P12", "q", "é", "", "\t", "\x1c", "\u3000", "\n"]), max_size=8
+        ).map(" ".join),
+        max_size=12,
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_the_longest_text_is_that_of_encoding_every_text(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
+    """The same index and number of tokens, or the same refusal, though words are encoded once."""
+    with patch.object(text_module, "TEXTS_AT_ONCE", 3):
+        try:
+            lengths = [
+                len(ids)
+                for start in range(0, len(texts), 3)
+                for ids in encode_texts(tokenizer, texts[start : start + 3])
+            ]
+        except UserError as error:
+            with pytest.raises(UserError, match=re.escape(str(error))):
+                longest_text(tokenizer, texts)
+        else:
+            longest = max(lengths, default=0)
+            assert longest_text(tokenizer, texts) == (lengths.index(longest) if texts else 0, longest)
+
+
+def test_texts_of_a_small_vocabulary_are_not_encoded_one_by_one() -> None:
+    encoded: list[int] = []
+
+    def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+        encoded.append(len(texts))
+        return encode_texts(tokenizer, texts)
+
+    texts = ["+ a P 1"] * 20_000 + ["+ a P 1 2"]
+    with patch.object(text_module, "encode_texts", encode):
+        assert longest_text(TOKENIZER, texts) == (20_000, 5)
+    assert sum(encoded) < 50
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/polynomial is absent")

@@ -73,12 +73,13 @@ def all_sequences(
             if eos in tokens[:-1] or (length < steps and tokens[-1] != eos):
                 continue
             found[tokens] = sum(
-                _tempered(after(tokens[:place]), temperature)[token] for place, token in enumerate(tokens)
+                tempered(after(tokens[:place]), temperature)[token] for place, token in enumerate(tokens)
             )
     return found
 
 
-def _tempered(logps: list[float], temperature: float) -> list[float]:
+def tempered(logps: list[float], temperature: float) -> list[float]:
+    """Log-probabilities when the logits are divided by ``temperature``."""
     scaled = [logp / temperature for logp in logps]
     norm = math.log(sum(math.exp(value) for value in scaled))
     return [value - norm for value in scaled]

@@ -21,7 +21,7 @@ import pytest
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import LostRunError, UserError
 from bgrpo.runs import ownership
-from bgrpo.runs.ownership import BEAT, FOLDER, STALE_S, Claim, Owner, check_free, newest_owner, own
+from bgrpo.runs.ownership import FOLDER, STALE_S, Claim, Owner, check_free, has_owner, newest_owner, own
 from bgrpo.runs.run_folder import RunFolder
 
 HOLD = "import sys, time; from pathlib import Path; from bgrpo.runs.ownership import own\n"
@@ -44,11 +44,12 @@ def no_locks(descriptor: int, operation: int) -> None:
 
 
 def test_numbers_go_up_and_an_owner_that_ended_leaves_no_heartbeat(tmp_path: Path) -> None:
+    assert not has_owner(tmp_path)
     for number in (1, 2, 3):
         with own(tmp_path, "run x") as claim:
-            assert claim.owner.number == number and (tmp_path / FOLDER / BEAT).exists()
+            assert claim.owner.number == number and has_owner(tmp_path)
             claim.check()
-        assert not (tmp_path / FOLDER / BEAT).exists()
+        assert not has_owner(tmp_path)
     assert newest_owner(tmp_path) == claim.owner
 
 
@@ -63,8 +64,10 @@ def test_a_living_process_is_named_and_a_killed_one_is_followed(
             own(tmp_path, "run x").__enter__()
         with pytest.raises(UserError, match=f"^run x belongs to process {process.pid} on"):
             check_free(tmp_path, "run x")
+        assert has_owner(tmp_path)
         process.kill()
         process.wait(10)
+        assert not has_owner(tmp_path)
         check_free(tmp_path, "run x")
         with own(tmp_path, "run x") as claim:
             assert claim.owner.number == 2
@@ -80,18 +83,22 @@ def elsewhere(folder: Path, age_s: float) -> Owner:
     owner = dataclasses.replace(Owner.here(1), host="node7", machine="another")
     (folder / FOLDER).mkdir()
     (folder / FOLDER / "00000001.json").write_text(json.dumps(dataclasses.asdict(owner)))
-    (folder / FOLDER / BEAT).touch()
-    then = time.time() - age_s
-    os.utime(folder / FOLDER / BEAT, (then, then))
+    last_beat(folder, age_s)
     return owner
+
+
+def last_beat(folder: Path, age_s: float) -> None:
+    then = time.time() - age_s
+    os.utime(folder / FOLDER / "00000001.json", (then, then))
 
 
 def test_another_machines_owner_lives_as_long_as_its_heart_beats(tmp_path: Path) -> None:
     owner = elsewhere(tmp_path, STALE_S / 2)
     with pytest.raises(UserError, match=r"on node7 since .*, whose last sign of life is (29|3\d) s old"):
         own(tmp_path, "run x").__enter__()
-    then = time.time() - STALE_S - 1
-    os.utime(tmp_path / FOLDER / BEAT, (then, then))
+    assert has_owner(tmp_path)
+    last_beat(tmp_path, STALE_S + 1)
+    assert not has_owner(tmp_path)
     lost = Claim(tmp_path, owner)
     lost.check()
     with own(tmp_path, "run x") as claim:
@@ -128,11 +135,14 @@ DAMAGE = ["", "{", "[1]", '{"number": 1}', "[" * 50_000, "\x00"]
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_a_damaged_record_of_an_owner_that_ended_stands_in_nobodys_way(tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_stands_in_the_way_as_long_as_somebody_may_be_writing_it(tmp_path: Path, content: str) -> None:
     with own(tmp_path, "run x"):
         pass
     (tmp_path / FOLDER / "00000001.json").write_text(content)
     (tmp_path / FOLDER / "later.json").write_text(content)
+    with pytest.raises(UserError, match="belongs to a process that has not said yet who it is"):
+        own(tmp_path, "run x").__enter__()
+    last_beat(tmp_path, STALE_S + 1)
     with own(tmp_path, "run x") as claim:
         assert claim.owner.number == 2
 

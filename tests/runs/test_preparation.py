@@ -1,14 +1,24 @@
 """Bad input is found before any process starts, with a line that says what would be right."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import MistralConfig, MistralForCausalLM
 
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.errors import UserError
-from bgrpo.policies.io import save_policy
+from bgrpo.policies.io import SHIPPED_POLICY, save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.runs.preparation import check_input, check_same_input, load_problems, record_input, save_problems
+from bgrpo.runs.preparation import (
+    check_input,
+    check_policy,
+    check_same_input,
+    load_problems,
+    record_input,
+    save_problems,
+)
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
@@ -55,9 +65,27 @@ def test_prompts_too_long_for_the_policy_show_the_sum(policy: Path) -> None:
 
 def test_tokens_that_the_policy_lacks_are_named(policy: Path, tmp_path: Path) -> None:
     data = tmp_path / "multi.txt"
-    data.write_text("* ^ a0 P 2 ^ a1 P 2 ? ^ b0 P 2 & * a0 a1\n")
-    with pytest.raises(UserError, match=r"task\.train: .*a0"):
+    data.write_text("\n+ P 3 + * P 2 ^ a P 2 ^ a P 4 ? ^ a P 2\n* ^ a0 P 2 ^ a1 P 2 ? ^ b0 P 2 & * a0 a1\n")
+    with pytest.raises(UserError, match=r"task\.train: .*multi\.txt:3: .*a0"):
         check_input(config(policy, task={"train": {"file": str(data)}}))
+
+
+def test_policies_are_refused_before_anything_else(tmp_path: Path) -> None:
+    """By their kind, or by what decoding cannot do exactly."""
+    shutil.copytree(SHIPPED_POLICY, tmp_path / "policy")
+    path = tmp_path / "policy" / "config.json"
+    shape = json.loads(path.read_text())
+    for changes, message in (({"model_type": "gemma2"}, "Gemma2Config"), ({"n_head": 3}, "divisible")):
+        path.write_text(json.dumps(shape | changes))
+        with pytest.raises(UserError, match=message):
+            check_policy(str(tmp_path / "policy"))
+    windows = MistralConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, pad_token_id=0, eos_token_id=1, sliding_window=8,
+    )  # fmt: skip
+    save_policy(MistralForCausalLM(windows), build_tokenizer(0, 0), tmp_path / "windows")
+    with pytest.raises(UserError, match="sliding-window"):
+        check_policy(str(tmp_path / "windows"))
 
 
 def test_fewer_problems_than_one_step_needs(policy: Path) -> None:
@@ -92,3 +120,20 @@ def test_other_input_than_the_run_began_with_is_refused_by_name(policy: Path, tm
         with pytest.raises(UserError, match=rf"its data/{name}\.jsonl"):
             check_same_input(folder, prepared.policy)
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"reward": {"function": "reward_functions:always_fails"}}, "completion '.+': NameError: name 'np' is not def"),
+        ({"reward": {"function": "reward_functions:returns_text"}}, "the reward function returned str, expected a flo"),
+        ({"reward": {"function": "reward_functions.py:length"}}, "is a file; name the module: 'reward_functions:leng"),
+        ({"reward": {"function": "./mine/reward_functions.py"}}, "is a file; name the module: 'reward_functions:NAME"),
+        ({"reward": {"function": "no_such_module:f"}}, "No module named 'no_such_module'"),
+        ({"task": {"name": "user_tasks:RaisingTask"}}, "'task:user_tasks:RaisingTask': tried on prompt .* KeyError"),
+        ({"reward": {"kind": "reverse_rank", "tau": 0.001}}, "the reward of rank 2 of .* is inf"),
+    ],
+)
+def test_a_scorer_that_fails_is_found_on_a_real_problem(policy: Path, sections: dict, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^[^\n]*{message}[^\n]*$"):
+        check_input(config(policy, **sections))

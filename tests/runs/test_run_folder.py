@@ -139,7 +139,7 @@ def test_a_damaged_line_of_the_metrics_is_told_and_left_out(
     lines = run.metrics_path.read_bytes().splitlines()
     run.metrics_path.write_bytes(b"\n".join([*lines[:2], line.encode("latin-1"), lines[3], b""]))
     assert [record["step"] for record in run.metrics()] == [1, 2, 4]
-    assert "line 3 is damaged" in caplog.text
+    assert "1 damaged line(s), left out" in caplog.text
     run.truncate_after(2)
     run.append_metrics(3, {"kl": 0.5})
     assert [record["step"] for record in run.metrics()] == [1, 2, 3]

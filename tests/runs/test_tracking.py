@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import shlex
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 
 from bgrpo.config import TrackingSection, load_config
 from bgrpo.errors import UserError
+from bgrpo.runs import mlflow_tracking
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri, valid_name
 
 SECTION = load_config(TrackingSection, None)
@@ -202,6 +207,108 @@ def test_a_server_that_is_down_does_not_stop_the_run(tmp_path: Path, caplog: pyt
     assert "hunter2" not in caplog.text
 
 
+AWKWARD = ["a%20b", "q?x=1", "h#f", "ünï cödé", "at@x:1", "x%3Fy", "pl+us", "a b;&'\"$(c)", "%", "50%_x"]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_the_store_lies_in_the_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    """As the database library reads the URI; and the command to open it survives a shell."""
+    from sqlalchemy import create_engine
+
+    folder = tmp_path / name
+    folder.mkdir()
+    uri = tracking_uri(SECTION, folder)
+    with create_engine(uri).connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [folder / "mlflow.db"]
+    assert shlex.split(open_command(uri))[3] == uri, "nothing in it looks like a password"
+
+
+def test_store_and_artifacts_lie_in_an_awkward_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a%20b ?x=1#ü@h"
+    folder.mkdir(parents=True)
+    tracker = _start(folder)
+    (tmp_path / "runs" / "report.png").touch()
+    tracker.artifact(tmp_path / "runs" / "report.png")
+    tracker.finish("FINISHED")
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlartifacts"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"] and len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("gone", ["deleted", "never there"])
+def test_a_run_that_is_gone_is_recorded_anew(run_dir: Path, gone: str) -> None:
+    client, known = _client(run_dir), "0" * 32
+    if gone == "deleted":
+        first = _start(run_dir)
+        first.finish("KILLED")
+        known = str(first.run_id)
+        client.delete_run(known)
+    tracker = _start(run_dir, {"a": 1}, run_id=known)
+    tracker.log(3, {"kl": 1.0})
+    tracker.finish("FINISHED")
+    assert tracker.run_id not in (None, known)
+    again = client.get_run(tracker.run_id)
+    assert (again.info.status, again.data.params, again.data.metrics) == ("FINISHED", {"a": "1"}, {"kl": 1.0})
+
+
+FULL_DISK = """
+import resource, signal, sys, logging
+from pathlib import Path
+from bgrpo.config import TrackingSection, load_config
+from bgrpo.runs.mlflow_tracking import Tracker
+def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+folder, late = Path(sys.argv[1]), sys.argv[2] == "late"
+if not late: limit(50_000)
+tracker = Tracker.start(load_config(TrackingSection, None), folder, "r", {"a": 1})
+if late: limit(50_000)
+for step in range(400): tracker.log(step, {f"m{i}": 1.0 for i in range(50)})
+tracker.artifact(Path(sys.executable))
+tracker.finish("FINISHED")
+"""
+
+
+@pytest.mark.parametrize(("when", "lines"), [("early", 1), ("late", 2)])
+def test_a_full_disk_costs_a_line_and_the_store_can_be_used_again(tmp_path: Path, when: str, lines: int) -> None:
+    """A second line, at the end, says what is missing."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), when], capture_output=True, text=True, timeout=250
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(done.stderr.splitlines()) == lines, done.stderr
+    assert all(line.startswith(f"MLflow at sqlite:///{tmp_path}") for line in done.stderr.splitlines())
+    assert _start(tmp_path).run_id is not None
+
+
+@pytest.mark.parametrize("kind", ["a folder", "no folder", "locked", "postgresql", "mysql"])
+def test_a_store_that_cannot_be_opened_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """MLflow is not even asked: it would try ten times, for 101 s."""
+    import mlflow
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("MLflow was asked")
+
+    monkeypatch.setattr(mlflow, "MlflowClient", refuse)
+    monkeypatch.setattr(mlflow_tracking, "ANSWER_S", 0.2)
+    section, file = SECTION, tmp_path / "mlflow.db"
+    with contextlib.ExitStack() as held:
+        if kind == "a folder":
+            file.mkdir()
+        elif kind == "no folder":
+            section = load_config(TrackingSection, None, [f"uri=sqlite:///{tmp_path}/none/x.db"])
+        elif kind == "locked":
+            other = held.enter_context(contextlib.closing(sqlite3.connect(file)))
+            other.execute("BEGIN IMMEDIATE")
+        else:
+            bound = held.enter_context(socket.socket())
+            bound.bind(("127.0.0.1", 0))
+            section = load_config(TrackingSection, None, [f"uri={kind}://u:p@127.0.0.1:{bound.getsockname()[1]}/d"])
+        assert Tracker.start(section, tmp_path, "r", {}).run_id is None
+    (record,) = [record for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
+    assert "this run is not recorded there" in record.getMessage() and "\n" not in record.getMessage()
+
+
 def test_a_file_that_is_no_database_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "mlflow.db").write_text("no database " * 1000)
     assert Tracker.start(SECTION, tmp_path, "r", {}).run_id is None
@@ -253,3 +360,15 @@ def test_any_name_becomes_one_that_mlflow_accepts(name: str) -> None:
     _validate_metric_name(valid_name(name))
     _validate_param_name(valid_name(name))
     assert len(valid_name(name)) <= 250
+
+
+def test_a_table_is_recorded_as_one(run_dir: Path) -> None:
+    tracker = _start(run_dir)
+    tracker.table({"step": [1, 2], "completion": ["<b>", "=1+1"], "score": [None, 0.5]}, "samples-to-step-2.json")
+    tracker.table({}, "none.json")
+    tracker.finish("FINISHED")
+    client = _client(run_dir)
+    assert [item.path for item in client.list_artifacts(tracker.run_id)] == ["samples-to-step-2.json"]
+    assert "samples-to-step-2.json" in client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"]
+    (path,) = run_dir.glob(f"mlartifacts/{tracker.run_id}/artifacts/samples-to-step-2.json")
+    assert json.loads(path.read_text())["data"] == [[1, "<b>", None], [2, "=1+1", 0.5]]

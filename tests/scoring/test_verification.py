@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attempts import attempt, attempts
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
@@ -29,8 +30,8 @@ def checks() -> Iterator[CheckProcess]:
 
 def outcome_of(checks: CheckProcess, completion: str) -> str:
     """Outcome of one completion between two good ones, which must not be disturbed."""
-    before, result, after = checks.run([("p", "before"), ("p", completion), ("p", "after")])
-    assert (before.outcome, before.score, after.outcome, after.score) == ("correct", 1.0, "correct", 1.0)
+    before, result, after = checks.run(attempts(("p", "before"), ("p", completion), ("p", "after")))
+    assert (before.outcome, before.score, after.outcome, after.score) == ("scored", 1.0, "scored", 1.0)
     return f"{result.outcome} {result.score} {result.detail}"
 
 
@@ -47,22 +48,22 @@ def gone(pid: int, within_s: float) -> bool:
 
 def test_scores_and_outcomes() -> None:
     with CheckProcess("reward_functions:length") as process:
-        results = process.run([("p", "abcde"), ("p", "ab"), ("p", "abc"), ("p", "\ud800 ⁇ \n")])
+        results = process.run(attempts(("p", "abcde"), ("p", "ab"), ("p", "abc"), ("p", "\ud800 ⁇ \n")))
     assert [(r.outcome, r.score) for r in results] == [
-        ("correct", 2.0),
-        ("wrong", -1.0),
-        ("wrong", 0.0),
-        ("correct", 2.0),
+        ("scored", 2.0),
+        ("scored", -1.0),
+        ("scored", 0.0),
+        ("scored", 2.0),
     ]
 
 
 def test_the_shipped_task_checks_through_the_child() -> None:
     """f = (a^2)^2 + 1: a^2 solves it, a^3 does not, f itself is trivial, and noise is no answer."""
     prompt = "+ P 1 ^ a P 4 ⁇"
-    with Judge(TrainConfig()).start() as process:
-        results = process.run([(prompt, text) for text in ("^ a P 2", "^ a P 3", "+ P 1 ^ a P 4", "^ ^")])
+    with Judge(TrainConfig()).start(attempt(prompt, "^ a P 2")) as process:
+        results = process.judge(attempts(*((prompt, text) for text in ("^ a P 2", "^ a P 3", "+ P 1 ^ a P 4", "^ ^"))))
     assert [result.outcome for result in results] == ["correct", "wrong", "trivial", "unparseable"]
-    assert all(result.score is None for result in results)
+    assert [result.score for result in results] == [1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("completion", ["sleep", "spin"])
@@ -86,29 +87,29 @@ def test_exception_is_an_error_with_its_place(checks: CheckProcess) -> None:
 def test_values_that_are_no_score(checks: CheckProcess) -> None:
     assert outcome_of(checks, "text") == "error None the reward function returned str, expected a float"
     assert outcome_of(checks, "nan") == "error None the reward function returned nan, expected a finite float"
-    assert outcome_of(checks, "bool") == "correct 1.0 "
+    assert outcome_of(checks, "bool") == "scored 1.0 "
 
 
 def test_output_and_input_do_not_disturb(checks: CheckProcess) -> None:
     """What a check prints is no answer, and reading standard input ends at once."""
-    assert outcome_of(checks, "print") == "correct 1.0 "
+    assert outcome_of(checks, "print") == "scored 1.0 "
 
 
 def test_equal_items_are_checked_once(checks: CheckProcess, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    results = checks.run([("p", f"count {log}"), ("q", f"count {log}"), ("p", f"count {log}"), ("p", f"count {log}")])
+    results = checks.run(attempts(*((prompt, f"count {log}") for prompt in "pqpp")))
     assert len(results) == 4
     assert log.read_text() == "called\n" * 2
 
 
 def test_a_child_killed_by_somebody_else_costs_nothing(checks: CheckProcess, tmp_path: Path) -> None:
     """Killed while idle, and ended once in the middle of a check: both times the items are simply done again."""
-    checks.run([("p", "x")])
+    checks.run(attempts(("p", "x")))
     assert checks.pid is not None
     os.kill(checks.pid, signal.SIGKILL)
     time.sleep(0.05)
-    assert outcome_of(checks, "y") == "correct 1.0 "
-    assert outcome_of(checks, f"once {tmp_path / 'mark'}") == "correct 1.0 "
+    assert outcome_of(checks, "y") == "scored 1.0 "
+    assert outcome_of(checks, f"once {tmp_path / 'mark'}") == "scored 1.0 "
 
 
 def test_killed_from_outside_in_the_middle_of_a_check() -> None:
@@ -117,20 +118,20 @@ def test_killed_from_outside_in_the_middle_of_a_check() -> None:
         assert victim is not None
         killer = threading.Timer(0.3, os.kill, (victim, signal.SIGKILL))
         killer.start()
-        assert process.run([("p", "sleep")])[0].outcome == "timeout", "done again, and slow again"
+        assert process.run(attempts(("p", "sleep")))[0].outcome == "timeout", "done again, and slow again"
         assert process.pid != victim
 
 
 def test_memory_limit() -> None:
     with CheckProcess("reward_functions:misbehave", memory_bytes=1024**3) as process:
-        before, result, after = process.run([("p", "x"), ("p", "allocate"), ("p", "y")])
-    assert (before.outcome, result.outcome, after.outcome) == ("correct", "error", "correct")
+        before, result, after = process.run(attempts(("p", "x"), ("p", "allocate"), ("p", "y")))
+    assert (before.outcome, result.outcome, after.outcome) == ("scored", "error", "scored")
     assert result.detail.startswith("MemoryError")
 
 
 def test_large_batches_do_not_deadlock(checks: CheckProcess) -> None:
-    items = [("p" * 2000, f"x{i}") for i in range(3000)]  # far beyond what a socket buffers, in both directions
-    assert all(result.outcome == "correct" for result in checks.run(items))
+    items = attempts(*(("p" * 2000, f"x{i}" * 500) for i in range(3000)))  # far beyond what a socket buffers
+    assert all(result.outcome == "scored" for result in checks.run(items))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_large_batches_do_not_deadlock(checks: CheckProcess) -> None:
         ("reward_functions:missing", "reward function 'reward_functions:missing': cannot import it"),
         ("reward_functions:NOT_CALLABLE", "is a int, not a function"),
         ("reward_functions", "expected 'module:function'"),
-        ("task:no_such_task", "task.name='no_such_task': expected 'polynomial' or 'module:Class'"),
+        ("task:no_such_task", "task.name='no_such_task': expected 'polynomial', 'text' or 'module:Class'"),
     ],
 )
 def test_bad_target_is_refused_at_construction(target: str, message: str) -> None:
@@ -152,9 +153,9 @@ def test_bad_target_is_refused_at_construction(target: str, message: str) -> Non
 def test_child_ends_with_its_parent() -> None:
     """Also when the parent is killed in the middle of a check that never returns to Python."""
     program = (
-        "import sys, threading; from bgrpo.scoring.check_process import CheckProcess\n"
+        "import sys, threading; from bgrpo.scoring.check_process import CheckProcess; from attempts import attempts\n"
         "process = CheckProcess('reward_functions:misbehave', timeout_s=0.4); print(process.pid, flush=True)\n"
-        "sys.stdin.read(1); process._timeout_s = 100; process.run([('p', sys.argv[1])])"
+        "sys.stdin.read(1); process._timeout_s = 100; process.run(attempts(('p', sys.argv[1])))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for completion in ("idle", "spin"):
@@ -188,4 +189,4 @@ def test_child_does_not_import_torch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "which_modules.py").write_text("import sys\ndef heavy(p, c): return float('torch' in sys.modules)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with CheckProcess("which_modules:heavy") as process:
-        assert process.run([("p", "c")])[0].score == 0.0
+        assert process.run(attempts(("p", "c")))[0].score == 0.0

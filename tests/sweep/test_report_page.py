@@ -25,7 +25,7 @@ from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.report.sweep_page import width_sentence
 from bgrpo.sweep.report.sweep_records import read_sweep
-from bgrpo.sweep.report.sweep_report import write_sweep_report
+from bgrpo.sweep.report.sweep_report import _write_csv, write_sweep_report
 from bgrpo.sweep.report.sweep_summary import summarize
 
 VOID = ("meta", "img", "br", "link")
@@ -301,7 +301,7 @@ def test_the_command_redraws_a_single_run_while_it_runs(tmp_path: Path, capsys: 
     with run.metrics_path.open("a") as file:
         file.write('{"step": 2, "rew')
     assert main(["report", "alone", "--runs", str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"report": str(run.report_path)}
+    assert json.loads(capsys.readouterr().out) == {"report": str(run.report_path), "conclusions": []}
     assert Image.open(run.report_path).width > 600
 
 
@@ -320,3 +320,14 @@ def test_reading_a_command_line_needs_nothing_heavy() -> None:
     code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport bgrpo.sweep.report.sweep_report"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t"])
+def test_no_cell_is_a_formula(tmp_path: Path, start: str) -> None:
+    """A spreadsheet would compute it; numbers stay numbers, and no text begins a row."""
+    path, text = tmp_path / "t.csv", f'{start}HYPERLINK("http://h","x")'
+    _write_csv(path, [{"a": text, "b": -0.5, "c": "-", "d": "a=b", "e": None}, {"a": f"x\r{start}1", "f": start}])
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {"a": f"'{text}", "b": "-0.5", "c": "'-", "d": "a=b", "e": "", "f": ""}
+    assert (len(rows), rows[1]["a"], rows[1]["f"]) == (2, f"x {start}1", f"'{start}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_an_override_reaches_space_arms_and_training_configuration() -> None:
         ({"space": {"learner.beta": {"min": 0.0}}}, "expected either values"),
         ({"space": {"learner.beta": {"values": []}}}, "at least one value"),
         ({"arms": {"a b": {}}}, "expected a name of letters"),
-        ({"arms": {}}, "at least 1 item"),
+        ({"arms": {}}, "a mapping of keys to values .at least 1, at most 100."),
         ({"baseline": "ppo"}, "expected one of the arms: bgrpo, grpo"),
         ({"budget": {"amount": 1.5}}, "expected a whole number of steps"),
         (
@@ -159,3 +160,35 @@ def test_a_point_that_makes_no_configuration_is_found_beforehand(
 
 def load_sweep(tree: dict[str, Any]) -> SweepConfig:
     return SweepConfig.model_validate(tree)
+
+
+@pytest.mark.parametrize("entry", [[math.nan, 1.0], [0.1, math.inf], [True, 3], [0, "5"], [-(10**30), 1], [0, 10**400]])
+def test_a_range_has_finite_bounded_ends(entry: list[Any]) -> None:
+    with pytest.raises(
+        UserError, match=r"space\.learner\.beta\.(min|max)=.*: expected a number from -10\^12 to 10\^12"
+    ):
+        sweep_config(space={"learner.beta": {"min": entry[0], "max": entry[1]}})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, True, "0.1", None, [0.1], {}])
+def test_a_value_of_a_space_must_fit_its_key(value: Any, tmp_path: Path) -> None:
+    sweep = load_sweep({"train": {"evaluation": {"every": 5}}, "space": {"learner.beta": {"values": [0.1, value]}},
+                        "searcher": "grid"})  # fmt: skip
+    with pytest.raises(UserError, match=r"arm bgrpo, learner.beta=.*expected a number"):
+        TrialConfigs(sweep, tmp_path).check()
+
+
+@pytest.mark.parametrize("section", ["evaluation", "rollout", "task", "learner", "tracking"])
+@pytest.mark.parametrize("value", [None, 3, [], ["x"], "text", {"no_such_key": 1}])
+def test_a_section_of_train_that_is_none_is_refused(section: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        TrialConfigs(sweep_config(train={section: value}), tmp_path).check()
+    with pytest.raises(UserError):
+        TrialConfigs(sweep_config(arms={"a": {"set": {section: value}}}), tmp_path).check()
+
+
+def test_the_base_gives_no_options_to_another_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = load_config(SweepConfig, "quick", ["train.task.name=mine:Task", "train.task.train.options.length=3"])
+    config = TrialConfigs(sweep, tmp_path).of(trial("bgrpo"))
+    assert (config.task.name, config.task.train.options, config.task.test.options) == ("mine:Task", {"length": 3}, {})
+    assert "of base=quickstart are left out" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from sweep_runs import tiny_sweep
 from bgrpo.config import dump_config
 from bgrpo.runs.checkpoints import CheckpointStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 STEPS = 8
 LIMIT_S = 240.0
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -16,7 +16,6 @@ from bgrpo.sweep.sweep_plan import Trial
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,
     pytest.mark.long,
     pytest.mark.usefixtures("ray_session"),
     pytest.mark.timeout(600),

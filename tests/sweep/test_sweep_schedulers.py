@@ -153,7 +153,6 @@ def test_a_driver_that_was_killed_does_nothing_twice(sweep: SweepConfig) -> None
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_tune_runs_the_plan_and_cuts_the_worse_half(sweep: SweepConfig, tmp_path: Path) -> None:
     folder, plan = run_scripted(sweep, tmp_path)
@@ -166,7 +165,6 @@ def test_tune_runs_the_plan_and_cuts_the_worse_half(sweep: SweepConfig, tmp_path
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_whole_sweep_with_optuna_and_the_median_rule(sweep: SweepConfig, tmp_path: Path) -> None:
@@ -196,7 +194,6 @@ def test_a_whole_sweep_with_optuna_and_the_median_rule(sweep: SweepConfig, tmp_p
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_what_never_fits_is_refused_before_a_folder_exists(tmp_path: Path) -> None:
     sweep = tiny_sweep(tmp_path, "huge", arms={"bgrpo": {"set": {"rollout.actors": 40}}})

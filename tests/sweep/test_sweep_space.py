@@ -125,3 +125,10 @@ def test_optuna_keeps_away_from_points_that_still_run() -> None:
     running = [Tried({"learner.beta": 0.5}, False) for _ in range(6)]
     near = abs(next_point(sweep, "bgrpo", tried)["learner.beta"] - 0.5)
     assert abs(next_point(sweep, "bgrpo", [*tried, *running])["learner.beta"] - 0.5) > near
+
+
+def test_a_grid_that_no_sweep_could_try_is_refused_before_it_is_made() -> None:
+    values = {"values": [float(i) for i in range(1, 1001)]}
+    space = dict.fromkeys(("learner.beta", "learner.epsilon", "learner.max_kl"), values)
+    with pytest.raises(UserError, match="the grid has 1000000000 points, at most 100000"):
+        known_points(sweep_config(space=space, searcher="grid", trials_per_arm=2), "bgrpo")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.polynomial_oracle import evaluate
 
+from bgrpo.tasks.polynomial import notation
 from bgrpo.tasks.polynomial.notation import (
     EXPONENT_BITS,
     MAX_DEGREE,
+    Budget,
     NotationError,
     Polynomial,
     format_polynomial,
@@ -38,6 +41,47 @@ expressions = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+coefficients = st.one_of(
+    st.integers(-99, 99).map(lambda n: f"{'PN'[n < 0]} {' '.join(str(abs(n)))}"),
+    st.sampled_from(["P 0", "N 0", "P  1 2", "P12", "P", f"P {'9 ' * 299}9", f"N {'9 ' * 320}9", f"P {'9 ' * 5000}9"]),
+)
+sums = st.tuples(
+    st.lists(
+        st.one_of(
+            coefficients,
+            st.builds("* {} {}".format, coefficients, st.sampled_from(["a", "^ a P 2", "^ a P 0", "^ a P 1 2"])),
+            st.builds("* {} {}".format, coefficients, st.sampled_from(["a1", "b", "^ a P 3 0 0", "^ a N 1", "^ a P"])),
+            st.just("* P 3 * P 2 a"),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from(["{}", " {}", "{} ", "+ {}", "{} a", "{} 1"]),
+).map(lambda drawn: drawn[1].format("".join(f"+ {term} " for term in drawn[0][:-1]) + drawn[0][-1]))
+
+
+def read(text: str, known: tuple[str, ...], work: int) -> object:
+    """The polynomial and what was charged for it, or why it is refused."""
+    budget = Budget(work, 4)
+    try:
+        return parse(text, known, budget), budget
+    except NotationError as error:
+        return str(error)
+
+
+@given(sums, st.sampled_from([(), ("a",), ("b",), ("a", "a1")]), st.integers(0, 12))
+@settings(max_examples=400, deadline=None)
+def test_sums_in_one_variable_are_read_as_any_expression(text: str, known: tuple[str, ...], work: int) -> None:
+    found = read(text, known, work)
+    with patch.object(notation, "_sum_of_terms", lambda *_: None):
+        assert read(text, known, work) == found
+
+
+def test_most_sums_take_the_short_way() -> None:
+    with patch.object(notation._Evaluator, "evaluate", side_effect=AssertionError):
+        assert terms_of("+ P 3 + * N 1 2 a * P 4 ^ a P 2") == {(0,): 3, (1,): -12, (2,): 4}
 
 
 def terms_of(text: str) -> dict[tuple[int, ...], int]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pretrain_toy_task import ReverseTask
 
 from bgrpo.config import TaskSection, build_config
 from bgrpo.errors import UserError
-from bgrpo.tasks.splits import load_splits
+from bgrpo.tasks.base import LoadedProblems, Problem
+from bgrpo.tasks.splits import hold_out, load_splits, load_test
 
 
 def section(**sources: dict[str, object]) -> TaskSection:
@@ -56,3 +59,88 @@ def test_a_split_with_nothing_left_is_refused(tmp_path: Path) -> None:
     source = {"file": str(tmp_path / "same.txt")}
     with pytest.raises(UserError, match="no problem left for train"):
         load_splits(ReverseTask(), section(train=source, test=source))
+
+
+def rows(count: int, speakers: int = 5) -> list[Problem]:
+    return [Problem(f"prompt {i}", "x", fields={"speaker": i % speakers}) for i in range(count)]
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=60), st.floats(0.01, 0.99), st.integers(0, 99))
+def test_what_is_held_out_shares_nothing_with_the_rest(values: list[int], share: float, seed: int) -> None:
+    problems = [Problem(f"{i}", fields={"who": value}) for i, value in enumerate(values)]
+    if len(set(values)) < 2:
+        with pytest.raises(UserError, match="nothing can be held out"):
+            hold_out(problems, share, seed, "who")
+        return
+    held, rest = hold_out(problems, share, seed, "who")
+    assert held and rest and sorted(held + rest, key=lambda problem: int(problem.prompt)) == problems
+    assert not {problem.fields["who"] for problem in held} & {problem.fields["who"] for problem in rest}
+    largest = max(values.count(value) for value in values)
+    assert len(held) <= max(largest, share * len(values) + largest / 2)
+    assert len(rest) <= max(largest, (1 - share) * len(values) + largest / 2)
+
+
+def test_a_share_is_as_large_as_asked_for_and_does_not_depend_on_the_order() -> None:
+    problems = rows(1000)
+    held, rest = hold_out(problems, 0.1, seed=3)
+    assert (len(held), len(rest)) == (100, 900)
+    backwards, _ = hold_out(problems[::-1], 0.1, seed=3)
+    assert prompts(backwards) == prompts(held) != prompts(hold_out(problems, 0.1, seed=4)[0])
+
+
+def test_the_same_prompt_stays_on_one_side() -> None:
+    held, rest = hold_out(rows(50) * 3, 0.2, seed=1)
+    assert len(held) == 30 and not prompts(held) & prompts(rest)
+
+
+class FileTask(ReverseTask):
+    """No generator: validation and test come out of the training file."""
+
+    generate = None  # type: ignore[assignment]
+
+    def load(self, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
+        return LoadedProblems(rows(int(path.read_text())))
+
+
+def test_without_a_generator_shares_of_the_training_file_are_held_out(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("200")
+    asked = section(train={"file": str(tmp_path / "rows")}, validation={"share": 0.2}, test={})
+    splits = load_splits(FileTask(), asked)
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [152, 38, 10]  # 5 %, then 20 %
+    assert len(prompts(splits.train) | prompts(splits.validation) | prompts(splits.test)) == 200
+    assert load_test(FileTask(), asked)[0] == splits.test
+
+
+def test_a_column_keeps_its_rows_on_one_side(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("100")
+    asked = section(train={"file": str(tmp_path / "rows")}, validation={"share": 0.2}, test={"share": 0.2})
+    asked = asked.model_copy(update={"split_by": "speaker"})
+    splits = load_splits(FileTask(), asked)
+    speakers = [
+        {problem.fields["speaker"] for problem in part} for part in (splits.train, splits.validation, splits.test)
+    ]
+    assert [len(part) for part in speakers] == [3, 1, 1] and len(set.union(*speakers)) == 5
+
+
+@pytest.mark.parametrize(
+    ("sources", "split_by", "message"),
+    [
+        ({"train": {"count": 5}}, None, "task.train.file is not set: task 'reverse' cannot generate"),
+        ({"train": {"file": "rows", "share": 0.5}}, None, "task.train.share: training gets what"),
+        ({"train": {"file": "rows"}, "test": {"file": "rows", "share": 0.5}}, None, "both a file and share=0.5"),
+        (
+            {"train": {"file": "rows"}, "test": {"share": 0.5}, "validation": {"share": 0.5}},
+            None,
+            "= 1: leaves no",
+        ),
+        ({"train": {"file": "rows"}, "test": {"share": 0.5}}, "who", "task.split_by=who: the problem 'prompt 0' has"),
+    ],
+)
+def test_shares_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: dict, split_by: str | None, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows").write_text("100")
+    asked = section(**{"validation": {}, "test": {}} | sources).model_copy(update={"split_by": split_by})
+    with pytest.raises(UserError, match=message):
+        load_splits(FileTask(), asked)

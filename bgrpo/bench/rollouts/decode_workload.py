@@ -11,7 +11,7 @@ from bgrpo.bench.rollouts.cases import SHAPES, Case, ModelShape
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.text import encode_texts
-from bgrpo.tasks.base import load_task
+from bgrpo.tasks.base import generate_problems, load_task
 
 PAD, EOS = 0, 1
 WEIGHT_STD = {"wte": 0.12, "lm_head": 0.12, "wpe": 0.05}
@@ -49,7 +49,8 @@ def build_workload(case: Case) -> Workload:
         model, eos, pad = random_model(SHAPES[case.model]), EOS, PAD
     if case.prompt_tokens is None:
         section = load_config(TrainConfig, "quickstart").task
-        problems = load_task(section.name, section.options).generate(section.test.options, case.prompts, seed=_SEED)
+        task = load_task(section.name, section.options)
+        problems = generate_problems(task, section.test.options, case.prompts, _SEED)
         return Workload(model, encode_texts(tokenizer, [problem.prompt for problem in problems]), eos, pad)
     _forbid_token(model, eos)
     generator = torch.Generator().manual_seed(_SEED)

@@ -31,7 +31,8 @@ from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.io import LoadedPolicy, save_policy
 from bgrpo.runs.preparation import Preparation, check_input
-from bgrpo.scoring.judge import Judge, finished_texts
+from bgrpo.scoring.attempts import attempts_of, trial_of
+from bgrpo.scoring.judge import Judge
 
 REQUESTS = 12
 """Of one measured batch."""
@@ -96,8 +97,8 @@ class _Service:
         self.config = config
         self.model = prepared.policy.model
         settings = decode_settings(config, prepared.policy.tokenizer)
-        self.actor: Any = start_service(config, settings, prepared.splits.train, self.model.config.vocab_size)
-        self.source = ServiceRolloutSource(self.actor, config)
+        self.actor: Any = start_service(config, settings, self.model.config.vocab_size)
+        self.source = ServiceRolloutSource(self.actor, config, prepared.splits.train)
 
     def wait_for_actors(self) -> None:
         """Until every rollout actor is up."""
@@ -202,9 +203,8 @@ def _verification_and_learning(
     config: TrainConfig, prepared: Preparation, groups: list[ScoredGroup]
 ) -> dict[str, float]:
     """Seconds per request of one verifier and of one learner."""
-    items = finished_texts([prepared.splits.train[group.index] for group in groups], groups)
-    with Judge(config).start() as checks:
-        checks.run(items[:1])  # the child's start
+    items = attempts_of([prepared.splits.train[group.index] for group in groups], groups)
+    with Judge(config).start(trial_of(prepared.splits.train)) as checks:
         verify_s = timed(lambda: checks.run(items)).seconds / REQUESTS
     requests = config.rollout.prompts_per_step / config.rollout.prompts_per_request
     return {"verify_s": verify_s, "learn_s": _learning_s(config, prepared, groups) / requests}

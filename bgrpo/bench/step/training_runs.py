@@ -138,10 +138,10 @@ def _measure_checks(config: TrainConfig, actors: int) -> dict[str, Any]:
     configs = {"checked": config, "unchecked": without}
     settings, vocabulary = decode_settings(config, prepared.policy.tokenizer), prepared.policy.model.config.vocab_size
     problems = prepared.splits.train
-    services = {name: start_service(each, settings, problems, vocabulary) for name, each in configs.items()}
+    services = {name: start_service(each, settings, vocabulary) for name, each in configs.items()}
     indices = list(range(config.rollout.prompts_per_step))
     try:
-        sources = {name: ServiceRolloutSource(service, config) for name, service in services.items()}
+        sources = {name: ServiceRolloutSource(service, config, problems) for name, service in services.items()}
         measured: dict[str, Callable[[], Turn]] = {}
         for name, source in sources.items():
             answer(services[name].ready.remote(_READY_S), _READY_S + 30)

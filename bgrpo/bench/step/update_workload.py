@@ -17,9 +17,10 @@ from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.scoring.judge import Judge, finished_texts
+from bgrpo.scoring.attempts import attempts_of
+from bgrpo.scoring.judge import Judge
 from bgrpo.scoring.readable_groups import complete
-from bgrpo.tasks.base import Outcome, load_task
+from bgrpo.tasks.base import Outcome, checker, generate_problems, load_task
 
 SHIPPED_PROBLEMS = 96
 CORRECT = 0.3  # of the completions, where the policy has random weights
@@ -80,7 +81,8 @@ def build_workload(case: UpdateCase) -> Workload:
     ]
     judge = Judge(config)
     scored = [
-        replace(group, rewards=judge.rewards([Verdict(outcome) for outcome in group.outcomes])) for group in groups
+        replace(group, rewards=judge.rewards([completion.judged for completion in group.completions]))
+        for group in groups
     ]
     return Workload(config, model, policy.tokenizer, scored)
 
@@ -116,9 +118,13 @@ def _shipped_groups(
 ) -> list[ScoredGroup]:
     task = load_task(config.task.name, config.task.options)
     train = config.task.train
-    problems = task.generate(train.options, SHIPPED_PROBLEMS, train.seed)
+    problems = generate_problems(task, train.options, SHIPPED_PROBLEMS, train.seed)
     groups = complete(DecodeEngine(model), tokenizer, problems, decode_settings(config, tokenizer))
-    verdicts = [Verdict(task.check(*item)) for item in finished_texts(problems, groups)]
+    check = checker(task)
+    verdicts = [
+        Verdict(check(attempt.problem, attempt.text) if attempt.finished else Outcome.TRUNCATED)
+        for attempt in attempts_of(problems, groups)
+    ]
     return Judge(config).score(range(len(groups)), groups, verdicts, version=0)
 
 

@@ -61,10 +61,12 @@ class ServiceRolloutSource:
     Args:
         service: handle of the :class:`bgrpo.distributed.rollout.service.RolloutService` actor.
         config: of the run; bounds the waits, see :func:`step_limit_s`.
+        problems: the training problems; indices point into them. Nothing where the source only publishes.
     """
 
-    def __init__(self, service: Any, config: TrainConfig) -> None:
+    def __init__(self, service: Any, config: TrainConfig, problems: Sequence[Problem] = ()) -> None:
         self._service = service
+        self._problems = problems
         self._limit_s = step_limit_s(config)
         self._buffer: np.ndarray | None = None
 
@@ -75,13 +77,16 @@ class ServiceRolloutSource:
 
     def prefetch(self, step: int, version: int, indices: list[int]) -> None:
         """Have the service decode draw 0 of ``step`` while this process does something else."""
-        self._service.prefetch.remote(step, version, indices, self._limit_s)
+        self._service.prefetch.remote(step, version, self._numbered(indices), self._limit_s)
 
     def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
         """Scored groups of ``indices``, in their order, decoded by exactly ``version``."""
-        reply = self._service.collect.remote(step, version, draw, indices, self._limit_s)
+        reply = self._service.collect.remote(step, version, draw, self._numbered(indices), self._limit_s)
         (groups,) = answer(reply, self._limit_s + ANSWER_S)
         return answer(groups, ANSWER_S)
+
+    def _numbered(self, indices: list[int]) -> list[tuple[int, Problem]]:
+        return [(index, self._problems[index]) for index in indices]
 
 
 def publish_in_spite_of_restarts(source: ServiceRolloutSource, version: int, model: PreTrainedModel) -> None:

@@ -59,9 +59,9 @@ def _completion_fault(completion: Completion, settings: DecodeSettings, vocabula
         return f"{len(tokens)} tokens, expected 1 to {settings.max_new_tokens}"
     if min(tokens) < 0 or max(tokens) >= vocabulary:
         return f"token ids {min(tokens)} to {max(tokens)}, the vocabulary has 0 to {vocabulary - 1}"
-    if completion.finished != (tokens[-1] == settings.eos_token_id):
+    if completion.finished != (tokens[-1] in settings.end_tokens):
         return f"finished is {completion.finished}, the last token is {tokens[-1]}"
-    if settings.eos_token_id in tokens[:-1]:
+    if not set(settings.end_tokens).isdisjoint(tokens[:-1]):
         return "it goes on after its end"
     if len(logprobs) != len(tokens):
         return f"{len(logprobs)} log-probabilities for {len(tokens)} tokens"

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import ray
 from ray.actor import ActorHandle
@@ -34,7 +33,8 @@ from bgrpo.distributed.watch.run_log import start_run_log
 from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
-from bgrpo.scoring.judge import Judge, finished_texts
+from bgrpo.scoring.attempts import Attempt, attempts_of
+from bgrpo.scoring.judge import Judge
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem
 
@@ -45,14 +45,15 @@ SERVICE_NAMESPACE = "bgrpo"
 START_S = 180.0
 """Longest wait for the service's own process."""
 
+Numbered = list[tuple[int, Problem]]
+"""Problems of a step, each with its index in the training problems. Whoever asks sends them: a service that Ray starts
+again has nothing to find again, and holds no more than what it works on."""
+
 TICK_S = 0.1
 STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
 REQUEST_TIMES_KEPT = 256
 logger = logging.getLogger(__name__)
-
-_problems: WeakKeyDictionary[ActorHandle, ray.ObjectRef] = WeakKeyDictionary()
-"""What each service of this process was made with, as long as its handle lives: Ray needs it to start one again."""
 
 
 class RolloutService:
@@ -63,17 +64,21 @@ class RolloutService:
     Args:
         config: of the run.
         settings: how training groups are decoded.
-        problems: to train on; indices point into them.
         vocabulary: number of token ids of the policy.
         run: name of the run, for metrics and log lines.
+        trial: what each verifier tries its check on, see :func:`bgrpo.scoring.attempts.trial_of`.
     """
 
     def __init__(
-        self, config: TrainConfig, settings: DecodeSettings, problems: list[Problem], vocabulary: int, run: str
+        self,
+        config: TrainConfig,
+        settings: DecodeSettings,
+        vocabulary: int,
+        run: str,
+        trial: Attempt | None = None,
     ) -> None:
         self._config = config
         self._settings = settings
-        self._problems = problems
         self._judge = Judge(config)
         self._recent: deque[tuple[float, int]] = deque()  # (time, completions) of the last minute
         self._collections: dict[tuple[int, int, Weights], tuple[list[int], asyncio.Task[ray.ObjectRef]]] = {}
@@ -100,7 +105,7 @@ class RolloutService:
             stand_ins=rollout.stand_ins,
             spawn_stand_in=lambda: spawn_rollout_actor(config, cpus=0.0),
         )
-        self._verifiers = VerifierPool(config)
+        self._verifiers = VerifierPool(config, trial)
         self._pools = [self._rollouts, self._verifiers.pool]
         self._clock: asyncio.Task[None] | None = None
 
@@ -141,19 +146,19 @@ class RolloutService:
             self._rollouts.prefer(weights)
         await self._weights.adopt(weights)
 
-    async def prefetch(self, step: int, version: int, indices: list[int], timeout_s: float) -> None:
-        """Begin what ``collect(step, version, 0, indices, …)`` will be asked for; does not wait for it.
+    async def prefetch(self, step: int, version: int, numbered: Numbered, timeout_s: float) -> None:
+        """Begin what ``collect(step, version, 0, numbered, …)`` will be asked for; does not wait for it.
 
         What goes wrong is told by :meth:`collect`.
         """
         weights = await self._weights.wait(version, timeout_s)
         self._rollouts.prefer(weights)
-        self._collection(step, 0, weights, indices)
+        self._collection(step, 0, weights, numbered)
 
     async def collect(
-        self, step: int, version: int, draw: int, indices: list[int], timeout_s: float
+        self, step: int, version: int, draw: int, numbered: Numbered, timeout_s: float
     ) -> list[ray.ObjectRef]:
-        """Scored groups of the training problems ``indices``, in that order, all decoded by ``version``.
+        """Scored groups of these training problems, in that order, all decoded by ``version``.
 
         Computed once and serialised once, however many learners ask. If ``version`` is still to be published, waits
         for it.
@@ -162,7 +167,7 @@ class RolloutService:
             step: training step.
             version: of the weights.
             draw: 0 for a step's first prompts, 1 … for further ones.
-            indices: of the problems; the same for every caller of (step, draw).
+            numbered: the problems; the same for every caller of (step, draw).
             timeout_s: longest wait.
 
         Returns:
@@ -176,7 +181,7 @@ class RolloutService:
         """
         deadline = time.monotonic() + timeout_s
         weights = await self._weights.wait(version, timeout_s)
-        task = self._collection(step, draw, weights, indices)
+        task = self._collection(step, draw, weights, numbered)
         try:
             return [await asyncio.wait_for(asyncio.shield(task), max(0.0, deadline - time.monotonic()))]
         except TimeoutError:
@@ -242,13 +247,13 @@ class RolloutService:
         for pool in self._pools:
             pool.shutdown()
 
-    def _collection(self, step: int, draw: int, weights: Weights, indices: list[int]) -> asyncio.Task[ray.ObjectRef]:
+    def _collection(self, step: int, draw: int, weights: Weights, numbered: Numbered) -> asyncio.Task[ray.ObjectRef]:
         """The one task that computes (step, draw); older steps' tasks are dropped."""
-        key = (step, draw, weights)
+        key, indices = (step, draw, weights), [index for index, _ in numbered]
         if key not in self._collections:
             self._log.step = step
             seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
-            work = self._score(indices, [self._problems[i] for i in indices], seeds, self._settings, weights)
+            work = self._score(indices, [problem for _, problem in numbered], seeds, self._settings, weights)
             task = asyncio.get_running_loop().create_task(_put(work))
             task.add_done_callback(_know_outcome)
             self._collections[key] = indices, task
@@ -284,7 +289,7 @@ class RolloutService:
             raise RuntimeError(f"asked for weights {request.weights}, got rollouts of {reply.weights}")
         self._request_s.append(reply.seconds)
         self._metrics.decoded(reply.seconds)
-        verdicts = await self._verifiers.check(finished_texts(request.problems, reply.groups))
+        verdicts = await self._verifiers.check(attempts_of(request.problems, reply.groups))
         groups = self._judge.score(indices, reply.groups, verdicts, request.weights.version)
         self._metrics.scored(groups)
         self._recent.append((time.monotonic(), sum(len(group.completions) for group in groups)))
@@ -345,10 +350,10 @@ def _know_outcome(task: asyncio.Task[ray.ObjectRef]) -> None:
 def start_service(
     config: TrainConfig,
     settings: DecodeSettings,
-    problems: list[Problem],
     vocabulary: int,
     name: str | None = None,
     run: str = "",
+    trial: Attempt | None = None,
 ) -> ActorHandle:
     """Create the service of a run; it ends with the process that created it.
 
@@ -358,17 +363,15 @@ def start_service(
     Args:
         config: of the run.
         settings: how training groups are decoded, see :func:`bgrpo.learning.rollout_source.decode_settings`.
-        problems: to train on.
         vocabulary: number of token ids of the policy.
         name: to find the actor with ``ray.get_actor(name, SERVICE_NAMESPACE)``.
         run: name of the run.
+        trial: what each verifier tries its check on.
     """
     actor_class: Any = ray.remote(num_cpus=0, max_restarts=config.learner.max_failures)(RolloutService)
-    reference = ray.put(problems)
     outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors
     service: Any = actor_class.options(name=name, namespace=SERVICE_NAMESPACE, scheduling_strategy=outside).remote(
-        config, settings, reference, vocabulary, run
+        config, settings, vocabulary, run, trial
     )
-    _problems[service] = reference
     ray.get(service.start.remote(), timeout=START_S)
     return service

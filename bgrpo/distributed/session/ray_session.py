@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import ray
 
+from bgrpo.cluster.private_ray import private_ray
 from bgrpo.config import PretrainConfig, TrainConfig
+from bgrpo.distributed.session.cluster_address import cluster_address, joined_ray
 from bgrpo.distributed.session.head_watch import head_watch
 from bgrpo.distributed.session.node_autoscaler import autoscaler_can_hold
-from bgrpo.errors import RunError, UserError
+from bgrpo.errors import UserError
 
-RAY_LOGS = "/tmp/ray/session_latest/logs"
 NODE_SHARE = 0.001
 """Of a node's own resource, which says what kind of node it is, this is what each process reserves that belongs there:
 so little that it never decides how many have room."""
@@ -125,7 +125,7 @@ def check_room(
 
 def check_room_here(demands: list[Demand]) -> None:
     """:func:`check_room` on the cluster that we are connected to, which may have to grow unless it is our own."""
-    check_room(demands, ray.cluster_resources(), autoscaler_can_hold if "RAY_ADDRESS" in os.environ else None)
+    check_room(demands, ray.cluster_resources(), None if cluster_address() is None else autoscaler_can_hold)
 
 
 @contextmanager
@@ -138,35 +138,15 @@ def ray_session(demands: list[Demand]) -> Iterator[None]:
         UserError: no cluster answers at ``RAY_ADDRESS``, or it is too small for ``demands``.
         RunError: a local Ray did not start.
     """
-    already = ray.is_initialized()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not already:
-        try:
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS", "local"),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-            )
-        except ConnectionError as error:
-            raise UserError(
-                f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}"
-            ) from error
-        except Exception as error:  # of no class of its own: "the current node timed out during startup"
-            if "RAY_ADDRESS" in os.environ:
-                raise
-            raise RunError(
-                f"Ray did not start on this machine: {error} Its logs are in {RAY_LOGS}; nothing was begun, try again"
-            ) from error
-    try:
-        with nullcontext() if already else head_watch(ray.get_runtime_context().gcs_address, _say):
-            check_room_here(demands)
-            yield
-    finally:
-        if not already:
-            ray.shutdown()
+    with ExitStack() as ends:
+        if not ray.is_initialized():
+            address = cluster_address()
+            ends.enter_context(private_ray() if address is None else joined_ray(address))
+            ends.enter_context(head_watch(ray.get_runtime_context().gcs_address, _say))
+        check_room_here(demands)
+        yield
 
 
 def _say(line: str) -> None:

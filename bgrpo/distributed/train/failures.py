@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bgrpo.errors import DivergenceError, LostRunError, UserError
 from bgrpo.files import parse_object
+from bgrpo.runs.redaction import redact_credentials
 from bgrpo.runs.run_folder import RunFolder
 
 FILE = "failures.jsonl"
@@ -54,8 +55,8 @@ def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None 
         when=time.time(),
         final=final,
         where=f"learner {rank}{after} (process {os.getpid()} on {socket.gethostname()})",
-        message=str(error) if final else f"{type(error).__name__}: {error}",
-        trace="".join(traceback.format_exception(error)),
+        message=redact_credentials(str(error) if final else f"{type(error).__name__}: {error}"),
+        trace=redact_credentials("".join(traceback.format_exception(error))),
         diverged=isinstance(error, DivergenceError),
     )
     try:

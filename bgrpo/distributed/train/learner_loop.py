@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,16 @@ from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.watch.prometheus import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.watch.run_log import RunLog, start_run_log
 from bgrpo.learning.learner_state import policy_folder, training_store
+from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.runs.samples import SampleWriter
+from bgrpo.scoring.failed_checks import failures_of_steps
 from bgrpo.tasks.problem_files import read_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +81,27 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
     start = load_policy(config.policy.path)
     policy = start if resume is None else load_policy(str(policy_folder(resume)))
     reference = start.model if config.learner.beta > 0 and resume is not None else None
-    problems = len(read_problems(folder.data / "train.jsonl"))
+    problems = read_problems(folder.data / "train.jsonl")
+    samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
     log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(log.step)
+        samples.truncate_after(log.step)
     record_learner(folder.path, rank, log.step)
     trainer = BGRPOTrainer(
         config,
         policy.model,
         policy.tokenizer,
-        ServiceRolloutSource(job.service, config),
-        problems,
+        ServiceRolloutSource(job.service, config, problems),
+        len(problems),
         output_dir=folder.path / "trl",
         reference=reference,
         store=store,
         resume=resume,
-        on_step=_StepReporter(log, watch, folder if rank == 0 else None),
+        on_step=_StepReporter(config, log, watch, folder if rank == 0 else None),
         validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
         should_stop=(folder.path / STOP_FILE).exists,
+        keep_samples=samples.write,
     )
     trainer.run()
 
@@ -101,12 +110,14 @@ class _StepReporter:
     """After each step: learner 0 appends its metrics to ``metrics.jsonl``, which the driver follows, and records them.
 
     Args:
+        config: of the run.
         log: told the step.
         watch: told that a step has ended.
         folder: of the run, on learner 0; None on others, which report nothing.
     """
 
-    def __init__(self, log: RunLog, watch: LearnerWatch, folder: RunFolder | None) -> None:
+    def __init__(self, config: TrainConfig, log: RunLog, watch: LearnerWatch, folder: RunFolder | None) -> None:
+        self._signal = SignalWatch(config)
         self._log = log
         self._watch = watch
         self._folder = folder
@@ -115,12 +126,16 @@ class _StepReporter:
             self._recorder.record([Sample("bgrpo_learner_starts_total", 1)])
             self._recorder.refresh_forever()
 
-    def __call__(self, metrics: dict[str, float]) -> None:
+    def __call__(self, metrics: dict[str, Any]) -> None:
         self._log.step = int(metrics["step"])
         self._watch.moved()
         if self._folder is not None:
+            for line in failures_of_steps([metrics]):
+                logger.warning("step %d: %s", self._log.step, line)
             self._folder.append_metrics(self._log.step, metrics)
             self._recorder.record(step_samples(metrics))
+            for line in self._signal.note(self._log.step, metrics):
+                logger.warning(line)
 
 
 class _Validator:
@@ -133,8 +148,11 @@ class _Validator:
         self._problems = problems[: job.config.evaluation.problems]
 
     def __call__(self, version: int) -> dict[str, float]:
-        from bgrpo.evaluation.metrics import RANK_WIDTH, evaluate
+        from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
 
         decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
         samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed
-        return evaluate(decode, self._problems, [RANK_WIDTH], samples, seed).metrics()
+        evaluation = evaluate(decode, self._problems, [RANK_WIDTH], samples, seed, Measures.of(self._job.config))
+        for line in evaluation.failures():
+            logger.warning("validation of version %d: %s", version, line)
+        return evaluation.metrics()

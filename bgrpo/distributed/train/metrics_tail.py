@@ -5,14 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from bgrpo.runs.run_folder import parse_metrics
+from bgrpo.errors import UserError, brief
+from bgrpo.runs.metrics_lines import parse_step
+from bgrpo.scoring.failed_checks import DETAILS
+
+
+class WrittenStep(NamedTuple):
+    """One step of a metrics file: its metrics, and what failed in its checks, by outcome."""
+
+    step: int
+    metrics: dict[str, float]
+    details: dict[str, str]
 
 
 class MetricsTail:
     """New steps of a metrics file, each once.
 
-    A learner that resumes from a checkpoint cuts the file back and writes some steps again; those are passed over.
+    A learner that resumes from a checkpoint cuts the file back and writes some steps again; those are passed over, as
+    are damaged lines.
 
     Args:
         path: of the file; need not exist yet.
@@ -25,8 +37,12 @@ class MetricsTail:
         self._inode = 0
         self.last_step = last_step
 
-    def new_steps(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Steps written since the last call, with their metrics; a line still being written waits for the next call."""
+    def new_steps(self) -> Iterator[WrittenStep]:
+        """Steps written since the last call; a line still being written waits for the next call.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
         try:
             with self._path.open("rb") as file:
                 self._rewind_if_rewritten(file.fileno())
@@ -34,16 +50,19 @@ class MetricsTail:
                 written = file.read()
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be read: {brief(error)}") from error
         whole = written[: written.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
-            record = parse_metrics(line)
-            if record is None:
-                continue  # damaged: told when the file is read as a whole
-            step = record.pop("step")
+            record = parse_step(line)
+            if record is None:  # damaged
+                continue
+            step, details = record.pop("step"), record.pop(DETAILS, {})
             if step > self.last_step:
                 self.last_step = step
-                yield step, {name: value for name, value in record.items() if value is not None and name != "time"}
+                metrics = {name: value for name, value in record.items() if value is not None and name != "time"}
+                yield WrittenStep(step, metrics, details)
 
     def _rewind_if_rewritten(self, handle: int) -> None:
         info = os.fstat(handle)

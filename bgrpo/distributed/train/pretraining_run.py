@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bgrpo.config import PretrainConfig
 from bgrpo.display.progress import PRETRAINING_COLUMNS, TrainingProgress
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import pretraining_demand
 from bgrpo.distributed.train.driving import (
@@ -33,6 +34,7 @@ from bgrpo.errors import Stopped
 from bgrpo.policies.io import check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, pretraining_store, train
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import check_same_input, record_input
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
@@ -81,7 +83,7 @@ def pretrain_and_announce(config: PretrainConfig, config_name: str | None, overr
         overrides: what the user gave besides, for the command in the model card.
         resume: go on with an existing run.
     """
-    console = Console()
+    console = PlainConsole()
     named = ["--config", config_name] if config_name is not None else []
     remembered = [override for override in overrides if not override.startswith(NOT_OF_THE_RESULT)]
     command = shlex.join(["bgrpo", "pretrain", *named, *remembered])
@@ -115,8 +117,9 @@ def run_pretrain(
         UserError: bad input, before any process starts; or a divergence, a full disk.
         RunError: the run failed; the message holds the first cause.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     with stop_signals() as signals:
+        check_installed(config.tracking.also)
         if config.out is not None:
             check_target(Path(config.out))
         if resume and (done := _finished(config)) is not None:
@@ -124,14 +127,13 @@ def run_pretrain(
             return done
         with _own(config, config_name, resume, command, console) as folder:
             result: PretrainResult | None = None
-            with (
-                recorded_attempt(folder, resume, signals, console) as attempt,
-                guarded_ray_session(pretraining_demand(config), signals),
-            ):
-                attempt.begun = True
-                say(console, f"run {folder.name} in {folder.path}")
-                result = _go(config, folder, console, signals)
-                attempt.ended = "stopped" if result.policy is None else "finished"
+            with recorded_attempt(folder, resume, signals, console) as attempt:
+                say(console, "starting Ray")
+                with guarded_ray_session(pretraining_demand(config), signals):
+                    attempt.begun = True
+                    say(console, f"run {folder.name} in {folder.path}")
+                    result = _go(config, folder, console, signals)
+                    attempt.ended = "stopped" if result.policy is None else "finished"
             return result or PretrainResult(folder, None, None)
 
 
@@ -226,7 +228,7 @@ def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console:
             finished = workers.wait(POLL_S)
             signals.check()
             folder.check_owner()
-            for step, metrics in tail.new_steps():
+            for step, metrics, _ in tail.new_steps():
                 progress.update(step, metrics)
                 tracker.log(step, metrics)
     raise_failure(folder.path, started, workers.error)

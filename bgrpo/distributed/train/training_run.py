@@ -19,7 +19,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import comparison_table, plot_report
-from bgrpo.display.terminal import table_console
+from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.distributed.rollout.remote import (
     ServiceDecoder,
     ServiceRolloutSource,
@@ -47,13 +47,13 @@ from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.distributed.watch.watchdog import Watchdog
 from bgrpo.errors import Stopped, UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
-from bgrpo.evaluation.metrics import Evaluation, evaluate
-from bgrpo.files import parse_object
+from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
 from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import Spent, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.learning_signal import SignalWatch, conclusions, steps_without_update
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import (
     Preparation,
@@ -65,7 +65,10 @@ from bgrpo.runs.preparation import (
     save_problems,
 )
 from bgrpo.runs.run_folder import ROOM, RunFolder, check_place, flatten, write_atomically
+from bgrpo.runs.samples import sample_table
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
+from bgrpo.scoring.attempts import trial_of
+from bgrpo.scoring.failed_checks import failures_of_steps
 
 POLL_S = 0.25
 START_S = 180.0
@@ -84,12 +87,16 @@ class RunResult:
         stopped: True when it was asked to stop before its last step; its newest checkpoint is complete.
         comparison: before and after on the test problems; None when not asked for, or stopped.
         tracking_uri: where MLflow recorded it; None when it did not.
+        steps_without_update: steps that had nothing to learn from.
+        conclusions: what kept it from learning, see :func:`bgrpo.runs.learning_signal.conclusions`.
     """
 
     folder: RunFolder
     stopped: bool
     comparison: EvaluationComparison | None
     tracking_uri: str | None
+    steps_without_update: int
+    conclusions: list[str]
 
 
 def train_and_announce(config: TrainConfig, config_name: str | None, resume: bool, as_json: bool) -> int:
@@ -127,22 +134,21 @@ def run_training(
         LostRunError: the run's folder was removed, or another process took it over.
         Stopped: a signal came before there was a run, or a second Ctrl-C.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     with stop_signals() as signals:
         if resume and (done := _finished(config)) is not None:
             say(console, f"run {done.folder.name} has finished: nothing is left to do")
             return done
         with _own(config, config_name, resume, console) as (folder, prepared):
             result: RunResult | None = None
-            with (
-                recorded_attempt(folder, resume, signals, console) as attempt,
-                guarded_ray_session(training_demand(config), signals),
-            ):
-                attempt.begun = True
-                say(console, f"run {folder.name} in {folder.path}")
-                result = _Run(config, folder, prepared, console, tags or {}, on_step, signals).go()
-                attempt.ended = "stopped" if result.stopped else "finished"
-            return result or RunResult(folder, True, None, None)
+            with recorded_attempt(folder, resume, signals, console) as attempt:
+                say(console, "starting Ray")
+                with guarded_ray_session(training_demand(config), signals):
+                    attempt.begun = True
+                    say(console, f"run {folder.name} in {folder.path}")
+                    result = _Run(config, folder, prepared, console, tags or {}, on_step, signals).go()
+                    attempt.ended = "stopped" if result.stopped else "finished"
+            return result or _result(config, folder, stopped=True)
 
 
 @contextmanager
@@ -153,7 +159,8 @@ def _own(
     if resume:
         with RunFolder.open(config.run.dir, str(config.run.name)).owned() as folder:
             folder.check_same_result(config)
-            prepared = check_input(config, load_problems(folder))
+            with progress_bar("reading problems") as show:
+                prepared = check_input(config, load_problems(folder), show)
             check_same_input(folder, prepared.policy)
             training_store(config, folder).latest(lambda line: say(console, line))
             folder.metrics()  # says which lines are damaged
@@ -168,7 +175,10 @@ def _own(
             yield folder, prepared
         return
     check_place(config.run.dir, config.run.name)
-    prepared = check_input(config)
+    with progress_bar("reading problems") as show:
+        prepared = check_input(config, None, show)
+    for note in prepared.splits.notes:
+        say(console, note)
     check_place(config.run.dir, config.run.name, room=ROOM + checkpoint_room(prepared.policy))
 
     def fill(folder: RunFolder) -> None:
@@ -192,8 +202,17 @@ def _finished(config: TrainConfig) -> RunResult | None:
             comparison = EvaluationComparison.load(folder.evaluation_path)
         except UserError:
             return None  # to be made again
-    uri = tracking_uri(config.tracking, config.run.dir) if folder.info().get("mlflow_run_id") else None
-    return RunResult(folder, False, comparison, uri)
+    return _result(config, folder, False, comparison)
+
+
+def _result(
+    config: TrainConfig, folder: RunFolder, stopped: bool, comparison: EvaluationComparison | None = None
+) -> RunResult:
+    """What a run left behind, as its folder says."""
+    recorded = config.tracking.enabled and folder.info().get("mlflow_run_id")
+    uri = tracking_uri(config.tracking, config.run.dir) if recorded else None
+    steps = folder.metrics()
+    return RunResult(folder, stopped, comparison, uri, steps_without_update(config, steps), conclusions(config, steps))
 
 
 def _spent(store: CheckpointStore) -> Spent:
@@ -236,10 +255,12 @@ class _Run:
         config, folder = self._config, self._folder
         tracker = self._start_tracking()
         status = "FAILED"
+        self._tell_start(f"rollout actors ({config.rollout.actors}) and verifiers ({config.verifier.processes})")
         settings = decode_settings(config, self._tokenizer)
         vocabulary = self._prepared.policy.model.config.vocab_size
         name = f"{folder.name}-{uuid.uuid4().hex[:12]}"  # no service that an earlier attempt left is in the way
-        self._service = start_service(config, settings, self._prepared.splits.train, vocabulary, name, run=folder.name)
+        trial = trial_of(self._prepared.splits.train)
+        self._service = start_service(config, settings, vocabulary, name, folder.name, trial)
         folder.update(service=name)
         try:
             with self._watchdog:
@@ -254,8 +275,9 @@ class _Run:
                         comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
                         folder.check_owner()
                         comparison.save(folder.evaluation_path)
+            steps = folder.metrics()
             if not stopped:
-                plot_report(folder.metrics(), comparison, f"{folder.name} · {config.algorithm}", folder.report_path)
+                plot_report(config, steps, comparison, folder.name, folder.report_path)
                 self._record_products(tracker, comparison)
             status = "KILLED" if stopped else "FINISHED"
         except Stopped:
@@ -265,8 +287,7 @@ class _Run:
             tracker.finish(status)  # type: ignore[arg-type]
             with suppress(RayActorError, GetTimeoutError):  # gone, or it ends with us; what made us end is raised
                 ray.get(self._service.shutdown.remote(), timeout=SHUTDOWN_S)
-        uri = tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None
-        return RunResult(folder, stopped, comparison, uri)
+        return _result(config, folder, stopped, comparison)
 
     def _start_tracking(self) -> Tracker:
         config, folder = self._config, self._folder
@@ -294,9 +315,18 @@ class _Run:
                     raise Stopped("the file stop", STOPPED_STATUS)
                 status.update(f"{self._doing}: {done / total:.0%}")
 
-            return evaluate(
-                decode, self._prepared.splits.test, section.beam_widths, section.samples, config.seed, on_progress=show
+            evaluation = evaluate(
+                decode,
+                self._prepared.splits.test,
+                section.beam_widths,
+                section.samples,
+                config.seed,
+                Measures.of(config),
+                on_progress=show,
             )
+        for line in evaluation.failures():
+            self._console.print(f"{self._doing}: {line}", soft_wrap=True, highlight=False, markup=False)
+        return evaluation
 
     def _evaluate_before(self) -> Evaluation | None:
         """The starting policy on the test problems; measured once, then kept in the run's folder."""
@@ -305,9 +335,9 @@ class _Run:
         kept = self._folder.path / "evaluation-before.json"
         if kept.exists():
             try:
-                return Evaluation.from_dict(parse_object(kept.read_bytes()))
-            except (OSError, ValueError, TypeError) as error:
-                say(self._console, f"{kept}: cannot be read ({error}): measuring the starting policy again")
+                return Evaluation.load(kept)
+            except UserError as error:
+                say(self._console, f"{error}: measuring the starting policy again")
         before = self._evaluate(self._prepared.policy, 0, "before")
         self._folder.check_owner()
         write_atomically(kept, json.dumps(before.to_dict()))
@@ -322,10 +352,11 @@ class _Run:
         if is_spent(self._config, spent):
             return False
         start = spent.steps
+        self._tell_start(f"learners ({self._config.learner.workers}), then step {start + 1}")
         self._begin(f"after step {start}", self._config.learner.workers)
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
-        decisions = DecisionsTail(self._service)
+        decisions, signal = DecisionsTail(self._service), SignalWatch(self._config)
         step_s = 0.0
 
         def ask(name: str) -> float:
@@ -341,8 +372,10 @@ class _Run:
                 finished = learners.wait(POLL_S)
                 self._signals.check()
                 self._folder.check_owner()
-                for step, metrics in tail.new_steps():
-                    progress.update(step, metrics)
+                for step, metrics, details in tail.new_steps():
+                    progress.update(step, metrics, details)
+                    for line in signal.note(step, metrics):
+                        progress.note(line)
                     tracker.log(step, metrics)
                     step_s = metrics.get("seconds/total", step_s)
                     if self._on_step is not None:
@@ -355,6 +388,9 @@ class _Run:
         if asked and is_spent(self._config, _spent(self._store)):
             self._signals.raise_asked()
         return asked and not is_spent(self._config, _spent(self._store))
+
+    def _tell_start(self, what: str) -> None:
+        self._console.print(f"starting {what}", highlight=False, soft_wrap=True)
 
     def _begin(self, doing: str, learners: int = 0) -> None:
         self._doing, self._learners = doing, learners
@@ -394,6 +430,7 @@ class _Run:
             tracker.log(0, {f"test/{metric}": before for metric, (before, _) in table.items()})
             tracker.log(_spent(self._store).steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
             tracker.artifact(self._folder.evaluation_path)
+        tracker.table(sample_table(self._folder), f"samples-to-step-{_spent(self._store).steps}.json")
         for path in (self._folder.config_path, self._folder.report_path):
             tracker.artifact(path)
         tracker.artifact(self._folder.policy, "policy")
@@ -409,6 +446,9 @@ def summary(result: RunResult) -> dict[str, Any]:
         "policy": None if result.stopped else str(folder.policy),
         "report": None if result.stopped else str(folder.report_path),
         "tracking_uri": result.tracking_uri,
+        "failed_checks": failures_of_steps(folder.metrics()),
+        "steps_without_update": result.steps_without_update,
+        "conclusions": result.conclusions,
         "metrics": None
         if comparison is None
         else {
@@ -426,9 +466,13 @@ def announce(result: RunResult, config: TrainConfig, console: Console) -> None:
         return
     if result.comparison is not None:
         console.print(comparison_table(result.comparison, f"{folder.name}: before and after"))
+    for line in failures_of_steps(folder.metrics()):
+        console.print(f"training: {line}", soft_wrap=True, highlight=False, markup=False)
     lines = [("policy", str(folder.policy)), ("plot", str(folder.report_path)), ("run", str(folder.path))]
     if result.tracking_uri is not None:
         lines.append(("MLflow", open_command(result.tracking_uri)))
     for label, value in lines:
         say(console, f"{label:>7}: {value}")
+    for line in result.conclusions:
+        say(console, line)
     sys.stdout.flush()

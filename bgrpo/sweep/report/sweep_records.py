@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, brief
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.runs.budget import METRIC_PREFIX
+from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.sweep.sweep_folder import CONFIG, TRIALS, VERSIONS, SweepFolder
 from bgrpo.sweep.sweep_plan import Phase, SavedPlan, Trial
 
@@ -111,7 +112,7 @@ def read_sweep(folder: Path) -> SweepRecord:
     return SweepRecord(
         folder=folder.resolve(),
         config=_read_object(folder / CONFIG, yaml.safe_load, notes),
-        config_text=_read_text(folder / CONFIG),
+        config_text=_read_text(folder / CONFIG, []),
         versions=_read_object(folder / VERSIONS, json.loads, notes),
         plan=plan,
         trials=[_read_trial(folder, trial, notes) for trial in plan.trials],
@@ -127,14 +128,14 @@ def read_steps(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         notes: takes a line about damaged lines.
     """
     steps: dict[int, dict[str, Any]] = {}
-    damaged = 0
-    for line in _read_text(path).split("\n")[:-1]:
-        try:
-            record = json.loads(line)
-            used = {name: float(record.get(f"{METRIC_PREFIX}{name}") or 0) for name in AMOUNTS}
-            steps[int(record["step"])] = record | used | {"steps": float(record["step"])}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            damaged += 1
+    try:
+        lines, damaged = read_steps_of(path)
+    except UserError as error:
+        notes.append(str(error))
+        return []
+    for record in lines:
+        used = {name: float(record.get(f"{METRIC_PREFIX}{name}") or 0) for name in AMOUNTS}
+        steps[record["step"]] = record | used | {"steps": float(record["step"])}
     if damaged:
         notes.append(f"{path}: damaged lines left out: {damaged}")
     return [steps[step] for step in sorted(steps)]
@@ -150,20 +151,28 @@ def _read_trial(folder: Path, trial: Trial, notes: list[str]) -> TrialRecord:
             comparison = EvaluationComparison.load(run / "evaluation.json")
         except UserError as error:
             notes.append(str(error))
-    return TrialRecord(trial, read_steps(run / "metrics.jsonl", notes), comparison, _read_text(run / "config.yaml"))
+    return TrialRecord(
+        trial, read_steps(run / "metrics.jsonl", notes), comparison, _read_text(run / "config.yaml", notes)
+    )
 
 
 def _read_object(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
     try:
-        tree = parse(_read_text(path) or "{}")
-    except (ValueError, yaml.YAMLError) as error:
-        notes.append(f"{path}: cannot be read: {' '.join(str(error).split())}")
+        tree = parse(_read_text(path, notes) or "{}")
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        notes.append(f"{path}: cannot be read: {brief(error)}")
         return {}
-    return tree if isinstance(tree, dict) else {}
+    if not isinstance(tree, dict):
+        notes.append(f"{path}: cannot be read: expected a mapping, found {type(tree).__name__}")
+        return {}
+    return tree
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, notes: list[str]) -> str:
     try:
         return path.read_text("utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        notes.append(f"{path}: cannot be read: {brief(error)}")
         return ""

@@ -15,6 +15,7 @@ from bgrpo.display.run_report import plot_report
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.files import atomic_file, write_atomically
+from bgrpo.runs.learning_signal import conclusions
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.report.sweep_page import render_page
 from bgrpo.sweep.report.sweep_pictures import draw_pictures
@@ -23,6 +24,8 @@ from bgrpo.sweep.report.sweep_summary import SweepSummary, summarize
 
 CURVES = ("validation/", "outcome/")  # prefixes
 SINGLE_CURVES = ("reward_mean", "solved_groups", "top1_accuracy", "kl", "entropy", "grad_norm", "learning_rate")
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -52,12 +55,13 @@ def write_report_of(summary: SweepSummary) -> Path:
     return report / "index.html"
 
 
-def write_run_report(run: RunFolder) -> Path:
-    """Draw a run's ``report.png`` again from its folder, as far as it has come."""
+def write_run_report(run: RunFolder) -> tuple[Path, list[str]]:
+    """Draw a run's ``report.png`` again from its folder, as far as it has come; and what its steps say about it."""
     config = run.load_config(TrainConfig)
     comparison = EvaluationComparison.load(run.evaluation_path) if run.evaluation_path.is_file() else None
-    plot_report(read_steps(run.metrics_path, []), comparison, f"{run.name} · {config.algorithm}", run.report_path)
-    return run.report_path
+    steps = read_steps(run.metrics_path, [])
+    plot_report(config, steps, comparison, run.name, run.report_path)
+    return run.report_path, conclusions(config, steps)
 
 
 def find_folder(name: str, runs: Path) -> Path:
@@ -154,8 +158,16 @@ def _whose(record: TrialRecord, name: str = "id") -> dict[str, Any]:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A column per key, in the order in which keys first come."""
+    """A column per key, in the order in which keys first come. No cell is a formula for a spreadsheet."""
     with atomic_file(path) as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _harmless(value) for key, value in row.items()} for row in rows)
+
+
+def _harmless(value: Any) -> Any:
+    """Numbers as they are; a text that a spreadsheet would compute starts with an apostrophe instead."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which the writer would not quote: a new row to many readers
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

@@ -9,12 +9,11 @@ import numpy as np
 
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.intervals import Interval
+from bgrpo.evaluation.metrics import REPEATED
 from bgrpo.sweep.report.beam_widths import WidthSaving, first_correct_ranks, width_savings
 from bgrpo.sweep.report.paired_statistics import bootstrap_mean, t_test, within_range
 from bgrpo.sweep.report.sweep_records import AMOUNTS, SweepRecord, TrialRecord
 from bgrpo.sweep.report.sweep_verdict import ArmComparison, Circumstances, Results, Verdict, compare_arms, decide
-
-REPEATED = "beam@1"  # the same as greedy
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Trainable
-from rich.console import Console
 
 from bgrpo.config import TrainConfig
-from bgrpo.display.terminal import PLAIN_WIDTH
+from bgrpo.display.terminal import PLAIN_WIDTH, PlainConsole
 from bgrpo.distributed.train.driving import STOP_FILE, Background
 from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.runs.budget import Spent, progress
+from bgrpo.runs.redaction import redact_credentials, redacted
 
 if TYPE_CHECKING:
     from bgrpo.distributed.train.training_run import RunResult
@@ -83,11 +83,11 @@ class SweepTrial(Trainable):
         error, outcome, reason = self._run.error, "finished", ""
         if error is not None:
             outcome = "diverged" if isinstance(error, DivergenceError) else "failed"
-            reason = str(error)
+            reason = redact_credentials(str(error))
             if not isinstance(error, UserError | RunError):
                 reason = f"{type(error).__name__}: {reason}"
                 with self._job.log.open("a", encoding="utf-8") as log:
-                    traceback.print_exception(error, file=log)
+                    traceback.print_exception(error, file=redacted(log))
         elif self._result is not None and self._result.stopped:
             outcome = "interrupted"
         return self._last | {"done": True, OUTCOME: outcome, REASON: reason}
@@ -105,7 +105,7 @@ class SweepTrial(Trainable):
                         events.add_scalar(name, value, step)
                     self._report(metrics)
 
-                console = Console(file=log, width=PLAIN_WIDTH)
+                console = PlainConsole(file=redacted(log), width=PLAIN_WIDTH)
                 self._result = run_training(job.config, "sweep", resume, console, job.tags, on_step)
         finally:
             self._results.put(None)

@@ -50,7 +50,7 @@ class Target:
     @cached_property
     def on_line(self) -> nmod_poly:
         """f modulo the prime along the fixed line; in one variable, f itself."""
-        return _on_line(self.terms, self.names)
+        return _on_line(self.exact, self.terms, self.names)
 
     @cached_property
     def value(self) -> int:
@@ -69,14 +69,15 @@ def has_left_factor(f: Target, h: Polynomial, integral: bool) -> bool:
     if f.degree % h.degree or any(key >> EXPONENT_BITS * len(f.names) for key in h.terms):
         return False
     h1, content = _primitive({key: coefficient for key, coefficient in h.terms.items() if key})
-    digits = _digits(f.on_line, _on_line(h1, f.names))
+    exact = _exact(h1, len(f.names))
+    digits = _digits(f.on_line, _on_line(exact, h1, f.names))
     if digits is None:
         return False
     if len(f.names) > 1 and digits:
         at_point = _evaluate(h1, [_point(name) for name in f.names])
         if nmod_poly(digits, PRIME)(at_point) != f.value:
             return False
-    return _divides_throughout(f, _exact(h1, len(f.names)), content if integral else 1)
+    return _divides_throughout(f, exact, content if integral else 1)
 
 
 def composes(f: Target, outer: Polynomial, inners: Sequence[Polynomial], names: Sequence[str]) -> bool:
@@ -199,9 +200,9 @@ def _evaluate(terms: Terms, values: Sequence[int]) -> int:
     return total % PRIME
 
 
-def _on_line(terms: Terms, names: Sequence[str]) -> nmod_poly:
-    if len(names) == 1:
-        return nmod_poly(_dense(terms), PRIME)
+def _on_line(exact: fmpz_poly | fmpz_mpoly, terms: Terms, names: Sequence[str]) -> nmod_poly:
+    if isinstance(exact, fmpz_poly):
+        return nmod_poly(exact, PRIME)
     total = nmod_poly([], PRIME)
     lines = [_line(name) for name in names]
     for key, coefficient in terms.items():

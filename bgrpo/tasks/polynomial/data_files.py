@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import multiprocessing
 import re
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bgrpo.errors import UserError
-from bgrpo.files import atomic_file
+from bgrpo.files import atomic_file, readable_file
 from bgrpo.tasks.base import Outcome
 from bgrpo.tasks.polynomial.generator import Generated, draw_chunk, select
 from bgrpo.tasks.polynomial.notation import SEPARATORS
@@ -25,6 +26,9 @@ from bgrpo.tasks.polynomial.verifier import Ring, check
 _SEPARATOR = re.compile("[" + "".join(SEPARATORS) + "]")
 MAX_BAD_LISTED = 10
 PROGRESS_EVERY = 1000  # lines
+BLOCK_BYTES = 1 << 18
+MAX_LINE_BYTES = 1 << 20
+MAX_BYTES = 1 << 34
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,14 @@ class Line:
     answer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines of a data file, as they stand in it, and the 1-based number of the first."""
+
+    number: int
+    text: bytes
+
+
 def read_lines(path: Path) -> Iterator[Line]:
     """Lines of a data file, in order.
 
@@ -43,26 +55,49 @@ def read_lines(path: Path) -> Iterator[Line]:
     the answer (some writers end the answer with it) are accepted.
 
     Raises:
-        UserError: the file is missing, unreadable or empty, or a line (which is named) is not UTF-8 or does not have
-            the form ``expanded ⁇ answer``.
+        UserError: the file is missing, a pipe or a device, unreadable or empty, or a line (which is named) is not
+            UTF-8, is longer than :data:`MAX_LINE_BYTES`, or does not have the form ``expanded ⁇ answer``.
     """
+    for block in read_blocks(path):
+        yield from lines_of(path, block)
+
+
+def read_blocks(path: Path) -> Iterator[Block]:
+    """A data file's whole lines in blocks of about :data:`BLOCK_BYTES`, in order.
+
+    Raises:
+        UserError: as :func:`read_lines`, except for what is wrong with a line.
+    """
+    number, rest, found = 1, b"", False
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        with readable_file(path, MAX_BYTES).open("rb") as file:
+            while piece := file.read(BLOCK_BYTES):
+                rest = rest + piece if rest or number > 1 else piece.removeprefix(codecs.BOM_UTF8)
+                end = rest.rfind(b"\n") + 1 or (len(rest) if len(rest) > MAX_LINE_BYTES else 0)
+                if end:
+                    block, rest = Block(number, rest[:end]), rest[end:]
+                    found = found or not block.text.isspace()
+                    yield block
+                    number += block.text.count(b"\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    found = False
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    if rest:
+        yield Block(number, rest)
+    if not found and not rest.strip():
+        raise UserError(f"{path}: is empty: expected lines of the form 'expanded ⁇ answer'")
+
+
+def lines_of(path: Path, block: Block) -> Iterator[Line]:
+    """Lines of a block that are not blank; raises UserError as :func:`read_lines`."""
+    for number, raw in enumerate(block.text.split(b"\n"), start=block.number):
+        if len(raw) > MAX_LINE_BYTES:
+            raise UserError(f"{path}:{number}: more than {MAX_LINE_BYTES:,} bytes: expected 'expanded ⁇ answer'")
         try:
             text = raw.decode().strip()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}:{number}: not UTF-8 text at byte {error.start + 1} of the line") from None
         if text:
-            found = True
             yield _split(path, number, text)
-    if not found:
-        raise UserError(f"{path}: is empty: expected lines of the form 'expanded ⁇ answer'")
 
 
 def verify_file(path: Path, ring: Ring = "ZZ", progress: Callable[[int], None] | None = None) -> dict[str, Any]:
@@ -131,12 +166,13 @@ def generate_file(
 
 
 def _split(path: Path, number: int, text: str) -> Line:
-    parts = [part.strip() for part in _SEPARATOR.split(text)]
+    parts = [part.strip() for part in _SEPARATOR.split(text, maxsplit=3)]
     if len(parts) == 3 and not parts[2]:
         parts.pop()
     if len(parts) != 2 or not parts[0]:
+        separators = len(_SEPARATOR.findall(text))
         raise UserError(
-            f"{path}:{number}: {len(parts) - 1} separators in {text[:40]!r}…: expected 'expanded ⁇ answer', "
+            f"{path}:{number}: {separators} separators in {text[:40]!r}…: expected 'expanded ⁇ answer', "
             f"a polynomial, ⁇ or ?, and its answer"
         )
     return Line(number, parts[0], parts[1])

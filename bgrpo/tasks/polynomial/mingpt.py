@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
+import math
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig
+from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedTokenizerFast
 
-from bgrpo.errors import UserError
-from bgrpo.files import atomic_path, write_atomically
+from bgrpo.errors import UserError, one_line, reading
+from bgrpo.files import atomic_path, readable_file, write_atomically
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.tasks.polynomial.tokenizer import DIGITS, PAD, SEPARATOR, tokenizer_from_tokens
 
@@ -47,7 +48,8 @@ _FIRST_NAMES = (  # of transformers, and of the first layout of minGPT
     (".mlp.c_fc.", ".mlp.0."),
     (".mlp.c_proj.", ".mlp.2."),
 )
-_LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError)
+_MOST_JSON_BYTES = 1 << 24
+_MOST_WEIGHT_BYTES = 1 << 42
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,14 @@ def import_mingpt(weights: Path, config: Path, out: Path, tokens: Sequence[str] 
     Raises:
         UserError: a file that cannot be read or holds something else than weights, or sizes that do not fit together.
     """
+    with reading(f"{weights}, {config}: cannot be read as a minGPT model"):
+        model, tokenizer = _read_model(weights, config, tokens)
+    save_policy(model, tokenizer, out)
+
+
+def _read_model(
+    weights: Path, config: Path, tokens: Sequence[str] | None
+) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     settings = _read_json(config)
     state = _read_state(weights)
     is_first = "tok_emb.weight" in state
@@ -80,7 +90,7 @@ def import_mingpt(weights: Path, config: Path, out: Path, tokens: Sequence[str] 
     shape.bos_token_id = shape.eos_token_id = tokenizer.eos_token_id
     model = GPT2LMHeadModel(shape)
     _load_exactly(model, state, is_first, weights)
-    save_policy(model, tokenizer, out)
+    return model, tokenizer
 
 
 def export_mingpt(policy_dir: Path, weights: Path, config: Path) -> None:
@@ -130,8 +140,8 @@ def extended_vocabulary(numbers: int) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        settings = json.loads(readable_file(path, _MOST_JSON_BYTES).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(settings).__name__}")
@@ -140,19 +150,32 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_state(path: Path) -> State:
     """A state dict of tensors, as float32, without the prefix that DistributedDataParallel adds, without masks."""
-    try:
+    size = readable_file(path, _MOST_WEIGHT_BYTES).stat().st_size
+    with reading(f"{path}: refused, not a plain state dict of tensors"):
+        if zipfile.is_zipfile(path) and sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > size:
+            raise UserError(f"{path}: refused, its content is compressed")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except _LOAD_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: refused, not a plain state dict of tensors: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
         raise UserError(f"{path}: expected a state dict of tensors; save model.state_dict()")
-    named = {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
-    return {
-        name: tensor[0] if name == "pos_emb" and tensor.dim() == 3 else tensor
-        for name, tensor in named.items()
-        if not _MASK.search(name)
-    }
+    if sum(tensor.numel() for tensor in state.values()) > size:  # views that repeat few numbers
+        raise UserError(f"{path}: its tensors have more numbers than the file has bytes")
+    found: State = {}
+    for full_name, tensor in state.items():
+        name = full_name.removeprefix("module.")
+        if _MASK.search(name):
+            continue
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise UserError(f"{path}: {_short(name)} is {tensor.dtype}, expected a plain tensor of floating point")
+        found[name] = tensor[0].float() if name == "pos_emb" and tensor.dim() == 3 and len(tensor) else tensor.float()
+        if tensor.numel() and not all(map(math.isfinite, torch.aminmax(found[name]))):
+            raise UserError(f"{path}: {_short(name)} is not finite: it holds NaN or infinity")
+    return found
+
+
+def _short(name: object) -> str:
+    return one_line(str(name), 80)
 
 
 def _names(name: str, is_first: bool) -> list[str]:
@@ -179,7 +202,7 @@ def _load_exactly(model: GPT2LMHeadModel, state: State, is_first: bool, path: Pa
         joined = torch.cat([left.pop(name) for name in names])
         converted[target] = joined.T if is_linear else joined
     if left:
-        raise UserError(f"{path}: has an unknown weight {min(left)}")
+        raise UserError(f"{path}: has an unknown weight {_short(min(left))}")
     model.load_state_dict(converted)
 
 
@@ -207,12 +230,12 @@ def _gpt2_config(settings: dict[str, Any], state: State, path: Path, is_first: b
     found = {"vocab_size": vocab_size, "n_embd": width, "block_size": context, "n_layer": layers}
     for key, value in found.items():
         if settings.get(key, value) != value:
-            raise UserError(f"{path}: {key}={settings[key]}, but the weights have {value}")
+            raise UserError(f"{path}: {key}={_short(settings[key])}, but the weights have {value}")
     heads, activation = settings.get("n_head"), settings.get("activation", "gelu" if is_first else "gelu_new")
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"{path}: n_head={heads!r}: expected a divisor of n_embd={width}")
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise UserError(f"{path}: n_head={_short(heads)}: expected a divisor of n_embd={width}")
     if activation not in _ACTIVATIONS:
-        raise UserError(f"{path}: activation={activation!r}: expected one of {', '.join(_ACTIVATIONS)}")
+        raise UserError(f"{path}: activation={_short(repr(activation))}: expected one of {', '.join(_ACTIVATIONS)}")
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=context,
@@ -236,11 +259,11 @@ def _vocabulary(settings: dict[str, Any], size: int, path: Path) -> list[str]:
     if size == len(simple_vocabulary()):
         return simple_vocabulary()
     numbers = settings.get("MAX_NUMBER_TOKEN", 101)
-    if isinstance(numbers, int) and size == len(extended_vocabulary(numbers)):
+    if type(numbers) is int and 0 <= numbers == size - len(extended_vocabulary(0)):
         return extended_vocabulary(numbers)
     raise UserError(
         f"{path}: the weights have {size} tokens; known are the vocabularies of 31 tokens and of 73 + MAX_NUMBER_TOKEN "
-        f"(here {numbers}); add 'vocabulary', the list of tokens in the order of ids"
+        f"(here {_short(numbers)}); add 'vocabulary', the list of tokens in the order of ids"
     )
 
 

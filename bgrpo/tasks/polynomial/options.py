@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from bgrpo.errors import UserError
+from bgrpo.settings.spelling import nearest
 from bgrpo.tasks.polynomial.notation import MAX_BITS, MAX_DEGREE, MAX_VARIABLES
 
 Kind = Literal["single", "single_with_outer", "multi", "singlet"]
@@ -65,8 +65,8 @@ class GeneratorOptions:
         known = [field.name for field in fields(cls)]
         for key in options:
             if key not in known:
-                nearest = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(known)}"
+                meant = nearest(str(key), known)
+                hint = f"; did you mean {meant!r}?" if meant else f"; known: {', '.join(known)}"
                 raise UserError(f"generator option {key!r} is unknown{hint}")
         values = dict(options)
         if "degrees" in values:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import LoadedProblems, Outcome, Problem
-from bgrpo.tasks.polynomial.composition import Target
-from bgrpo.tasks.polynomial.data_files import Line, generate_file, read_lines, verify_file
-from bgrpo.tasks.polynomial.generator import category, generate
-from bgrpo.tasks.polynomial.notation import SEPARATOR, NotationError, parse
+from bgrpo.tasks.base import LoadedProblems, Outcome, Problem, Progress
+from bgrpo.tasks.polynomial.data_files import generate_file, verify_file
+from bgrpo.tasks.polynomial.generator import generate
+from bgrpo.tasks.polynomial.line_checks import checked_blocks
 from bgrpo.tasks.polynomial.options import GENERATOR_HELP, GeneratorOptions
-from bgrpo.tasks.polynomial.verifier import Ring, check, read_target, split_answer
+from bgrpo.tasks.polynomial.verifier import Ring, check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,8 +40,10 @@ class PolynomialTask:
         """Outcome of an answer, see :func:`bgrpo.tasks.polynomial.verifier.check`."""
         return check(prompt, completion, self.ring)
 
-    def load(self, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
-        """Read a data file and check every line's own answer.
+    def load(
+        self, path: Path, *, for_training: bool = False, allow_bad: bool = False, progress: Progress | None = None
+    ) -> LoadedProblems:
+        """Read a data file and check every line's own answer, large files by several processes.
 
         Lines whose own answer is trivial are dropped. Lines whose own answer is wrong or cannot be read are refused
         for training, unless ``allow_bad``; otherwise they stay, since their polynomial may yet be solved. So do lines
@@ -53,17 +55,11 @@ class PolynomialTask:
         """
         outcomes: Counter[str] = Counter()
         problems: list[Problem] = []
-        for line in read_lines(path):
-            target = _target(path, line)
-            if not line.answer:
-                if for_training:
-                    raise UserError(f"{path}:{line.number}: no answer after the separator")
-            else:
-                outcome = check(line.expanded, line.answer, self.ring)
-                outcomes[outcome] += 1
-                if outcome == Outcome.TRIVIAL:
-                    continue
-            problems.append(Problem(f"{line.expanded} {SEPARATOR}", line.answer, _category(target, line.answer)))
+        for block in checked_blocks(path, self.ring, for_training, progress):
+            outcomes.update(block.outcomes)
+            problems += [
+                Problem(prompt, answer, sys.intern(label), line=line) for prompt, answer, label, line in block.problems
+            ]
         if for_training and not allow_bad:
             _refuse_bad(path, outcomes)
         if not problems:
@@ -117,27 +113,6 @@ class PolynomialTask:
         from bgrpo.tasks.polynomial.speed import measure_speed
 
         return measure_speed(seconds)
-
-
-def _target(path: Path, line: Line) -> Target:
-    try:
-        return read_target(line.expanded)
-    except NotationError as error:
-        raise UserError(
-            f"{path}:{line.number}: the polynomial {line.expanded[:40]!r}… cannot be read: {error}"
-        ) from None
-
-
-def _category(target: Target, answer: str) -> str:
-    """Label by degrees, see :func:`bgrpo.tasks.polynomial.generator.category`."""
-    inner_degree = 0
-    if len(target.names) <= 1:
-        try:
-            parts = split_answer(answer)
-            inner_degree = parse(parts[-1], target.names).degree if len(parts) <= 2 else 0
-        except NotationError:
-            inner_degree = 0
-    return category(len(target.names), target.degree, inner_degree)
 
 
 def _refuse_bad(path: Path, outcomes: Counter[str]) -> None:

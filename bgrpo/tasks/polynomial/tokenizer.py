@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -53,7 +54,7 @@ def tokenizer_from_tokens(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     ``?`` is read as ``⁇``. There is no unknown token: the policy could write it. Encode with
     :func:`bgrpo.policies.text.encode_prompt`.
     """
-    repeated = {token for token in tokens if list(tokens).count(token) > 1}
+    repeated = [token for token, times in Counter(tokens).most_common(5) if times > 1]
     if repeated or not {PAD, SEPARATOR} <= set(tokens):
         raise UserError(
             f"vocabulary of {len(tokens)} tokens: needs {PAD} and {SEPARATOR}, each token once; repeated: {repeated}"

@@ -48,7 +48,7 @@ def check(prompt: str, completion: str, ring: Ring = "ZZ") -> Outcome:
         f = read_target(prompt)
         parts = split_answer(completion)
         if len(parts) == 1:
-            return _check_inner(f, parse(parts[0], f.names), ring)
+            return _check_inner(f, read_inner(parts[0], f.names), ring)
         outer, *inners = _parse_parts(f, parts)
         return _check_composition(f, outer, inners)
     except NotationError:
@@ -63,6 +63,16 @@ def read_target(prompt: str) -> Target:
         NotationError: it cannot be read.
     """
     return Target(parse(split_prompt(prompt)))
+
+
+@lru_cache(maxsize=512)
+def read_inner(text: str, names: tuple[str, ...]) -> Polynomial:
+    """The inner polynomial of an answer, whose first variables are ``names``; kept for a while.
+
+    Raises:
+        NotationError: it cannot be read.
+    """
+    return parse(text, names)
 
 
 def split_answer(completion: str) -> list[str]:

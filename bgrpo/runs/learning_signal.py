@@ -1,0 +1,118 @@
+"""Whether a run has anything to learn from, told from the metrics of its steps, and what to change where it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bgrpo.config import TrainConfig
+
+STREAK = 5
+"""Steps in a row without an update after which that is said."""
+
+_OUTCOME = "outcome/"
+
+
+class SignalWatch:
+    """Says once what keeps a run from learning: cut-off completions, or no group to learn from.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._idle = 0  # steps in a row
+        self._said: set[str] = set()
+
+    def note(self, step: int, metrics: Mapping[str, Any]) -> list[str]:
+        """Warnings that this step is the reason for, each once; steps come in order."""
+        lines = []
+        share = _truncated_share([metrics])
+        if share > 0.5 and self._once("truncated"):
+            lines.append(f"warning: step {step}: {_truncation(self._config, share)}")
+        self._idle = self._idle + 1 if made_no_update(self._config, metrics) else 0
+        if self._idle == STREAK and self._once("idle"):
+            lines.append(
+                f"warning: steps {step - STREAK + 1} to {step} made no update: {_why(self._config, [metrics])}"
+            )
+        return lines
+
+    def _once(self, kind: str) -> bool:
+        new = kind not in self._said
+        self._said.add(kind)
+        return new
+
+
+def made_no_update(config: TrainConfig, metrics: Mapping[str, Any]) -> bool:
+    """Whether a step had nothing to learn from: no group was used, or the advantages of all are 0.
+
+    Equal rewards give advantages of 0, except under ``advantage.kind=none``, where rewards of 0 do.
+    """
+    if metrics.get("groups_used") == 0:
+        return True
+    alike = metrics.get("informative_groups") == 0
+    return alike and (config.advantage_kind != "none" or metrics.get("reward_mean") == 0)
+
+
+def steps_without_update(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> int:
+    """How many of these steps made no update."""
+    return sum(made_no_update(config, metrics) for metrics in steps)
+
+
+def conclusions(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the end of a run says about all its steps; nothing where every step made an update and few were cut off.
+
+    Args:
+        config: of the run.
+        steps: metrics of each.
+    """
+    idle = [metrics for metrics in steps if made_no_update(config, metrics)]
+    share = _truncated_share(steps)
+    lines = [f"warning: of the whole run, {_truncation(config, share)}"] if share > 0.5 else []
+    if idle and len(idle) == len(steps):
+        lines.append(
+            f"warning: none of the {len(steps)} steps made an update, the policy is the one that training started "
+            f"from: {_why(config, idle)}"
+        )
+    elif idle:
+        lines.append(f"{len(idle)} of {len(steps)} steps made no update: {_why(config, idle)}")
+    return lines
+
+
+def _truncated_share(steps: Sequence[Mapping[str, Any]]) -> float:
+    """Of all completions of these steps, the part that ``rollout.max_new_tokens`` cut off."""
+    counts = [
+        (name, value) for metrics in steps for name, value in metrics.items() if name.startswith(_OUTCOME) and value
+    ]
+    total = sum(value for _, value in counts)
+    return sum(value for name, value in counts if name == f"{_OUTCOME}truncated") / total if total else 0.0
+
+
+def _truncation(config: TrainConfig, share: float) -> str:
+    return (
+        f"{share:.0%} of the completions were cut off at rollout.max_new_tokens={config.rollout.max_new_tokens}, and "
+        f"count as wrong whatever they say: raise it, or start from a policy that ends its answers"
+    )
+
+
+def _why(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> str:
+    """Why these steps made no update, and what would help."""
+    if _truncated_share(steps) > 0.5:
+        return "most completions were cut off; raise rollout.max_new_tokens"
+    size = config.rollout.group_size
+    if config.reward_kind == "function":
+        return (
+            f"the rewards within each group were equal; look at what {config.reward.function} returns, or take a "
+            f"larger rollout.group_size (now {size})"
+        )
+    solved = max((metrics.get("solved_groups") or 0.0) for metrics in steps)
+    if solved == 0:
+        return (
+            f"no completion was correct; take easier problems, a larger rollout.group_size (now {size}), or a policy "
+            f"that solves some"
+        )
+    return (
+        f"the rewards within each group were equal; take problems that the policy solves now and then, or a larger "
+        f"rollout.group_size (now {size})"
+    )

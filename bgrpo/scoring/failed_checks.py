@@ -1,0 +1,89 @@
+"""What is told about checks that failed: they came to no verdict, because of an error or a time limit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bgrpo.errors import UserError
+from bgrpo.groups import Completion
+from bgrpo.tasks.base import Outcome
+
+FAILED = (Outcome.ERROR, Outcome.TIMEOUT)
+DETAILS = "details"
+"""Key of a step's first details in its line of ``metrics.jsonl``; not there when no check failed."""
+
+
+def first_details(completions: Iterable[Completion]) -> dict[str, str]:
+    """Kind of failure -> detail of the first completion with it.
+
+    Kinds are the outcomes that say a check failed, and ``part NAME`` where a part of the reward failed whose failure
+    has not become the outcome: it is watched only.
+    """
+    details: dict[str, str] = {}
+    for completion in completions:
+        verdict = completion.judged
+        if verdict.outcome in FAILED:
+            details.setdefault(str(verdict.outcome), verdict.detail or "no detail is known")
+        else:
+            for name, detail in verdict.failures.items():
+                details.setdefault(f"part {name}", detail)
+    return details
+
+
+def failures_in(step: Mapping[str, Any]) -> Counter[str]:
+    """Completions by outcome, and by part of the reward that failed, from the metrics of a training step."""
+    outcomes = Counter({str(outcome): int(step.get(f"outcome/{outcome}") or 0) for outcome in Outcome})
+    shares = {key.split("/")[1]: share or 0.0 for key, share in step.items() if key.endswith("/failed")}
+    parts = {f"part {name}": round(share * outcomes.total()) for name, share in shares.items()}
+    return outcomes + Counter(parts)
+
+
+def describe_failures(outcomes: Mapping[str, int], details: Mapping[str, str]) -> list[str]:
+    """One line per kind of failure.
+
+    Args:
+        outcomes: completions by outcome (those that were truncated were not checked), and by part that failed.
+        details: of :func:`first_details`.
+    """
+    checks = sum(outcomes.get(outcome, 0) for outcome in Outcome if outcome != Outcome.TRUNCATED)
+    return [f"{kind} in {outcomes[kind]:,} of {checks:,} checks, the first: {text}" for kind, text in details.items()]
+
+
+def failures_of_steps(steps: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line per kind of failure in all training steps, whose metrics are as ``metrics.jsonl`` has them."""
+    outcomes: Counter[str] = Counter()
+    details: dict[str, str] = {}
+    for step in steps:
+        outcomes += failures_in(step)
+        details = step.get(DETAILS, {}) | details
+    return describe_failures(outcomes, details)
+
+
+def refuse_failed_step(completions: Sequence[Completion], most: float, where: str) -> None:
+    """Nothing should be learned where checks come to no verdict; truncated completions, which are not checked, aside.
+
+    Args:
+        completions: of one step.
+        most: share of the checks that may fail.
+        where: the step, for the message.
+
+    Raises:
+        UserError: more of them failed, or all did, or no part of the reward applies to any; says why.
+    """
+    outcomes = Counter(str(completion.outcome) for completion in completions)
+    checks = outcomes.total() - outcomes[Outcome.TRUNCATED]
+    failed = sum(outcomes[kind] for kind in FAILED)
+    if checks and outcomes[Outcome.UNSCORED] == checks:
+        raise UserError(
+            f"{where}: no part of the reward applies to any of {checks:,} completions (each gave None, or there is no "
+            "known answer), so nothing can be learned: add a part that does"
+        )
+    if failed and (failed > most * checks or failed + outcomes[Outcome.UNSCORED] == checks):
+        causes = "; ".join(describe_failures(outcomes, first_details(completions)))
+        what = "no check came to a verdict" if failed == checks else f"more than reward.max_failures={most:g} failed"
+        raise UserError(
+            f"{where}: {what}, so nothing was learned from this step: {causes}; mend that, then go on from the newest "
+            f"checkpoint with --resume"
+        )

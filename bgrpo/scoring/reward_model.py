@@ -1,0 +1,244 @@
+"""Reward models: sequence classifiers in Hugging Face format that score completions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bgrpo.errors import UserError
+from bgrpo.policies.io import (
+    _LOAD_ERRORS,
+    SHIPPED_POLICY,
+    _check_source,
+    _check_weights,
+    _first_sentence,
+    _quiet_transformers,
+)
+from bgrpo.scoring.fixed_shapes import FixedShapes
+from bgrpo.scoring.scored_text import Item, Messages, Score, as_messages, is_text, shorten
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TRUNCATE = ("refuse", "cut")
+ENCODE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What chat templates and tokenizers raise on a text."""
+_NO_LIMIT = 1_000_000  # tokenizers without a maximum say 1e30
+
+
+class RewardModel:
+    """Scores completions with a sequence classifier, its own tokenizer and its own chat template.
+
+    The same text gets the same score, bit for bit, whatever it is scored with (see
+    :class:`bgrpo.scoring.fixed_shapes.FixedShapes`), on one machine with one number of threads.
+
+    What is scored: with a chat template, the template over the prompt's messages (a text is one message of the user)
+    and the completion as the assistant's. Without one, the texts of prompt and completion, joined by ``separator``,
+    with the special tokens that the tokenizer adds. A BOS that stands there twice is left out once.
+
+    The value: the logit where the model has one output. For a label of several, its probability: sigmoid where the
+    model is ``multi_label_classification``, else softmax. A logit of a softmax means nothing alone.
+
+    Args:
+        path: a directory in Hugging Face format (safetensors only), or a model id of the Hugging Face Hub.
+        label: name or number of the output, where the model has several.
+        max_tokens: longest text; default: what the model takes.
+        truncate: longer texts are failures (``refuse``), or lose tokens on the left (``cut``: a leading BOS or CLS
+            stays), which every score tells.
+        dtype: ``fp32`` or ``bf16``.
+        device: where the weights go.
+        separator: between the texts of prompt and completion, where there is no chat template.
+
+    Raises:
+        UserError: the model cannot be loaded, has no trained head, or an argument does not fit it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        label: str | int | None = None,
+        max_tokens: int | None = None,
+        truncate: str = "refuse",
+        dtype: str = "fp32",
+        device: str | torch.device = "cpu",
+        separator: str = "",
+    ) -> None:
+        for name, value, known in (("dtype", dtype, tuple(DTYPES)), ("truncate", truncate, TRUNCATE)):
+            if value not in known:
+                raise UserError(f"reward model {path}: {name}={value!r}: expected {' or '.join(known)}")
+        self.model, self.tokenizer = load_reward_model(path, DTYPES[dtype])
+        self.path = path
+        self.label = _output(path, self.model, label)
+        limit = token_limit(self.model, self.tokenizer)
+        if max_tokens is not None and (max_tokens < 1 or (limit is not None and max_tokens > limit)):
+            raise UserError(f"reward model {path}: max_tokens={max_tokens}: expected 1 to {limit or 'any number'}")
+        self.limit = max_tokens or limit
+        self._truncate, self._separator = truncate, separator
+        self._several = (self.model.config.num_labels or 1) > 1
+        self._shapes = FixedShapes(self.model.to(device).eval(), self.limit)  # type: ignore[arg-type]
+
+    def score(self, items: Sequence[Item]) -> list[Score]:
+        """A score for every item, in order. Equal texts are computed once."""
+        scores = [Score(failure="was not scored")] * len(items)
+        encoded: dict[int, list[int]] = {}
+        for position, item in enumerate(items):
+            ids = self._encode(item)
+            if isinstance(ids, Score):
+                scores[position] = ids
+            else:
+                encoded[position] = ids
+        positions = list(encoded)
+        for place, logits in self._shapes.logits([self._kept(ids) for ids in encoded.values()]):
+            position = positions[place]
+            cut = len(encoded[position]) - len(self._kept(encoded[position]))
+            value = self._value(logits)
+            bad = f"the reward model's output is {value}, not a finite number"
+            scores[position] = Score(value, "", cut) if math.isfinite(value) else Score(None, bad, cut)
+        return scores
+
+    def _encode(self, item: Item) -> list[int] | Score:
+        try:
+            ids = encode(self.tokenizer, item.prompt, item.completion, self._separator)
+        except ENCODE_ERRORS as error:
+            return Score(failure=f"the reward model's tokenizer failed: {type(error).__name__}: {shorten(error)}")
+        if not ids:
+            return Score(failure="the text has no tokens")
+        if self._truncate == "refuse" and self.limit is not None and len(ids) > self.limit:
+            return Score(failure=f"the text has {len(ids)} tokens, the reward model takes {self.limit}")
+        return ids
+
+    def _kept(self, ids: list[int]) -> list[int]:
+        if self.limit is None or len(ids) <= self.limit:
+            return ids
+        first = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
+        return first + ids[len(ids) - self.limit + len(first) :]
+
+    def _value(self, logits: list[float]) -> float:
+        chosen = logits[self.label]
+        if not self._several or not all(map(math.isfinite, logits)):
+            return chosen if not self._several else math.nan
+        if self.model.config.problem_type == "multi_label_classification":
+            return 1 / (1 + math.exp(-chosen)) if chosen >= 0 else math.exp(chosen) / (1 + math.exp(chosen))
+        largest = max(logits)
+        return math.exp(chosen - largest) / sum(math.exp(logit - largest) for logit in logits)
+
+
+def load_reward_model(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier and its tokenizer, with the checks that policies have.
+
+    Raises:
+        UserError: nothing there, weights that are not safetensors, a model that needs its own code, or weights that
+            are missing: transformers would draw a head at random.
+    """
+    try:
+        if path == "shipped":
+            raise UserError("policy shipped: is a policy; expected a directory or a model id of the Hugging Face Hub")
+        _check_source(path, Path(path))
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        model, info = loaded
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise UserError(
+                f"policy {path}: has no trained classification head: the file lacks {len(missing)} weights, first "
+                f"{missing[0]}; a reward model is made by bgrpo reward-model --train"
+            )
+        _check_weights(path, info)
+    except UserError as error:
+        raise UserError(str(error).replace("policy ", "reward model ", 1)) from None
+    except _LOAD_ERRORS as error:
+        raise UserError(f"reward model {path}: cannot be loaded: {_first_sentence(error)}") from error
+    check_vocabulary(path, model, tokenizer)
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # told by a score
+    return model, tokenizer
+
+
+def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with more tokens than the model has."""
+    rows = model.config.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise UserError(f"reward model {path}: the tokenizer has {len(tokenizer)} tokens, the model only {rows}")
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, completion: str | Messages, separator: str = ""
+) -> list[int]:
+    """Token ids of a prompt with a completion, as :class:`RewardModel` scores them.
+
+    Raises:
+        ENCODE_ERRORS: what a chat template or a tokenizer raises on a text.
+    """
+    if not (is_text(prompt) and is_text(completion)):
+        raise TypeError("expected text, or messages with role and content")
+    messages = as_messages(prompt, "user") + as_messages(completion, "assistant")
+    if tokenizer.chat_template:
+        encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True)
+    else:
+        encoded = tokenizer(separator.join(message["content"] for message in messages))
+    ids: list[int] = encoded["input_ids"]
+    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
+
+
+def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Longest sequence that a model takes; None where nothing says so."""
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+    limits += [  # RoBERTa counts positions from its pad token on
+        module.num_embeddings - module.padding_idx - 1
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx
+    ]
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
+    return min(known) if known else None
+
+
+def same_weights(policy: str, reward_model: str) -> bool:
+    """Whether a policy is given as its own reward model: the same path or id, or folders with equal weights."""
+    if policy == reward_model:
+        return True
+    paths = [SHIPPED_POLICY if path == "shipped" else Path(path) for path in (policy, reward_model)]
+    if not all(path.is_dir() for path in paths):
+        return False
+    files = [sorted(path.glob("*.safetensors")) for path in paths]
+    if [file.stat().st_size for file in files[0]] != [file.stat().st_size for file in files[1]]:
+        return False
+    return bool(files[0]) and [_digest(file) for file in files[0]] == [_digest(file) for file in files[1]]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _output(path: str, model: PreTrainedModel, label: str | int | None) -> int:
+    """Number of the output that a label names."""
+    names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    listed = ", ".join(names.values())
+    if label is None:
+        if len(names) > 1:
+            raise UserError(f"reward model {path}: has {len(names)} outputs; say which with label: {listed}")
+        return 0
+    found = [number for number, name in names.items() if label == name] + [n for n in names if str(label) == str(n)]
+    if not found:
+        raise UserError(f"reward model {path}: has no label {label!r}; it has {listed}")
+    return found[0]

@@ -1,0 +1,187 @@
+"""Rows of the files that people have: JSONL, JSON, CSV, TSV, Parquet, a saved data set's folder, or a Hub id."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bgrpo.errors import UserError, summary
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Row = dict[str, Any]
+Placed = tuple[str, Row]
+"""A row, and where it stands, as a user would look for it."""
+
+MOST_CELL = 1 << 24  # characters in one cell of a CSV file
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_ROWS = 1000  # of a data set, turned into Python objects at once
+
+
+def read_records(source: str, part: str) -> Iterator[Placed]:
+    """The rows of one source, each a mapping of columns to plain values.
+
+    Args:
+        source: a file (by its suffix, one of :data:`READERS`), the folder of a data set that the ``datasets`` library
+            saved, or ``owner/name`` or ``owner/name:split`` of the Hugging Face Hub.
+        part: the split to take where a data set holds several and ``source`` names none: ``train``, …
+
+    Raises:
+        UserError: no such source, or not readable (with the place).
+    """
+    path = Path(source).expanduser()
+    folder, _, split = str(path).rpartition(":")
+    if path.is_dir():
+        return _data_set(source, lambda: _saved(source, path, part))
+    if folder and Path(folder).is_dir():
+        return _data_set(source, lambda: _saved(source, Path(folder), split))
+    if reader := READERS.get(path.suffix.lower()):
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        return reader(source, path)
+    if path.exists():
+        raise UserError(f"{source}: its name does not say how to read it: expected {', '.join(READERS)}")
+    return _data_set(source, lambda: _from_hub(source, part))
+
+
+def _json_lines(source: str, path: Path) -> Iterator[Placed]:
+    with _text(source, path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{source}:{number}", _row(f"{source}:{number}", _json(f"{source}:{number}", line))
+
+
+def _json_array(source: str, path: Path) -> Iterator[Placed]:
+    """A list of objects, or an object that holds one under the only key with a list."""
+    with _text(source, path) as lines:
+        tree = _json(source, "".join(lines))
+    if isinstance(tree, dict):
+        lists = [value for value in tree.values() if isinstance(value, list)]
+        tree = lists[0] if len(lists) == 1 else tree
+    if not isinstance(tree, list):
+        raise UserError(f"{source}: expected a list of objects, or one object per line in a file named *.jsonl")
+    for number, value in enumerate(tree, 1):
+        yield f"{source}: row {number}", _row(f"{source}: row {number}", value)
+
+
+def _csv(source: str, path: Path) -> Iterator[Placed]:
+    """Every cell is text."""
+    csv.field_size_limit(MOST_CELL)
+    with _text(source, path) as lines:
+        reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        try:
+            header = next(reader, [])
+            if repeated := sorted({name for name in header if header.count(name) > 1}):
+                raise UserError(f"{source}:1: names column {repeated[0]!r} twice")
+            for cells in reader:
+                place = f"{source}:{reader.line_num}"
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise UserError(f"{place}: has {len(cells)} cells, but the first line names {len(header)} columns")
+                yield place, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            raise UserError(f"{source}:{reader.line_num}: is not CSV: {error}") from error
+
+
+def _parquet(source: str, path: Path) -> Iterator[Placed]:
+    def load() -> Dataset:
+        import pyarrow.parquet
+        from datasets import Dataset
+
+        return Dataset(pyarrow.parquet.read_table(path))
+
+    return _data_set(source, load)
+
+
+READERS: dict[str, Callable[[str, Path], Iterator[Placed]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_array,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _saved(source: str, path: Path, part: str) -> Dataset:
+    from datasets import Dataset, load_from_disk
+
+    if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise UserError(
+            f"{source}: is a folder, but not of a data set that Dataset.save_to_disk() wrote; name one file "
+            f"({', '.join(READERS)})"
+        )
+    found = load_from_disk(str(path))
+    if isinstance(found, Dataset):
+        return found
+    return found[_split(source, list(found), part)]
+
+
+def _from_hub(source: str, part: str) -> Dataset:
+    from datasets import get_dataset_split_names, load_dataset
+
+    name, _, split = source.partition(":")
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{source}: no such file; a data set of the Hugging Face Hub is owner/name")
+    return load_dataset(name, split=split or _split(source, get_dataset_split_names(name), part))
+
+
+def _split(source: str, there: list[str], part: str) -> str:
+    """The split asked for, or the only one."""
+    if part in there or len(there) == 1:
+        return part if part in there else there[0]
+    raise UserError(f"{source}: has no split {part!r}; name one of {sorted(there)} as SOURCE:SPLIT")
+
+
+def _data_set(source: str, load: Callable[[], Dataset]) -> Iterator[Placed]:
+    """The rows of what a library loads; its progress bars and log lines go unheard, its errors become one line."""
+    import datasets
+
+    verbosity, bars = datasets.logging.get_verbosity(), datasets.utils.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)
+    datasets.disable_progress_bars()
+    try:
+        rows = load()
+        number = 0
+        for batch in rows.iter(_ROWS):
+            for values in zip(*batch.values(), strict=True):
+                number += 1
+                yield f"{source}: row {number}", dict(zip(batch, values, strict=True))
+    except UserError:
+        raise
+    except Exception as error:  # any of its readers, the file system, the network
+        raise UserError(f"{source}: cannot be read: {summary(error)}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _text(source: str, path: Path) -> Iterator[Iterable[str]]:
+    """The lines of a file."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _json(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: is not JSON: {error}") from error
+
+
+def _row(place: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: expected an object with columns, found {type(value).__name__}")
+    return value

@@ -1,0 +1,168 @@
+"""Problems that are text or chats, from the files that people have; what is right about an answer, the rewards say."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bgrpo.errors import UserError
+from bgrpo.tasks.base import LoadedProblems, Message, Outcome, Problem
+from bgrpo.tasks.text.records import Row, read_records
+
+PROMPT_COLUMNS = ("prompt", "messages", "question")
+REFERENCE_COLUMNS = ("reference", "answer", "answers")
+
+
+class TextTask:
+    """Implements :class:`bgrpo.tasks.base.Task`, without a generator.
+
+    Each row is one problem. Its prompt is text, or a chat: a list of ``{"role": …, "content": …}``, which the
+    policy's own chat template renders. A chat that ends with an assistant's message gives that message as reference.
+    Every further column travels with the problem, for rewards.
+
+    Args:
+        prompt: column of the prompts; default: the first of :data:`PROMPT_COLUMNS` that there is.
+        reference: column of the known answers, each a text, a number or a list of texts; default: the first of
+            :data:`REFERENCE_COLUMNS` that there is, else answers are not known.
+        category: column of the labels that evaluations break down by; default: ``category`` where there is one.
+        system: a system prompt for chats that have none; makes every prompt a chat.
+        chat: True makes a text prompt a chat of one user message.
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        prompt: str | None = None,
+        reference: str | None = None,
+        category: str | None = None,
+        system: str | None = None,
+        chat: bool = False,
+    ) -> None:
+        for option, value in {"prompt": prompt, "reference": reference, "category": category, "system": system}.items():
+            if value is not None and not isinstance(value, str):
+                raise UserError(f"task.options.{option}={value!r}: expected text")
+        if not isinstance(chat, bool):
+            raise UserError(f"task.options.chat={chat!r}: expected true or false")
+        self._prompt, self._reference, self._category = prompt, reference, category
+        self._system, self._chat = system, chat or system is not None
+
+    def check(self, problem: Problem, completion: str) -> Outcome:
+        """``correct`` when the completion is a known answer, both without surrounding blanks; else ``wrong``."""
+        right = completion.strip() in [answer.strip() for answer in problem.answers]
+        return Outcome.CORRECT if right else Outcome.WRONG
+
+    def load(self, path: Path, *, for_training: bool = False, allow_bad: bool = False) -> LoadedProblems:
+        """One problem per row of a file or a data set, see :func:`bgrpo.tasks.text.records.read_records`.
+
+        Raises:
+            UserError: the source cannot be read, holds no row, or a row does not fit (with its place).
+        """
+        problems = []
+        for place, row in read_records(str(path), "train" if for_training else "test"):
+            try:
+                problems.append(self._problem(row))
+            except ValueError as error:
+                raise UserError(f"{place}: {error}") from None
+        if not problems:
+            raise UserError(f"{path}: holds no row: expected one problem per row")
+        return LoadedProblems(problems)
+
+    def _problem(self, row: Row) -> Problem:
+        """Raises ValueError: what is wrong with the row."""
+        prompt = _column(row, "prompt", self._prompt, PROMPT_COLUMNS)
+        if prompt is None:
+            raise ValueError(
+                f"has no column {' or '.join(map(repr, PROMPT_COLUMNS))}; it has {_shown(row)}: name the one that "
+                "holds the prompt with task.options.prompt"
+            )
+        reference = _column(row, "reference", self._reference, REFERENCE_COLUMNS)
+        category = _column(row, "category", self._category, ("category",))
+        value = row[prompt]
+        answers = [] if reference is None else _answers(reference, row[reference])
+        messages: list[Message] = []
+        if isinstance(value, str):
+            if not value.strip():
+                raise ValueError(f"{prompt!r} is empty: expected a prompt")
+            text = value
+            if self._chat:
+                messages = [{"role": "user", "content": value}]
+        else:
+            messages = _messages(prompt, value)
+            if messages[-1]["role"] == "assistant":
+                last = messages.pop()["content"]
+                answers = answers or [last]
+                if not messages:
+                    raise ValueError(f"{prompt!r} holds an assistant's message alone: expected what it answers before")
+            text = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        if messages and self._system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self._system})
+        label = "" if category is None or row[category] is None else str(row[category])
+        fields = {name: plain for name, cell in row.items() if name != prompt and _fits_json(plain := _plain(cell))}
+        answer, *alternatives = answers or [""]
+        return Problem(text, answer, label, tuple(messages), tuple(alternatives), fields)
+
+
+def _column(row: Row, role: str, asked: str | None, usual: Iterable[str]) -> str | None:
+    """The column that plays a role: the one asked for, or the first usual one that is there."""
+    if asked is not None and asked not in row:
+        raise ValueError(f"has no column {asked!r} (task.options.{role}); it has {_shown(row)}")
+    return asked or next((name for name in usual if name in row), None)
+
+
+def _shown(row: Row, most: int = 20) -> str:
+    names = [repr(name) for name in row]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _messages(column: str, value: Any) -> list[Message]:
+    """A checked copy of a chat."""
+    if not isinstance(value, list):
+        raise ValueError(f"{column!r} is {_what(value)}: expected text, or a chat of {{'role': …, 'content': …}}")
+    messages: list[Message] = []
+    for number, message in enumerate(value, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(role, str) or not role or not isinstance(content, str):
+            raise ValueError(
+                f"{column!r}: message {number} is {_what(message)}: expected {{'role': text, 'content': text}}"
+            )
+        messages.append({"role": role, "content": content})
+    if not messages:
+        raise ValueError(f"{column!r} is a chat without messages")
+    return messages
+
+
+def _answers(column: str, value: Any) -> list[str]:
+    """The known answers in one cell; none when it is empty."""
+    answers = []
+    for answer in value if isinstance(value, list) else [value]:
+        if isinstance(answer, dict | list):
+            raise ValueError(f"{column!r} is {_what(answer)}: expected text, a number or a list of them")
+        if answer is not None and str(answer).strip():
+            answers.append(str(answer))
+    return answers
+
+
+def _what(value: Any) -> str:
+    """A value, and what it is, on one short line."""
+    shown = " ".join(repr(value).split())
+    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:59] + '…'}"
+
+
+def _plain(value: Any) -> Any:
+    """Dates and exact numbers as text, which is how JSON can hold them."""
+    return str(value) if isinstance(value, datetime.date | datetime.time | decimal.Decimal) else value
+
+
+def _fits_json(value: Any) -> bool:
+    """Pictures, sound and other bytes stay behind."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
