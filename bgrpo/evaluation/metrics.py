@@ -116,7 +116,8 @@ class Evaluation:
             raise ValueError("categories: expected a text for each problem")
         for name, column in found.values.items():
             numbers = np.asarray(column, dtype=np.float64)
-            if numbers.shape != (len(found.categories),) or np.isinf(numbers).any():
+            texts = any(isinstance(value, str) for value in column)  # which NumPy takes for numbers
+            if texts or numbers.shape != (len(found.categories),) or np.isinf(numbers).any():
                 raise ValueError(f"{name}: expected a number for each of {len(found.categories)} problems")
         for counts in found.outcomes.values():
             if not all(type(count) is int for count in counts.values()):

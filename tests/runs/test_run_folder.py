@@ -143,7 +143,7 @@ def test_a_damaged_line_of_the_metrics_is_told_and_left_out(
     run.truncate_after(2)
     run.append_metrics(3, {"kl": 0.5})
     assert [record["step"] for record in run.metrics()] == [1, 2, 3]
-    assert [step for step, _ in MetricsTail(run.metrics_path).new_steps()] == [1, 2, 3]
+    assert [step for step, *_ in MetricsTail(run.metrics_path).new_steps()] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00", "[" * 50_000])
