@@ -24,7 +24,7 @@ from bgrpo.errors import LostRunError, UserError, brief
 from bgrpo.files import is_file, parse_object, write_atomically
 from bgrpo.policies.source import absolute_policy
 from bgrpo.runs.metrics_lines import read_steps_of
-from bgrpo.runs.ownership import Claim, check_free, own
+from bgrpo.runs.ownership import Claim, check_free, has_owner, newest_owner, own
 from bgrpo.runs.redaction import REDACTED, redact_tree
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml
@@ -206,6 +206,13 @@ class RunFolder:
             return {}
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / 'run.json'}: cannot be read: {brief(error)}") from error
+
+    @property
+    def status(self) -> str:
+        """What ``run.json`` says, but ``interrupted`` where the owner of a run that is running was killed."""
+        status = str(self.info().get("status", "unknown"))
+        killed = newest_owner(self.path) is not None and not has_owner(self.path)
+        return "interrupted" if status == "running" and killed else status
 
     def update(self, **fields: Any) -> None:
         """Set fields of ``run.json``, complete or not at all.

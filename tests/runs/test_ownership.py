@@ -203,3 +203,15 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> 
     (tmp_path / FOLDER).write_text("a file in the way")
     with pytest.raises(UserError, match="cannot be written"):
         own(tmp_path, "run x").__enter__()
+
+
+def test_a_run_whose_owner_was_killed_is_called_interrupted(tmp_path: Path) -> None:
+    run = RunFolder.create(load_config(TrainConfig, None, [f"run.dir={tmp_path}", "run.name=x"]), None)
+    assert run.status == "running"  # of an earlier bgrpo, which knew no owners
+    with another_process(run.path) as process:
+        assert run.status == "running"
+        process.kill()
+        process.wait(10)
+        assert run.status == "interrupted" and run.info()["status"] == "running"
+        run.update(status="finished")
+        assert run.status == "finished"

@@ -27,6 +27,7 @@ from bgrpo.distributed.train.learner_watch import read_open_ends
 from bgrpo.distributed.train.process_group import LearnerGroupConfig
 from bgrpo.errors import DivergenceError, LostRunError, RunError, Stopped, UserError, summary
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
+from bgrpo.runs.ownership import newest_owner
 from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
 from bgrpo.runs.stopping import SAVE_S, StopSignals, last_words
 
@@ -178,6 +179,21 @@ def new_run(
     finally:
         if not filled:
             shutil.rmtree(made.path, ignore_errors=True)
+
+
+@contextmanager
+def resumed_run(config: TrainConfig | PretrainConfig, console: Console) -> Iterator[RunFolder]:
+    """The folder of a run that goes on with ``config``, owned; tells when its last owner was killed.
+
+    Raises:
+        UserError: another process owns it, or ``config`` would change its result.
+    """
+    old = RunFolder.open(config.run.dir, str(config.run.name))
+    if old.status == "interrupted":
+        say(console, f"run {old.name} was interrupted: {newest_owner(old.path)} was killed")
+    with old.owned() as folder:
+        folder.check_same_result(config)
+        yield folder
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from bgrpo.distributed.train.driving import (
     new_run,
     raise_failure,
     recorded_attempt,
+    resumed_run,
     say,
 )
 from bgrpo.distributed.train.failures import final_failure, is_owned, record_failure
@@ -143,8 +144,7 @@ def _own(
 ) -> Iterator[RunFolder]:
     """The folder of the run, which is nobody else's meanwhile; everything is checked here."""
     if resume:
-        with RunFolder.open(config.run.dir, str(config.run.name)).owned() as folder:
-            folder.check_same_result(config)
+        with resumed_run(config, console) as folder:
             check_same_input(folder, None)
             pretraining_store(config, folder.path).latest(lambda line: say(console, line))
             steps = folder.load_config(PretrainConfig).steps
@@ -175,7 +175,7 @@ def _finished(config: PretrainConfig) -> PretrainResult | None:
     folder = RunFolder.open(config.run.dir, str(config.run.name))
     policy = Path(config.out) if config.out else folder.policy
     newest = pretraining_store(config, folder.path).newest_step()
-    if folder.info().get("status") != "finished" or newest < config.steps or not policy.is_dir():
+    if folder.status != "finished" or newest < config.steps or not policy.is_dir():
         return None
     uri = tracking_uri(config.tracking, config.run.dir) if folder.info().get("mlflow_run_id") else None
     return PretrainResult(folder, policy, uri)

@@ -39,6 +39,7 @@ from bgrpo.distributed.train.driving import (
     new_run,
     raise_failure,
     recorded_attempt,
+    resumed_run,
     say,
 )
 from bgrpo.distributed.train.learner_loop import LearnerJob, learner_loop
@@ -157,8 +158,7 @@ def _own(
 ) -> Iterator[tuple[RunFolder, Preparation]]:
     """The folder of the run, which is nobody else's meanwhile, and its input: everything is checked here."""
     if resume:
-        with RunFolder.open(config.run.dir, str(config.run.name)).owned() as folder:
-            folder.check_same_result(config)
+        with resumed_run(config, console) as folder:
             with progress_bar("reading problems") as show:
                 prepared = check_input(config, load_problems(folder), show)
             check_same_input(folder, prepared.policy)
@@ -192,7 +192,7 @@ def _own(
 def _finished(config: TrainConfig) -> RunResult | None:
     """The result of a run that has nothing left to do; None for any other."""
     folder = RunFolder.open(config.run.dir, str(config.run.name))
-    if folder.info().get("status") != "finished" or not folder.policy.is_dir():
+    if folder.status != "finished" or not folder.policy.is_dir():
         return None
     if not is_spent(config, _spent(training_store(config, folder))):
         return None
