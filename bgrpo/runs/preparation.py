@@ -16,6 +16,7 @@ from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.scoring.readable_groups import encode_prompts, place
+from bgrpo.scoring.reward_model import same_weights
 from bgrpo.tasks.base import Outcome, Problem, Progress, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
@@ -60,6 +61,12 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             f"task.train has {len(splits.train)} problems, fewer than rollout.prompts_per_step="
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
+    for name, part in config.reward.parts.items():
+        if part.model is not None and same_weights(config.policy.path, part.model):
+            raise UserError(
+                f"reward.parts.{name}.model={part.model}: is the policy itself, which would be paid for what it "
+                "already thinks; name another model"
+            )
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     judge.start(trial_of(splits.train)).close()
