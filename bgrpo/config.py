@@ -75,7 +75,7 @@ class TaskSection(Section):
     train: ProblemSource = Field(ProblemSource(count=50000, seed=1), description="problems to learn from")
     validation: ProblemSource = Field(ProblemSource(count=500, seed=2), description="problems for model selection")
     test: ProblemSource = Field(ProblemSource(count=1000, seed=3), description="problems for the before/after table")
-    split_by: str | None = Field(
+    split_by: Text | None = Field(
         None, description="column whose values are never on two sides of a split that task.*.share makes"
     )
     allow_bad_lines: bool = Field(False, description="train on a file some of whose own answers are wrong")

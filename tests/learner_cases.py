@@ -36,7 +36,7 @@ def train_config(**sections: Any) -> TrainConfig:
     tree: dict[str, Any] = {
         "steps": 2,
         "rollout": {"group_size": 5, "prompts_per_step": 4, "max_new_tokens": 8, "skip_uninformative": False},
-        "learner": {"max_grad_norm": 1e9, "learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant"},
+        "learner": {"max_grad_norm": 1e6, "learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant"},
     }
     for name, value in sections.items():
         tree[name] = tree.get(name, {}) | value if isinstance(value, dict) else value

@@ -391,12 +391,15 @@ def options(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")],
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")] = Path("runs"),
+    name: Annotated[str, typer.Argument(parser=_path, metavar="RUN", help="Name or folder of a run.")],
+    runs: Annotated[Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder of all runs.")] = Path(
+        "runs"
+    ),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0: a free one.")] = 0,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the page, or only write it.")] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the page; default: show in the run's.")
+        Path | None,
+        typer.Option("--out", parser=_file, metavar="DIR", help="Folder of the page; default: show in the run's."),
     ] = None,
 ) -> int:
     """Browse what the policy wrote: a local page of steps, problems and groups, as trees of beams with their scores."""
