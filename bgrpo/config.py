@@ -206,7 +206,7 @@ class PartSection(Section):
         return self
 
 
-class RewardActorsSection(Section):
+class RewardModelSection(Section):
     """The processes that hold the reward models of parts."""
 
     processes: Few = Field(1, description="reward actors, each with all reward models")
@@ -223,7 +223,6 @@ class RewardSection(Section):
     parts: dict[PartName, PartSection] = Field(
         {}, description="named scores, weighted together; default: the task's check"
     )
-    actors: RewardActorsSection = RewardActorsSection()
     combine: Literal["sum", "normalize_then_sum"] = Field(
         "sum", description="normalize_then_sum: each part by the group's mean and deviation first (GDPO)"
     )
@@ -420,6 +419,7 @@ class TrainConfig(Section):
     task: TaskSection = TaskSection()
     rollout: RolloutSection = RolloutSection()
     verifier: VerifierSection = VerifierSection()
+    reward_model: RewardModelSection = RewardModelSection()
     reward: RewardSection = RewardSection()
     advantage: AdvantageSection = AdvantageSection()
     learner: LearnerSection = LearnerSection()

@@ -19,7 +19,7 @@ def show_run(name: str, runs: Path, out: Path | None, port: int, serve: bool) ->
             raise UserError(f"{path}: is a sweep; show one of its trials, for example {_trial_of(path)}")
     run = RunFolder.open(runs, name)
     page = write_page(run, out or run.path / "show")
-    console = PlainConsole(highlight=False)
+    console = PlainConsole()
     for line in [*page.notes, f"page: {page.folder / PAGE}"]:
         console.print(line, soft_wrap=True)
     if serve:

@@ -125,7 +125,7 @@ def plot_report(
     label = "\n".join(line if len(line) <= 150 else f"{line[:150]}…" for line in told)
     figure.supxlabel(label, fontsize=9, color=WARNING, parse_math=False)
     left, *right = figure.subfigures(1, 1 if comparison is None else 2, squeeze=False)[0]
-    _draw_curves(left, metrics, graded=config.reward_kind == "function")
+    _draw_curves(left, metrics, graded=config.reward.is_graded)
     if comparison is not None:
         _draw_bars(right[0], comparison)
     write_png(figure, out)

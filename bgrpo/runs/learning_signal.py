@@ -101,10 +101,10 @@ def _why(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> str:
     if _truncated_share(steps) > 0.5:
         return "most completions were cut off; raise rollout.max_new_tokens"
     size = config.rollout.group_size
-    if config.reward_kind == "function":
+    if config.reward.is_graded:
         return (
-            f"the rewards within each group were equal; look at what {config.reward.function} returns, or take a "
-            f"larger rollout.group_size (now {size})"
+            f"the rewards within each group were equal; look at what {' and '.join(config.reward.named_parts)} give, or "
+            f"take a larger rollout.group_size (now {size})"
         )
     solved = max((metrics.get("solved_groups") or 0.0) for metrics in steps)
     if solved == 0:

@@ -16,7 +16,6 @@ from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.scoring.readable_groups import encode_prompts, place
-from bgrpo.scoring.reward_model import same_weights
 from bgrpo.tasks.base import Outcome, Problem, Progress, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
@@ -62,7 +61,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
     for name, part in config.reward.parts.items():
-        if part.model is not None and same_weights(config.policy.path, part.model):
+        if part.model is not None and _is_policy(config.policy.path, part.model):
             raise UserError(
                 f"reward.parts.{name}.model={part.model}: is the policy itself, which would be paid for what it "
                 "already thinks; name another model"
@@ -134,3 +133,9 @@ def _longest(problems: Sequence[Problem], policy: LoadedPolicy, where: str) -> t
         return longest_text(policy.tokenizer, [problem.prompt for problem in problems])
     except UnreadableText as error:
         raise UserError(f"{place(where, problems, error.index)}: {error}") from error
+
+
+def _is_policy(policy: str, reward_model: str) -> bool:
+    from bgrpo.scoring.reward_model import same_weights
+
+    return same_weights(policy, reward_model)

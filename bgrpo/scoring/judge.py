@@ -239,7 +239,7 @@ def _check_of(config: TrainConfig, part: PartSection) -> Check:
         max_tokens=part.max_tokens,
         truncate=part.too_long or "refuse",
         dtype=part.dtype or "fp32",
-        device="cuda" if config.reward.actors.gpus_per_actor > 0 else "cpu",
+        device="cuda" if config.reward_model.gpus_per_actor > 0 else "cpu",
         separator=part.separator or "",
     )
     return _scores_check(model.score)

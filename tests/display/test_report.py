@@ -179,7 +179,7 @@ def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(run_report, "write_png", lambda figure, out: drawn.append(figure))
     steps = _metrics(2, **{"outcome/error": 3.0, "outcome/wrong": 2.0})
     steps[1]["details"] = {"error": f"ValueError: $x_$ \\frac {'long ' * 200}"}
-    plot_report(steps, None, "run", Path("nowhere.png"))
+    plot_report(train_config(), steps, None, "run", Path("nowhere.png"))
     drawn[0].draw_without_rendering()
     text = drawn[0].get_supxlabel()
     assert text.startswith("error in 6 of 10 checks, the first: ValueError: $x_$") and len(text) < 160

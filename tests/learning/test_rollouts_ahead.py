@@ -32,6 +32,7 @@ from bgrpo.learning.rollout_source import LocalRolloutSource
 from bgrpo.learning.trainer import _rollout_logps
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.scoring.attempts import Attempt
 from bgrpo.scoring.rewards import group_rewards
 from bgrpo.tasks.base import Problem
 
@@ -45,9 +46,10 @@ AHEAD: dict[str, Any] = {
 }
 
 
-def even_sum(items: Sequence[tuple[str, str]]) -> list[Verdict]:
+def even_sum(items: Sequence[Attempt]) -> list[Verdict]:
     """Correct rarely enough for some groups to have no signal, so that further prompts are drawn."""
-    return [Verdict("correct" if sum(text.encode()) % 11 < 1 else "wrong") for _, text in items]
+    right = {True: "correct", False: "wrong"}
+    return [Verdict(right[sum(item.text.encode()) % 11 < 1] if item.finished else "truncated") for item in items]
 
 
 class RecordedSource(LocalRolloutSource):

@@ -56,7 +56,7 @@ class RewardActor(VerifierActor):
         """Load the models; UserError when one cannot be loaded."""
         import torch
 
-        torch.set_num_threads(self._judge.config.reward.actors.threads)
+        torch.set_num_threads(self._judge.config.reward_model.threads)
         super().prepare()
 
 
@@ -90,8 +90,8 @@ class ScorerPools:
         limits = PoolLimits(placement_s=config.rollout.placement_s, silence_s=config.watchdog.silence_s)
         self.pools: dict[str, ActorPool] = {}
         self._limit_s = max(part.timeout_s or config.verifier.timeout_s for part in judge.parts.values())
-        self._sizes = {"verifier": config.verifier.processes, "reward": config.reward.actors.processes}
-        self._reward_limit_s = config.reward.actors.timeout_s
+        self._sizes = {"verifier": config.verifier.processes, "reward": config.reward_model.processes}
+        self._reward_limit_s = config.reward_model.timeout_s
         if others:
             share = node_share(config.verifier.node_resource)
 
@@ -103,7 +103,7 @@ class ScorerPools:
             )
         if models:
             demand = reward_demand(config)
-            actors = config.reward.actors
+            actors = config.reward_model
 
             def spawn_reward() -> ActorHandle:
                 options = remote_class(RewardActor).options(

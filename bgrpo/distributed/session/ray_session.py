@@ -71,9 +71,9 @@ def training_demand(config: TrainConfig) -> list[Demand]:
 
 def reward_demand(config: TrainConfig) -> Demand:
     """What the actors of reward models reserve."""
-    actors = config.reward.actors
+    actors = config.reward_model
     share = node_share(actors.node_resource)
-    return Demand("reward.actors.processes", actors.processes, actors.cpus_per_actor, actors.gpus_per_actor, share)
+    return Demand("reward_model.processes", actors.processes, actors.cpus_per_actor, actors.gpus_per_actor, share)
 
 
 def rollout_demand(config: TrainConfig, name: str = "rollout.min_actors") -> Demand:
