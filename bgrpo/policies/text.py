@@ -172,9 +172,10 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
 
 def _before(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """What the tokenizer puts before a text. What it would put after it is left out: the policy is to go on."""
-    encoded = tokenizer(text, return_special_tokens_mask=True)
-    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-    return [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked)]
+    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(text)["input_ids"]
+    starts = range(len(whole) - len(alone) + 1)
+    return whole[: next((i for i in starts if whole[i : i + len(alone)] == alone), 0)]
 
 
 def _check_known(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:

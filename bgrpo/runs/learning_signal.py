@@ -102,9 +102,10 @@ def _why(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> str:
         return "most completions were cut off; raise rollout.max_new_tokens"
     size = config.rollout.group_size
     if config.reward.is_graded:
+        scores = ", ".join(str(getattr(part, part.source)) for part in config.reward.named_parts.values())
         return (
-            f"the rewards within each group were equal; look at what {' and '.join(config.reward.named_parts)} give, or "
-            f"take a larger rollout.group_size (now {size})"
+            f"the rewards within each group were equal; look at the scores of {scores}, or take a larger "
+            f"rollout.group_size (now {size})"
         )
     solved = max((metrics.get("solved_groups") or 0.0) for metrics in steps)
     if solved == 0:

@@ -20,7 +20,6 @@ from bgrpo.tasks.base import Problem
 
 pytestmark = [
     pytest.mark.skipif(executable() is None, reason="no Chromium on this machine (apt-get install chromium)"),
-    pytest.mark.slow,
 ]
 
 EVIL = "<img src=x onerror=alert(1)>\u2028</script><script>alert(2)</script><b>'\"&lt;"

@@ -95,7 +95,7 @@ def test_fewer_problems_than_one_step_needs(policy: Path) -> None:
         ({"reward": {"function": "./mine/reward_functions.py"}}, "is a file; name the module: 'reward_functions:NAME"),
         ({"reward": {"function": "no_such_module:f"}}, "No module named 'no_such_module'"),
         ({"task": {"name": "user_tasks:RaisingTask"}}, "'task:user_tasks:RaisingTask': tried on prompt .* KeyError"),
-        ({"reward": {"kind": "reverse_rank", "tau": 0.001}}, "the reward of rank 2 of .* is inf"),
+        ({"reward": {"kind": "reverse_rank", "tau": 0.001}}, "a reward is inf, expected at most .*reverse_rank"),
     ],
 )
 def test_a_scorer_that_fails_is_found_on_a_real_problem(policy: Path, sections: dict, message: str) -> None:

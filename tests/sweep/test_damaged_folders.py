@@ -67,7 +67,7 @@ def resume_a_run(folder: Path) -> None:
 
 
 def follow_a_run(folder: Path) -> None:
-    for step, metrics in MetricsTail(folder / "metrics.jsonl").new_steps():
+    for step, metrics, _ in MetricsTail(folder / "metrics.jsonl").new_steps():
         assert step > 0 and all(isinstance(value, int | float) for value in metrics.values())
 
 
