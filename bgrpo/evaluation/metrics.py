@@ -116,7 +116,8 @@ class Evaluation:
             raise ValueError("categories: expected a text for each problem")
         for name, column in found.values.items():
             numbers = np.asarray(column, dtype=np.float64)
-            if numbers.shape != (len(found.categories),) or np.isinf(numbers).any():
+            plain = all(type(value) in (int, float) for value in column)
+            if not plain or numbers.shape != (len(found.categories),) or np.isinf(numbers).any():
                 raise ValueError(f"{name}: expected a number for each of {len(found.categories)} problems")
         for counts in found.outcomes.values():
             if not all(type(count) is int for count in counts.values()):

@@ -132,8 +132,7 @@ def _count_by_words(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[st
         except UserError:
             return _counts(tokenizer, texts)  # which names the text
         counts = [sum(map(known.__getitem__, text.split(" "))) for text in texts]
-        agrees = all(counts) and counts[:1] == _counts(tokenizer, texts[:1])  # not where each text has a start token
-        return counts if agrees else _counts(tokenizer, texts)
+        return counts if all(counts) else _counts(tokenizer, texts)
 
     return count
 
@@ -148,7 +147,8 @@ def _splits_at_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
     first: dict[str, str] = next(iter(splitter.get("pretokenizers", [splitter])), {})
     normalizer = tree["normalizer"] or {"type": "Replace", "pattern": {"String": ""}}
     return (
-        first.get("type") == "WhitespaceSplit"
+        tree["post_processor"] is None  # which may put a token before each text
+        and first.get("type") == "WhitespaceSplit"
         and normalizer["type"] == "Replace"
         and " " not in normalizer["pattern"].get("String", " ")
         and not any(" " in token["content"] for token in tree["added_tokens"])
