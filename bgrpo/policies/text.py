@@ -105,7 +105,8 @@ def longest_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tu
         UnreadableText: as :func:`encode_texts`.
     """
     best, longest = 0, 0
-    count = _count_by_words(tokenizer) if _splits_at_blanks(tokenizer) else partial(_counts, tokenizer)
+    by_words = bool(texts) and _splits_at_blanks(tokenizer) and not _before(tokenizer, texts[0])
+    count = _count_by_words(tokenizer) if by_words else partial(_counts, tokenizer)
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         try:
             counts = count(texts[start : start + TEXTS_AT_ONCE])
@@ -147,8 +148,7 @@ def _splits_at_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
     first: dict[str, str] = next(iter(splitter.get("pretokenizers", [splitter])), {})
     normalizer = tree["normalizer"] or {"type": "Replace", "pattern": {"String": ""}}
     return (
-        tree["post_processor"] is None  # which may put a token before each text
-        and first.get("type") == "WhitespaceSplit"
+        first.get("type") == "WhitespaceSplit"
         and normalizer["type"] == "Replace"
         and " " not in normalizer["pattern"].get("String", " ")
         and not any(" " in token["content"] for token in tree["added_tokens"])
