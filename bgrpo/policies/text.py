@@ -105,7 +105,7 @@ def longest_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tu
         UnreadableText: as :func:`encode_texts`.
     """
     best, longest = 0, 0
-    by_words = bool(texts) and _splits_at_blanks(tokenizer) and not _before(tokenizer, texts[0])
+    by_words = _splits_at_blanks(tokenizer) and not tokenizer("")["input_ids"]  # where nothing is put before a text
     count = _count_by_words(tokenizer) if by_words else partial(_counts, tokenizer)
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         try:
