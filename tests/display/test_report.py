@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from bgrpo.display import run_report
 from bgrpo.display.run_report import comparison_table, evaluation_tables, metric_label, plot_report
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation
 
@@ -171,6 +173,14 @@ def test_the_picture_is_wider_with_a_comparison(tmp_path: Path) -> None:
         plot_report(train_config(), _metrics(3), comparison, "run", tmp_path / "report.png")
         with Image.open(tmp_path / "report.png") as image:
             assert image.size == size
+
+
+def test_intervals_stand_in_brackets_on_every_console() -> None:
+    written = io.StringIO()
+    values = Evaluation(["x"] * 2, {"greedy": [0.0, 1.0], "greedy_reward": [-1.5, 0.5]}, {}, "d")
+    PlainConsole(file=written, width=100).print(comparison_table(EvaluationComparison(values, values)))
+    text = written.getvalue()
+    assert "50.0% [0.0, 100.0]" in text and "-0.500 [-1.500, 0.500]" in text and "\\" not in text
 
 
 def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
