@@ -29,6 +29,26 @@ class RunError(RuntimeError):
     """
 
 
+class LostRunError(RunError):
+    """This process owns the run's folder no more: it was removed or replaced, or another process took the run over.
+
+    Nothing is written to the folder after it.
+    """
+
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C asked the process to end; no :class:`Exception`, so that no handler of failures takes it.
+
+    Attributes:
+        name: of the signal, or what else asked.
+        status: exit status of a process that ends for it.
+    """
+
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(name)
+        self.name, self.status = name, status
+
+
 class NotFiniteError(UserError, FloatingPointError):
     """A policy computes something else than numbers. The message says where."""
 
@@ -67,7 +87,7 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, Stopped):
         raise
     except UserError as error:
         if (line := one_line(str(error), 600)) == str(error):

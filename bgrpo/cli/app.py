@@ -1,7 +1,7 @@
 """The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 141 nobody reads the output any more, 143 a
-training run stopped with a checkpoint.
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 141 nobody reads the output any more, 143
+stopped as asked, to go on with --resume.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from bgrpo.errors import RunError, UserError, one_line
+from bgrpo.errors import RunError, Stopped, UserError, one_line
 from bgrpo.runs.redaction import redacted_output, remember_secrets
 from bgrpo.settings.paths import expanded
 from bgrpo.settings.spelling import nearest
@@ -663,6 +663,8 @@ def _run(given: list[str]) -> int:
         message, status = str(error), 2
     except RunError as error:
         message, status = str(error), 1
+    except Stopped as stop:
+        message, status = f"ended by {stop.name}", stop.status
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "bgrpo"
         message, status = f"{_usage_message(error, given)} (see {command} --help)", 2

@@ -9,43 +9,47 @@ from pathlib import Path
 
 from bgrpo.config import SHIPPED_CONFIGS, PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
-from bgrpo.runs.run_folder import load_run_config
+from bgrpo.runs.run_folder import load_new_config, load_run_config
+from bgrpo.runs.stopping import stop_signals
 from bgrpo.settings.strict_yaml import read_text
 
 
 def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Reinforcement learning. Mistakes in the configuration are told before the slow imports."""
-    loaded = load_run_config(TrainConfig, config, overrides, resume)
-    from bgrpo.distributed.train.training_run import train_and_announce
+    with stop_signals():
+        loaded = load_run_config(TrainConfig, config, overrides, resume)
+        from bgrpo.distributed.train.training_run import train_and_announce
 
-    return train_and_announce(loaded, config, resume is not None, as_json)
+        return train_and_announce(loaded, config, resume is not None, as_json)
 
 
 def pretrain_policy(config: str | None, overrides: list[str], resume: str | None) -> int:
     """Supervised training. Mistakes in the configuration are told before the slow imports."""
-    loaded = load_run_config(PretrainConfig, config, overrides, resume)
-    from bgrpo.distributed.train.pretraining_run import pretrain_and_announce
+    with stop_signals():
+        loaded = load_run_config(PretrainConfig, config, overrides, resume)
+        from bgrpo.distributed.train.pretraining_run import pretrain_and_announce
 
-    return pretrain_and_announce(loaded, config, overrides, resume is not None)
+        return pretrain_and_announce(loaded, config, overrides, resume is not None)
 
 
 def sweep_arms(config: str | None, overrides: list[str], resume: str | None, retry_failed: bool, as_json: bool) -> int:
     """Compare algorithms. Mistakes in the configuration are told before the slow imports."""
-    from bgrpo.sweep.sweep_folder import load_new_sweep, load_resumed_sweep
+    with stop_signals():
+        from bgrpo.sweep.sweep_folder import load_new_sweep, load_resumed_sweep
 
-    if resume is None:
-        sweep, old = load_new_sweep(config, overrides), None
-    else:
-        sweep, old = load_resumed_sweep(resume, overrides)
-    from bgrpo.sweep.sweep_driver import sweep_and_announce
+        if resume is None:
+            sweep, old = load_new_sweep(config, overrides), None
+        else:
+            sweep, old = load_resumed_sweep(resume, overrides)
+        from bgrpo.sweep.sweep_driver import sweep_and_announce
 
-    return sweep_and_announce(sweep, config, old, retry_failed, as_json)
+        return sweep_and_announce(sweep, config, old, retry_failed, as_json)
 
 
 def submit_training(address: str, config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
     """Send a training run to a cluster and follow its log. What can be checked here is, before anything is sent."""
     if resume is None:
-        load_config(TrainConfig, config, overrides)
+        load_new_config(TrainConfig, config, overrides)
     return _submit(address, "ray_jobs.train", config, overrides, resume, as_json)
 
 

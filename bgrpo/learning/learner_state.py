@@ -17,14 +17,34 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
+from bgrpo.files import parse_object
 from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.batch import check_drawn
 from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.policies.io import write_policy
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.run_folder import RunFolder
 
 _OPTIMIZER_FILE = "optimizer.pt"
 _RUN_FILE = "run.json"
 _AHEAD_FILE = "rollouts.json"
+_REQUIRED = ("policy/config.json", _OPTIMIZER_FILE, _RUN_FILE)
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+"""What reading a file raises that holds something else; a nesting too deep is a RuntimeError."""
+
+
+def training_store(config: TrainConfig, folder: RunFolder) -> CheckpointStore:
+    """The checkpoints of a training run."""
+    return CheckpointStore(folder.checkpoints, config.checkpoint.keep, _REQUIRED, folder.check_owner)
 
 
 def policy_folder(checkpoint: Path) -> Path:
@@ -76,7 +96,12 @@ def check_resumable(checkpoint: Path, config: TrainConfig, problems: int) -> Non
     """
     if not (checkpoint / _RUN_FILE).is_file():
         raise UserError(f"{checkpoint}: {_RUN_FILE} is missing, so this is not a training run's checkpoint to resume")
-    saved = json.loads((checkpoint / _RUN_FILE).read_text("utf-8"))
+    try:
+        saved = parse_object((checkpoint / _RUN_FILE).read_bytes())
+    except _DAMAGE as error:
+        raise UserError(
+            f"{checkpoint / _RUN_FILE}: cannot be read ({error}); remove this checkpoint to resume from the one before"
+        ) from error
     for key, now in _order_of_prompts(config, problems).items():
         if saved.get(key) != now:
             raise UserError(
@@ -95,14 +120,14 @@ def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRSche
     path = checkpoint / _OPTIMIZER_FILE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{path}: holds no optimizer state, or more than that ({reason}); remove this checkpoint to resume from "
             f"the one before it"
         ) from error
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
 
 
 def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems: int) -> list[ScoredGroup] | None:
@@ -126,7 +151,7 @@ def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems
         for draw, start in enumerate(range(0, max(size, len(groups)), size)):
             indices = indices_of_draw(config, step, problems, draw)
             check_drawn(groups[start : start + size], indices, step, step - config.rollout.max_staleness)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise UserError(
             f"{path}: not the rollouts of step {step} that a run with rollout.max_staleness="
             f"{config.rollout.max_staleness} goes on with ({error}); remove this checkpoint to resume from the one "

@@ -40,6 +40,9 @@ from bgrpo.tasks.base import Problem, Task, ability, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import load_splits
 
+REQUIRED = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+"""Files of a checkpoint besides the weights, which may be in several."""
+
 
 @dataclass(frozen=True, slots=True)
 class SupervisedData:
@@ -103,18 +106,19 @@ def train(
     run_dir: Path,
     log: Callable[[Metrics], None],
     should_stop: Callable[[], bool] = lambda: False,
+    check_owner: Callable[[], None] = lambda: None,
 ) -> None:
     """Train from the newest checkpoint of ``run_dir``, or from scratch, up to ``config.steps``.
 
     In a ``torch.distributed`` group every process calls this; process 0 validates, saves, logs and asks
-    ``should_stop``, which ends the training early with a checkpoint.
+    ``should_stop``, which ends the training early with a checkpoint, and ``check_owner`` before it writes one.
 
     Raises:
         UserError: the loss is no longer finite, or a checkpoint cannot be written.
     """
     torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
     data = SupervisedData.load(run_dir)
-    store = CheckpointStore(run_dir / "checkpoints", config.keep)
+    store = pretraining_store(config, run_dir, check_owner)
     resume = store.latest()
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -131,6 +135,13 @@ def train(
     validator = Validator(config, data.validation, tokenizer)
     trainer.add_callback(ValidateAndSave(config, trainer, validator, store, should_stop))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+
+
+def pretraining_store(
+    config: PretrainConfig, run_dir: Path, check_owner: Callable[[], None] = lambda: None
+) -> CheckpointStore:
+    """The checkpoints of a supervised run."""
+    return CheckpointStore(run_dir / "checkpoints", config.keep, REQUIRED, check_owner)
 
 
 def _new_tokenizer(task: Task) -> PreTrainedTokenizerBase:

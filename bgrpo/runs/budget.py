@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,8 @@ class Spent:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float]) -> Spent:
         """What :meth:`metrics` gave; nothing where they are absent."""
-        spent = {name: metrics.get(f"{METRIC_PREFIX}{name}") or 0 for name in cls.__slots__}
+        known = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+        spent = {name: known.get(f"{METRIC_PREFIX}{name}", 0) for name in cls.__slots__}
         seconds = float(spent.pop("seconds"))
         return cls(seconds=seconds, **{name: int(value) for name, value in spent.items()})
 

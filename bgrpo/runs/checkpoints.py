@@ -1,20 +1,25 @@
-"""Checkpoints that are complete or absent: written beside, marked, synced to disk, then renamed into place."""
+"""Checkpoints that are complete or absent, and whose every byte is checked before a run goes on from one.
+
+They are written beside, marked, synced to disk, then renamed into place. The marker lists each file with its size and
+SHA-256, and its own digest, so whatever changed since is noticed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from bgrpo.errors import UserError
-from bgrpo.files import UNFINISHED, atomic_path
+from bgrpo.files import UNFINISHED, atomic_path, parse_object, sha256
 
 MARKER = "COMPLETE.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -27,18 +32,29 @@ class CheckpointStore:
 
     One process writes (rank 0); any process that sees the folder may read. A checkpoint counts only when its marker
     :data:`MARKER` is there and lists every file with its size, so a process killed at any moment leaves either the
-    whole checkpoint or none.
+    whole checkpoint or none. A run goes on from one whose files also have the marker's digests, see :meth:`latest`.
 
     Args:
-        directory: the folder; made on the first save.
+        directory: the folder; made on the first save, in a folder that exists.
         keep: newest checkpoints to keep, at least 1; the best one by the metric given to :meth:`save` is kept besides.
+        required: names of files without which a checkpoint is none.
+        check_owner: called before anything is written or deleted; raises when another process owns the run.
     """
 
-    def __init__(self, directory: Path, keep: int = 2) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        required: Sequence[str] = (),
+        check_owner: Callable[[], None] = lambda: None,
+    ) -> None:
         if keep < 1:
             raise UserError(f"checkpoint.keep={keep}: at least one checkpoint must be kept")
         self.directory = directory
         self.keep = keep
+        self._required = required
+        self._check_owner = check_owner
+        self._known: dict[tuple[Path, int], str] = {}  # what was found wrong with a checkpoint, by the marker's time
 
     def save(
         self,
@@ -57,42 +73,71 @@ class CheckpointStore:
 
         Raises:
             UserError: the disk is full or the folder cannot be written; older checkpoints are as they were.
+            LostRunError: the run has another owner, or its folder is gone.
         """
+        self._check_owner()
         final = self.directory / f"step-{step:08d}"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
             self._remove_leftovers()
             with atomic_path(final) as new:
                 new.mkdir()
                 write(new)
                 _mark_complete(new, step, metrics or {})
+                self._check_owner()  # writing takes a while
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{final}: checkpoint of step {step} could not be written ({_reason(error)}); older checkpoints are "
                 f"untouched: free some space, or set run.dir to a folder that can be written, then resume"
             ) from error
-        self._prune(best_key)
+        self._prune(step, best_key)
         return final
 
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint; incomplete ones are skipped with a warning."""
-        return next(iter(self._complete(warn=True)), None)
+    def latest(self, tell: Callable[[str], None] = logger.warning) -> Path | None:
+        """The newest checkpoint of which nothing is damaged; None before the first.
+
+        Reads all of its files once, and again only when it was written anew.
+
+        Args:
+            tell: called with one line about each newer one that is damaged, and passed over.
+
+        Raises:
+            UserError: there are checkpoints, and all are damaged.
+        """
+        damaged: list[str] = []
+        for path in self._newest_first():
+            reason = self._damage(path)
+            if not reason:
+                for line in damaged:
+                    tell(f"{line}, passed over: going on from step {self.step_of(path)}")
+                return path
+            damaged.append(f"{self.directory}: checkpoint of step {self.step_of(path)} is damaged ({reason})")
+        if damaged:
+            raise UserError(
+                f"{'; '.join(damaged)}: none is left to go on from; start a new run, or remove the folder to begin "
+                f"this one again from its first step"
+            )
+        return None
+
+    def newest_step(self) -> int:
+        """Step of the newest complete checkpoint; 0 before the first."""
+        return next((self.step_of(path) for path in self._newest_first() if self.is_complete(path)), 0)
 
     def best(self, key: str) -> Path | None:
-        """The complete checkpoint with the highest finite ``key``, the newest of equals; None when none has it."""
-        return self._best(self._complete(), key)
+        """The checkpoint with the highest finite ``key`` that is not damaged, the newest of equals; None without."""
+        return self._best([path for path in self._newest_first() if not self._damage(path)], key)
 
     def metrics(self, path: Path) -> dict[str, float]:
         """What :meth:`save` was given for this checkpoint."""
-        return {str(name): float(value) for name, value in _read_marker(path)["metrics"].items()}
+        return {str(name): float(value) for name, value in read_marker(path)["metrics"].items()}
 
     @staticmethod
     def is_complete(path: Path) -> bool:
         """True when the marker is readable and every file that it lists is there with its size."""
         try:
-            files = _read_marker(path)["files"]
-            return all((path / name).stat().st_size == size for name, size in files.items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            files = read_marker(path)["files"]
+            return all((path / name).stat().st_size == _size(entry) for name, entry in files.items())
+        except (OSError, ValueError):
             return False
 
     @staticmethod
@@ -103,26 +148,32 @@ class CheckpointStore:
             raise UserError(f"{path}: not a checkpoint folder; expected a name like step-00000050")
         return int(match[1])
 
-    def _complete(self, warn: bool = False) -> list[Path]:
-        """Complete checkpoints, newest first."""
+    def _newest_first(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
-        paths = sorted(
-            (path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)), key=self.step_of, reverse=True
-        )
-        complete = [path for path in paths if self.is_complete(path)]
-        if warn:
-            for path in sorted(set(paths) - set(complete)):
-                logger.warning("%s: incomplete checkpoint (marker or files missing), skipped", path)
-        return complete
+        found = (path for path in self.directory.iterdir() if _NAME.fullmatch(path.name))
+        return sorted(found, key=self.step_of, reverse=True)
+
+    def _damage(self, path: Path) -> str:
+        """What is wrong with a checkpoint, as :func:`find_damage` says, looked for once."""
+        marker = path / MARKER
+        key = path, marker.stat().st_mtime_ns if marker.exists() else 0
+        if key not in self._known:
+            self._known[key] = find_damage(path, self._required)
+        return self._known[key]
 
     def _best(self, newest_first: list[Path], key: str) -> Path | None:
         scored = [(self.metrics(path).get(key, math.nan), path) for path in newest_first]
         finite = [(value, path) for value, path in scored if math.isfinite(value)]
         return max(finite, key=lambda pair: pair[0])[1] if finite else None
 
-    def _prune(self, best_key: str | None) -> None:
-        complete = self._complete()
+    def _prune(self, step: int, best_key: str | None) -> None:
+        """Delete all but the newest and the best, and those that were passed over, as any later one was."""
+        damaged = {path for (path, _), reason in self._known.items() if reason}
+        for path in self._newest_first():
+            if self.step_of(path) > step or (path in damaged and self.step_of(path) < step):
+                _discard(path)
+        complete = [path for path in self._newest_first() if self.is_complete(path)]
         best = self._best(complete, best_key) if best_key is not None else None
         for path in complete[self.keep :]:
             if path != best:
@@ -134,25 +185,88 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def find_damage(path: Path, required: Sequence[str] = ()) -> str:
+    """What is wrong with a checkpoint: the first file that is not as it was written; empty when none is.
+
+    Checkpoints of an earlier bgrpo hold no digests: their sizes are compared.
+
+    Args:
+        path: of the checkpoint.
+        required: files that must be among those it was written with.
+    """
+    try:
+        files = read_marker(path)["files"]
+        for name in required:
+            if name not in files:
+                return f"{name} is not part of it"
+        there = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - {MARKER}
+        for name in sorted(there ^ files.keys()):
+            return f"{name} is {'missing' if name in files else 'not part of it'}"
+        for name, entry in files.items():
+            size = (path / name).stat().st_size
+            if size != _size(entry):
+                return f"{name} has {size} bytes, not {_size(entry)}"
+            if isinstance(entry, dict) and sha256(path / name) != entry["sha256"]:
+                return f"{name} is not what was written: its SHA-256 differs"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def read_marker(path: Path) -> dict[str, Any]:
+    """A checkpoint's marker, in the form that :func:`_mark_complete` gives it.
+
+    Raises:
+        OSError, ValueError: it is not there, or not as it was written.
+    """
+    text = (path / MARKER).read_text("utf-8")
+    marker = parse_object(text)
+    marker.pop("digest", None)
+    files, metrics = marker.get("files"), marker.get("metrics")
+    if not (
+        isinstance(files, dict) and isinstance(metrics, dict) and marker.get("step") == CheckpointStore.step_of(path)
+    ):
+        raise ValueError(f"{MARKER} is no marker of this checkpoint")
+    earlier = all(type(entry) is int for entry in files.values()) and _are_numbers(metrics)
+    if not earlier and text != _render(marker):
+        raise ValueError(f"{MARKER} is not what was written")
+    return marker
+
+
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
-def _read_marker(path: Path) -> dict[str, Any]:
-    return json.loads((path / MARKER).read_text("utf-8"))
+def _size(entry: Any) -> int:
+    """Of a file, by its entry in a marker: an earlier bgrpo wrote the size alone."""
+    return int(entry["bytes"] if isinstance(entry, dict) else entry)
+
+
+def _are_numbers(metrics: dict[str, Any]) -> bool:
+    return all(type(value) in (int, float) for value in metrics.values())
+
+
+def _render(marker: dict[str, Any]) -> str:
+    """The marker's text, with its digest."""
+    digest = hashlib.sha256(json.dumps(marker).encode()).hexdigest()
+    return json.dumps(marker | {"digest": digest}, indent=1)
 
 
 def _mark_complete(folder: Path, step: int, metrics: dict[str, float]) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     marker = {
         "step": step,
-        "files": {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in files
+        },
         "metrics": metrics,
     }
-    (folder / MARKER).write_text(json.dumps(marker, indent=1), "utf-8")
+    (folder / MARKER).write_text(_render(marker), "utf-8")
 
 
 def _discard(path: Path) -> None:
     """Delete a checkpoint, marker first, so that an interrupted deletion never looks complete."""
-    (path / MARKER).unlink(missing_ok=True)
+    if not (path / MARKER).is_dir():
+        (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)

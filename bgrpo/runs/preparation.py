@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bgrpo.config import TrainConfig
 from bgrpo.decoding.support import check_supported
 from bgrpo.errors import UserError
+from bgrpo.files import sha256
 from bgrpo.groups import Verdict
+from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.text import UnreadableText, longest_text
 from bgrpo.runs.further_trackers import check_installed
@@ -21,6 +24,8 @@ from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits
 
 SPLITS = ("train", "validation", "test")
+CHECKPOINT_BYTES = 12
+"""Of a checkpoint for each weight: fp32, and Adam's two moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,45 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     judge.start(trial_of(splits.train)).close()
     return Preparation(policy, splits)
+
+
+def checkpoint_room(policy: LoadedPolicy) -> int:
+    """Bytes that the disk must have for one checkpoint and the final policy."""
+    return (CHECKPOINT_BYTES + 4) * sum(weight.numel() for weight in policy.model.parameters())
+
+
+def record_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
+    """Keep digests of what a run computes its result from, in ``run.json``: ``policy`` and the files in ``data/``."""
+    folder.update(inputs=_digests(folder, policy))
+
+
+def check_same_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
+    """Refuse to go on with a run from other input than it began with. A run without digests has nothing to compare.
+
+    Args:
+        folder: of the run.
+        policy: the one that the run starts from, which is the reference of the KL term; None where there is none.
+
+    Raises:
+        UserError: names what has changed.
+    """
+    saved, now = folder.info().get("inputs") or {}, _digests(folder, policy)
+    changed = [name for name in sorted(saved) if saved[name] != now.get(name)] if isinstance(saved, dict) else []
+    if changed:
+        where = policy.path if policy is not None and changed[0] == "policy" else folder.path / changed[0]
+        raise UserError(
+            f"run {folder.name} cannot be resumed: its {changed[0]} ({where}) is not what it was started with: put it "
+            f"back, or start a new run"
+        )
+
+
+def _digests(folder: RunFolder, policy: LoadedPolicy | None) -> dict[str, str]:
+    found = {f"data/{path.name}": sha256(path) for path in sorted(folder.data.iterdir()) if path.is_file()}
+    if policy is not None:
+        digest = hashlib.sha256(flatten_parameters(policy.model).data)
+        digest.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
+        found["policy"] = digest.hexdigest()
+    return found
 
 
 def save_problems(splits: Splits, folder: RunFolder) -> None:

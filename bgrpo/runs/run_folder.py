@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
 import re
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
-from bgrpo.errors import UserError, brief
-from bgrpo.files import write_atomically
+from bgrpo.errors import LostRunError, UserError, brief
+from bgrpo.files import is_file, parse_object, write_atomically
 from bgrpo.policies.source import absolute_policy
+from bgrpo.runs.metrics_lines import read_steps_of
+from bgrpo.runs.ownership import Claim, check_free, has_owner, newest_owner, own
 from bgrpo.runs.redaction import REDACTED, redact_tree
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml
@@ -63,17 +67,24 @@ CHANGEABLE_ON_RESUME = (
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
 RECORDED_PACKAGES = ("bgrpo", "torch", "transformers", "trl", "ray", "mlflow")
 
+ROOM = 16 * 2**20
+"""Bytes that a file system must have free for a run to begin: its folder without checkpoints."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_NOT_NAMES = ("mlflow.db", "mlartifacts")  # MLflow's own, beside the runs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """``<run.dir>/<name>/``. Only the path: cheap to send to other processes that see the same folder.
 
-    One process writes ``run.json`` and ``metrics.jsonl``; any may read.
+    Any process may read. A run's own processes write, each with the ``claim`` of the run's owner, see :meth:`owned`.
     """
 
     path: Path
+    claim: Claim | None = field(default=None, compare=False)
 
     @classmethod
     def create(cls, config: TrainConfig | PretrainConfig, config_name: str | None) -> RunFolder:
@@ -86,7 +97,8 @@ class RunFolder:
         Raises:
             UserError: the name is taken or no plain folder name, or the folder cannot be written.
         """
-        runs, path = Path(config.run.dir), None
+        check_place(config.run.dir, config.run.name)
+        runs, path, made = Path(config.run.dir), None, False
         try:
             runs.mkdir(parents=True, exist_ok=True)
             path = _make_named(runs, config.run.name) if config.run.name else _make_unnamed(runs, config, config_name)
@@ -95,13 +107,15 @@ class RunFolder:
                 folder.mkdir()
             run._write_config(config)
             run.update(status="running", config=config_name, started=_now(), versions=installed_versions())
+            made = True
         except OSError as error:
-            if path is not None:  # what was begun would stand in the way of the next attempt
-                shutil.rmtree(path, ignore_errors=True)
             raise UserError(
                 f"run.dir={config.run.dir}: the run's folder cannot be written ({error.strerror or error}): "
                 f"free some space or set run.dir to a folder that can be written"
             ) from error
+        finally:
+            if path is not None and not made:  # what was begun would stand in the way of the next attempt
+                shutil.rmtree(path, ignore_errors=True)
         return run
 
     @classmethod
@@ -116,7 +130,7 @@ class RunFolder:
             UserError: there is no such run; names the nearest and the last ones.
         """
         for path in (Path(runs) / name, Path(name)):
-            if (path / "run.json").is_file():
+            if is_file(path / "run.json"):
                 return cls(path.resolve())
         raise UserError(f"no run {name!r} in {runs}/: {_suggest(Path(runs), name)}")
 
@@ -165,26 +179,61 @@ class RunFolder:
         """The picture of training curves and before/after bars."""
         return self.path / "report.png"
 
+    @contextmanager
+    def owned(self) -> Iterator[RunFolder]:
+        """The same folder for its only writer, see :func:`bgrpo.runs.ownership.own`.
+
+        Raises:
+            UserError: another process has it.
+        """
+        with own(self.path, f"run {self.name}") as claim:
+            yield replace(self, claim=claim)
+
+    def check_owner(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            LostRunError: the folder is not, or no longer, this run's; see :meth:`bgrpo.runs.ownership.Claim.check`.
+        """
+        if self.claim is not None:
+            self.claim.check()
+
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says: status, config, started, versions, and what :meth:`update` added."""
         try:
-            info = json.loads((self.path / "run.json").read_text("utf-8"))
+            return parse_object((self.path / "run.json").read_bytes())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{self.path / 'run.json'}: cannot be read: {brief(error)}") from error
-        if not isinstance(info, dict):
-            raise UserError(
-                f"{self.path / 'run.json'}: cannot be read: expected an object, found {type(info).__name__}"
-            )
-        return info
+
+    @property
+    def status(self) -> str:
+        """What ``run.json`` says, but ``interrupted`` where the owner of a run that is running was killed."""
+        status = str(self.info().get("status", "unknown"))
+        killed = newest_owner(self.path) is not None and not has_owner(self.path)
+        return "interrupted" if status == "running" and killed else status
 
     def update(self, **fields: Any) -> None:
-        """Set fields of ``run.json``, complete or not at all."""
-        write_atomically(self.path / "run.json", json.dumps(redact_tree(self.info() | fields), indent=1) + "\n")
+        """Set fields of ``run.json``, complete or not at all.
+
+        Raises:
+            LostRunError: the folder is not this run's any more.
+        """
+        self.check_owner()
+        info = self.info()
+        if self.claim is not None and not info:
+            raise LostRunError(f"{self.path / 'run.json'}: was removed while {self.name} was running")
+        write_atomically(self.path / "run.json", json.dumps(redact_tree(info | fields), indent=1) + "\n")
 
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null."""
+        """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null.
+
+        Raises:
+            LostRunError: the folder is not this run's any more.
+            UserError: it cannot be written.
+        """
+        self.check_owner()
         lost = {name: None for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
         line = json.dumps({"step": step, "time": round(time.time(), 3)} | metrics | lost | {"step": step})
         try:
@@ -194,15 +243,15 @@ class RunFolder:
             raise UserError(f"{self.metrics_path}: cannot be written ({error.strerror}): free some space") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
-        if not self.metrics_path.exists():
-            return []
-        lines = self.metrics_path.read_text("utf-8").split("\n")
-        whole = lines[:-1]  # a finished line ends in a line feed, so the last piece is empty or cut off
-        return [json.loads(line) for line in whole if line]
+        """The lines of ``metrics.jsonl``; one that is damaged is left out, as is a last one that a crash cut off."""
+        steps, damaged = read_steps_of(self.metrics_path)
+        if damaged:
+            logger.warning("%s: %d damaged line(s), left out", self.metrics_path, damaged)
+        return steps
 
     def truncate_after(self, step: int) -> None:
-        """Forget the metrics of later steps than ``step``: a resumed run makes them again."""
+        """Forget the metrics of later steps than ``step``, and damaged lines: a resumed run makes them again."""
+        self.check_owner()
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_atomically(self.metrics_path, "".join(kept))
 
@@ -245,6 +294,50 @@ class RunFolder:
         write_atomically(self.config_path, dump_yaml(tree))
 
 
+def check_name(name: str | None) -> None:
+    """Refuse what cannot be a run's or a sweep's folder.
+
+    Raises:
+        UserError: says what would be right.
+    """
+    if name is not None and (not _NAME.fullmatch(name) or name.lower() in _NOT_NAMES):
+        raise UserError(
+            f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit, no more "
+            f"than 200 (and not {' or '.join(_NOT_NAMES)})"
+        )
+
+
+def check_place(directory: str, name: str | None, kind: str = "run", room: int = ROOM) -> None:
+    """Refuse a place where a new run or sweep could not begin, before anything is made there.
+
+    Args:
+        directory: ``run.dir``.
+        name: ``run.name``; None for one that will be made up.
+        kind: run or sweep, for the message.
+        room: bytes that must be free.
+
+    Raises:
+        UserError: no name, a name that is taken, a folder that cannot be written, or too little room.
+    """
+    check_name(name)
+    if "\0" in directory:
+        raise UserError(f"run.dir={directory!r}: is no path")
+    runs = Path(directory)
+    if name is not None and os.path.lexists(runs / name):
+        raise UserError(f"{kind} {name!r} exists in {runs}/: go on with it by --resume {name}, or set another run.name")
+    there = next((path for path in (runs, *runs.absolute().parents) if os.path.lexists(path)), Path("/"))
+    mend = "set run.dir to a folder that can be written"
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "may not be written" if there.is_dir() else "is no folder"
+        raise UserError(f"run.dir={directory}: the {kind}'s folder cannot be written ({there} {why}): {mend}")
+    free = shutil.disk_usage(there).free
+    if free < room:
+        raise UserError(
+            f"run.dir={directory}: {free / 2**20:.0f} MiB are free, and the {kind} needs {room / 2**20:.0f} MiB to "
+            f"begin with: free some space, or {mend}"
+        )
+
+
 def settle_runs(directory: str) -> Path:
     """Where a relative ``run.dir`` lies: below the current folder, but in a Ray job below ``~/bgrpo``.
 
@@ -262,6 +355,7 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides)
+    check_name(loaded.run.name)
     if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped":
         policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
         loaded = loaded.model_copy(update={"policy": policy})
@@ -294,6 +388,7 @@ def load_resumed_config(
     place = [override for override in overrides if override.startswith("run.dir=")]
     runs = settle_runs(load_config(model, None, place).run.dir)
     run = RunFolder.open(runs, resume)
+    check_free(run.path, f"run {run.name}")
     started_with = run.info().get("config")
     if config_name is not None and config_name != started_with:
         raise UserError(
@@ -301,6 +396,7 @@ def load_resumed_config(
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
     config = load_config(model, str(run.config_path), overrides)
+    run.check_same_result(config)
     refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})
 
@@ -351,17 +447,12 @@ def _changeable(key: str) -> bool:
 
 
 def _make_named(runs: Path, name: str) -> Path:
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit"
-        )
     path = runs / name
     try:
         path.mkdir()
     except FileExistsError:
-        raise UserError(
-            f"run {name!r} exists in {runs}/: resume it with --resume {name}, or set another run.name"
-        ) from None
+        check_place(str(runs), name)  # somebody was quicker: says so
+        raise
     return path
 
 

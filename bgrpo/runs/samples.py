@@ -117,7 +117,7 @@ class SampleWriter:
     def __init__(
         self, run: RunFolder, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, groups: int
     ) -> None:
-        self._folder = run.samples
+        self._run = run
         self._problems = problems
         self._tokenizer = tokenizer
         self._groups = groups
@@ -134,6 +134,7 @@ class SampleWriter:
             advantages: by position in ``groups``; of those that the update uses.
 
         Raises:
+            LostRunError: the folder is not this run's any more.
             UserError: the file cannot be written.
         """
         records = [
@@ -142,10 +143,11 @@ class SampleWriter:
         ]
         if not records:
             return
+        self._run.check_owner()
         first = (step - 1) // STEPS_PER_FILE * STEPS_PER_FILE + 1
-        path = self._folder / f"steps-{first:08d}-{first + STEPS_PER_FILE - 1:08d}.jsonl"
+        path = self._run.samples / f"steps-{first:08d}-{first + STEPS_PER_FILE - 1:08d}.jsonl"
         try:
-            self._folder.mkdir(exist_ok=True)
+            self._run.samples.mkdir(exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{record.model_dump_json()}\n" for record in records))
         except OSError as error:
@@ -153,7 +155,8 @@ class SampleWriter:
 
     def truncate_after(self, step: int) -> None:
         """Forget later steps than ``step``, and what a crash cut off: a resumed run makes them again."""
-        for first, last, path in _files(self._folder):
+        self._run.check_owner()
+        for first, last, path in _files(self._run.samples):
             if first > step:
                 path.unlink()
             elif last >= step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from rich.console import Console
 
 from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import PlainConsole
-from bgrpo.distributed.session.ray_session import check_room_here, missing_room, ray_session, training_demand
-from bgrpo.distributed.train.driving import STOPPED_STATUS, Background, first_signal
+from bgrpo.distributed.session.guarded_session import guarded_ray_session
+from bgrpo.distributed.session.ray_session import check_room_here, missing_room, training_demand
+from bgrpo.distributed.train.driving import Background
 from bgrpo.distributed.train.metrics_tail import MetricsTail
-from bgrpo.errors import UserError
+from bgrpo.errors import Stopped, UserError
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.preparation import check_input, check_policy
-from bgrpo.runs.run_folder import RunFolder, flatten
+from bgrpo.runs.run_folder import RunFolder, check_place, flatten
+from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.report.sweep_report import write_sweep_report
 from bgrpo.sweep.search_space import number_of_points
@@ -34,6 +37,9 @@ from bgrpo.sweep.tune.tune_run import run_on_tune
 from bgrpo.sweep.tune.tune_searcher import PlanSearcher, cluster_nodes, trial_bundles
 
 POLL_S = 0.5
+SAVE_S = 60.0
+"""What running trials may take to save their checkpoints and to end, all at once on the machines they share."""
+
 MOST_AT_A_TIME = 1000
 SweepState = Literal["finished", "interrupted", "failed"]
 TRIAL_STATES = ("finished", "stopped", "failed", "running", "pending")
@@ -87,31 +93,43 @@ def run_sweep(
         UserError: bad input, before any process starts.
     """
     console = console or PlainConsole()
-    trials_dir = Path(sweep.run.dir) / (str(sweep.run.name) if old is None else old.name) / "trials"
-    examples = TrialConfigs(sweep, trials_dir).check()
-    if old is None:
-        for config in examples:
-            check_input(config)
-    else:
-        check_policy(examples[0].policy.path)  # that of all arms
-        old.read_plan()  # a damaged one is told before Ray starts
-    _say_what_comes(sweep, console)
-    with ray_session(training_demand(examples[0])):
-        for config in examples[1:]:
-            check_room_here(training_demand(config))
-        at_a_time = _say_how_many(sweep, examples, console)
-        folder = old or SweepFolder.create(sweep, config_name)
-        with folder.exclusive():
-            if old is not None:
-                old.write_config(sweep)
-            _say(console, f"sweep {folder.name} in {folder.path}")
-            return _Sweep(sweep, folder, at_a_time, console).go(retry_failed)
+    with stop_signals() as signals:
+        if old is None:
+            check_place(sweep.run.dir, sweep.run.name, "sweep")
+        trials_dir = Path(sweep.run.dir) / (str(sweep.run.name) if old is None else old.name) / "trials"
+        examples = TrialConfigs(sweep, trials_dir).check()
+        if old is None:
+            for config in examples:
+                check_input(config)
+        else:
+            check_policy(examples[0].policy.path)  # that of all arms
+            old.read_plan()  # a damaged one is told before Ray starts
+        _say_what_comes(sweep, console)
+        begun = old is not None
+        made = old or SweepFolder.create(sweep, config_name)
+        try:
+            with made.exclusive() as folder, guarded_ray_session(training_demand(examples[0]), signals):
+                for config in examples[1:]:
+                    check_room_here(training_demand(config))
+                at_a_time = _say_how_many(sweep, examples, console)
+                begun = True
+                if old is not None:
+                    folder.write_config(sweep)
+                _say(console, f"sweep {folder.name} in {folder.path}")
+                return _Sweep(sweep, folder, at_a_time, console, signals).go(retry_failed)
+        except Exception:
+            if not begun:  # its name stays free
+                shutil.rmtree(made.path, ignore_errors=True)
+            raise
 
 
 class _Sweep:
     """One attempt at a sweep."""
 
-    def __init__(self, sweep: SweepConfig, folder: SweepFolder, at_a_time: int, console: Console) -> None:
+    def __init__(
+        self, sweep: SweepConfig, folder: SweepFolder, at_a_time: int, console: Console, signals: StopSignals
+    ) -> None:
+        self._signals = signals
         self._sweep = sweep
         self._folder = folder
         self._at_a_time = at_a_time
@@ -144,6 +162,9 @@ class _Sweep:
             if report is not None:
                 tracker.artifact(report.parent, "report")
             status = MLFLOW_STATUS[state]
+        except Stopped:
+            status = "KILLED"
+            raise
         finally:
             tracker.finish(status)
         counts = {name: sum(trial.state == name for trial in plan.trials) for name in TRIAL_STATES}
@@ -153,14 +174,16 @@ class _Sweep:
         if searcher.is_over:
             return
 
-        def ask(name: str) -> None:
+        def ask(name: str) -> float:
             searcher.stopping = True
-            display.note(f"{name}: running trials save a checkpoint, then the sweep stops")
+            display.note(f"{name}: running trials save a checkpoint, then the sweep stops, within {SAVE_S:.0f} s")
+            return SAVE_S
 
-        with tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage, first_signal(ask):
+        with tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage, self._signals.gently(ask):
             trials = Background(lambda: run_on_tune(self._sweep, searcher, storage))
             with display:
                 while not trials.wait(POLL_S):
+                    self._signals.check()
                     display.update([self._row(trial) for trial in list(searcher.plan.trials)])
                     if searcher.stopping:
                         searcher.ask_to_stop()

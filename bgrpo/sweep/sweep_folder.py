@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -10,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,23 @@ from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError, brief
-from bgrpo.files import write_atomically
+from bgrpo.files import is_file, write_atomically
 from bgrpo.runs.metrics_lines import read_steps_of
+from bgrpo.runs.ownership import Claim, own
 from bgrpo.runs.redaction import redact_tree
-from bgrpo.runs.run_folder import RunFolder, installed_versions, refuse_hidden, settle_runs
+from bgrpo.runs.run_folder import (
+    RunFolder,
+    check_name,
+    check_place,
+    installed_versions,
+    refuse_hidden,
+    settle_runs,
+)
 from bgrpo.settings.strict_yaml import dump_yaml
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_plan import SavedPlan, Trial, charge
 
-CONFIG, TRIALS, VERSIONS, LOCK = "sweep.yaml", "trials.json", "versions.json", "driver.lock"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+CONFIG, TRIALS, VERSIONS = "sweep.yaml", "trials.json", "versions.json"
 GIT_S = 5.0
 # What a resumed sweep may change: where and how it runs, never what it compares.
 CHANGEABLE = ("max_concurrent", "tracking", "run")
@@ -39,6 +45,7 @@ class SweepFolder:
     """``<run.dir>/<sweep name>/``. One driver writes, see :meth:`exclusive`; any process may read."""
 
     path: Path
+    claim: Claim | None = field(default=None, compare=False)
 
     @classmethod
     def create(cls, sweep: SweepConfig, config_name: str | None) -> SweepFolder:
@@ -49,10 +56,7 @@ class SweepFolder:
         """
         stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(config_name or "defaults").stem).lstrip(".-_") or "config"
         name = sweep.run.name or f"{stem}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
-        if not NAME.fullmatch(name):
-            raise UserError(
-                f"run.name={name!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit"
-            )
+        check_place(sweep.run.dir, sweep.run.name, "sweep")
         folder = cls(Path(sweep.run.dir) / name)
         try:
             folder.trials.mkdir(parents=True)
@@ -73,7 +77,7 @@ class SweepFolder:
     def open(cls, runs: Path | str, name: str) -> SweepFolder:
         """The folder of an existing sweep, by its name in ``runs`` or by its path."""
         for path in (Path(runs) / name, Path(name)):
-            if (path / CONFIG).is_file():
+            if is_file(path / CONFIG):
                 return cls(path.resolve())
         known = sorted(path.parent.name for path in Path(runs).glob(f"*/{CONFIG}"))
         raise UserError(
@@ -121,34 +125,26 @@ class SweepFolder:
             raise UserError(f"{self.path / TRIALS}: cannot be read as a sweep's trials: {told}") from None
 
     def write_plan(self, plan: SavedPlan) -> None:
-        """Replace the state of the trials, completely or not at all."""
+        """Replace the state of the trials, completely or not at all.
+
+        Raises:
+            LostRunError: the folder is not, or no longer, this driver's.
+        """
+        if self.claim is not None:
+            self.claim.check()
         write_atomically(self.path / TRIALS, json.dumps(asdict(plan), indent=1) + "\n")
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Be the only driver of this sweep; the lock ends with the process, however it ends.
-
-        Raises:
-            UserError: another driver works on it.
-        """
-        with (self.path / LOCK).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise UserError(
-                    f"sweep {self.name} is being run by process {file.read().strip() or 'unknown'}: wait for it, or "
-                    f"end it, then resume"
-                ) from None
-            file.truncate(0)
-            file.write(f"{os.getpid()} on {platform.node()}\n")
-            file.flush()
-            yield
+    def exclusive(self) -> Iterator[SweepFolder]:
+        """The same folder for its only driver, see :func:`bgrpo.runs.ownership.own`."""
+        with own(self.path, f"sweep {self.name}") as claim:
+            yield replace(self, claim=claim)
 
 
 def load_new_sweep(config: str | None, overrides: list[str]) -> SweepConfig:
     """The configuration of a new sweep; ``run.dir`` becomes absolute."""
     sweep = load_config(SweepConfig, config, overrides)
+    check_name(sweep.run.name)
     return _placed(sweep, dir=str(settle_runs(sweep.run.dir)))
 
 

@@ -20,6 +20,7 @@ from bgrpo.tasks.base import Problem
 
 pytestmark = [
     pytest.mark.skipif(executable() is None, reason="no Chromium on this machine (apt-get install chromium)"),
+    pytest.mark.long,
 ]
 
 EVIL = "<img src=x onerror=alert(1)>\u2028</script><script>alert(2)</script><b>'\"&lt;"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from signal import SIGKILL, SIGSTOP
@@ -16,9 +17,11 @@ from rich.console import Console
 from bgrpo.chaos.faults import at_steps, find, hit, wait_until
 from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.config import TrainConfig, build_config
+from bgrpo.distributed.train import training_run
 from bgrpo.distributed.train.driving import STOP_FILE
+from bgrpo.distributed.train.learner_places import read_learners
 from bgrpo.distributed.train.training_run import RunResult, run_training
-from bgrpo.errors import RunError, UserError
+from bgrpo.errors import LostRunError, RunError, UserError
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.runs.run_folder import RunFolder
@@ -192,6 +195,44 @@ def test_a_learner_that_stops_and_dies_is_named_before_those_that_waited_for_it(
     assert lines[0] == "training failed; the last complete checkpoint is kept."
     assert lines[1].startswith(f"{place}: its process (pid {place.split()[3]} at ")
     assert "it was killed (SIGKILL" in lines[1]
+
+
+@pytest.mark.long
+def test_a_learner_that_hangs_is_replaced_and_a_folder_that_goes_ends_the_run(policy: Path, tmp_path: Path) -> None:
+    off: dict = {"evaluation": {"final": False, "every": 0}, "tracking": {"enabled": False}}
+    run, folder = config(policy, tmp_path, "hung", steps=400, watchdog={"silence_s": 10.0}, **off), tmp_path / "hung"
+    places = []
+
+    def stop() -> None:
+        places.append(read_learners(folder)[0].pid)
+        hit(places[0], SIGSTOP)
+
+    def remove() -> None:
+        places.append(read_learners(folder)[0].pid)
+        shutil.rmtree(folder)
+
+    with (
+        at_steps(folder / "metrics.jsonl", {3: stop, 6: remove}) as begun,
+        pytest.raises(LostRunError, match="hung: the folder was removed or replaced"),
+    ):
+        run_training(run)
+    assert begun == [3, 6] and places[0] != places[1]
+    assert not folder.exists()
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_a_taken_one_is_refused(
+    undisturbed: RunResult, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config(policy, undisturbed.folder.path.parent, "undisturbed")
+    monkeypatch.setattr(training_run, "guarded_ray_session", lambda demands, signals: pytest.fail("Ray is used"))
+    again = run_training(run, resume=True)
+    assert (again.folder, again.stopped, again.tracking_uri) == (undisturbed.folder, False, undisturbed.tracking_uri)
+    assert again.comparison is not None and undisturbed.comparison is not None
+    assert again.comparison.rows() == undisturbed.comparison.rows()
+    longer = config(policy, undisturbed.folder.path.parent, "undisturbed", steps=STEPS + 1)
+    with undisturbed.folder.owned(), pytest.raises(UserError, match="run undisturbed belongs to process"):
+        run_training(longer, resume=True)
+    assert undisturbed.folder.info()["status"] == "finished"
 
 
 def test_bad_input_is_refused_before_a_run_folder_exists(policy: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
-import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from bgrpo.errors import UserError
-from bgrpo.runs.checkpoints import MARKER, CheckpointStore
+from bgrpo.errors import LostRunError, UserError
+from bgrpo.runs.checkpoints import MARKER, CheckpointStore, find_damage, read_marker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,9 @@ def test_saved_files_and_metrics_come_back(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "checkpoints").latest() == path
     assert (path / "policy" / "weights").read_text() == "a"
     assert store.metrics(path) == {"score": 0.5}
-    assert json.loads((path / MARKER).read_text())["files"] == {"policy/weights": 1, "state": 2}
+    files = json.loads((path / MARKER).read_text())["files"]
+    assert {name: entry["bytes"] for name, entry in files.items()} == {"policy/weights": 1, "state": 2}
+    assert files["state"]["sha256"] == hashlib.sha256(b"aa").hexdigest()
 
 
 def test_nothing_saved_is_none(tmp_path: Path) -> None:
@@ -124,38 +127,134 @@ def test_a_bug_in_the_writer_surfaces_as_itself(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def remove_marker(path: Path) -> None:
-    (path / MARKER).unlink()
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
 
 
-def cut_marker(path: Path) -> None:
-    (path / MARKER).write_text((path / MARKER).read_text()[:20])
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "first bit": lambda path: flip(path, 0),
+    "a bit": lambda path: flip(path, 8 * (path.stat().st_size // 2) + 3),
+    "last bit": lambda path: flip(path, 8 * path.stat().st_size - 1),
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "empty": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b" "),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "half zeroed": lambda path: path.write_bytes(
+        path.read_bytes()[: path.stat().st_size // 2].ljust(path.stat().st_size, b"\0")
+    ),
+    "missing": lambda path: path.unlink(),
+    "another file beside": lambda path: path.with_name("further.safetensors").write_bytes(b"x"),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "garbage": lambda path: path.write_bytes(b"\xff\xfe{"),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "a list": lambda path: path.write_text("[1]"),
+    "an object": lambda path: path.write_text("{}"),
+}
+FILES = ["policy/weights", "state", "numbers.json", MARKER]
 
 
-def foreign_marker(path: Path) -> None:
-    (path / MARKER).write_text("[1]")
+def whole(folder: Path) -> None:
+    (folder / "policy").mkdir()
+    (folder / "policy" / "weights").write_bytes(bytes(range(256)) * 8)
+    (folder / "state").write_bytes(b"moments" * 100)
+    (folder / "numbers.json").write_text('{"seed": 1}')
 
 
-def cut_file(path: Path) -> None:
-    (path / "state").write_text("x")
-
-
-def remove_file(path: Path) -> None:
-    (path / "policy" / "weights").unlink()
-
-
-@pytest.mark.parametrize("damage", [remove_marker, cut_marker, foreign_marker, cut_file, remove_file])
-def test_incomplete_checkpoints_are_skipped_and_said(
-    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_to_every_file_is_noticed_and_the_older_checkpoint_taken(
+    tmp_path: Path, damage: str, name: str
 ) -> None:
+    store = CheckpointStore(tmp_path, required=["state"])
+    older, newer = (store.save(step, whole, {"score": float(step)}) for step in (1, 2))
+    assert CheckpointStore(tmp_path).latest() == newer
+    DAMAGES[damage](newer / name)
+    told: list[str] = []
+    again = CheckpointStore(tmp_path, required=["state"])
+    assert again.latest(told.append) == older and again.best("score") == older
+    (line,) = told
+    assert re.fullmatch(
+        r".*: checkpoint of step 2 is damaged \(.+\), passed over: going on from step 1", line, re.DOTALL
+    )
+    again.save(3, whole)
+    assert steps(again) == [1, 3], "what was passed over stands in nobody's way"
+    assert again.latest() == tmp_path / "step-00000003"
+
+
+def test_every_bit_of_the_marker_counts(tmp_path: Path) -> None:
+    path = CheckpointStore(tmp_path).save(7, writer("x"), {"score": 0.5, "used/tokens": 12.0})
+    content = (path / MARKER).read_bytes()
+    for bit in range(0, 8 * len(content), 13):
+        flip(path / MARKER, bit)
+        with pytest.raises(ValueError):
+            read_marker(path)
+        flip(path / MARKER, bit)
+    assert (path / MARKER).read_bytes() == content and find_damage(path) == ""
+
+
+def test_a_checkpoint_under_another_name_is_none(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    older = store.save(1, writer("x"), {"score": 1.0})
-    newer = store.save(2, writer("x"), {"score": 2.0})
-    damage(newer)
-    with caplog.at_level(logging.WARNING):
-        assert store.latest() == older
-    assert store.best("score") == older
-    assert f"{newer}: incomplete checkpoint" in caplog.text
+    older = store.save(1, whole)
+    store.save(2, whole).rename(tmp_path / "step-00000009")
+    assert store.latest() == older
+
+
+def test_where_all_are_damaged_a_line_says_why(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        flip(store.save(step, whole) / "state", 5)
+    with pytest.raises(
+        UserError, match=r"step 2 is damaged \(state .*step 1 is damaged \(state .*none is left"
+    ) as caught:
+        CheckpointStore(tmp_path).latest()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_must_be_there_was_never_written(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path).save(1, writer("x"))
+    with pytest.raises(UserError, match=r"optimizer\.pt is not part of it"):
+        CheckpointStore(tmp_path, required=["optimizer.pt"]).latest()
+
+
+def test_checkpoints_without_digests_are_taken_by_their_sizes(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    older, newer = store.save(1, whole), store.save(2, whole)
+    for path in (older, newer):
+        marker = json.loads((path / MARKER).read_text())
+        sizes = {name: entry["bytes"] for name, entry in marker["files"].items()}
+        (path / MARKER).write_text(json.dumps({"step": marker["step"], "files": sizes, "metrics": {}}, indent=1))
+    assert CheckpointStore(tmp_path).latest() == newer
+    os.truncate(newer / "state", 3)
+    assert CheckpointStore(tmp_path).latest() == older
+
+
+def test_only_the_owner_writes(tmp_path: Path) -> None:
+    owned = [True]
+
+    def check() -> None:
+        if not owned[0]:
+            raise LostRunError("taken over")
+
+    store = CheckpointStore(tmp_path, check_owner=check)
+    store.save(1, writer("x"))
+
+    def write_and_lose(folder: Path) -> None:
+        writer("y")(folder)
+        owned[0] = False
+
+    for write in (write_and_lose, writer("z")):
+        with pytest.raises(LostRunError):
+            store.save(2, write)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_folder_that_has_gone_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="could not be written"):
+        CheckpointStore(tmp_path / "gone" / "checkpoints").save(1, writer("x"))
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_killed_writer_leaves_no_checkpoint_and_no_obstacle(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from bgrpo.config import TrainConfig, build_config
 from bgrpo.errors import UserError
 from bgrpo.policies.io import SHIPPED_POLICY, save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.runs.preparation import check_input, check_policy, load_problems, save_problems
+from bgrpo.runs.preparation import (
+    check_input,
+    check_policy,
+    check_same_input,
+    load_problems,
+    record_input,
+    save_problems,
+)
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
@@ -84,6 +91,35 @@ def test_policies_are_refused_before_anything_else(tmp_path: Path) -> None:
 def test_fewer_problems_than_one_step_needs(policy: Path) -> None:
     with pytest.raises(UserError, match=r"task\.train has 8 problems, fewer than rollout\.prompts_per_step=64"):
         check_input(config(policy, rollout={"prompts_per_step": 64, "max_new_tokens": 16}))
+
+
+def test_other_input_than_the_run_began_with_is_refused_by_name(policy: Path, tmp_path: Path) -> None:
+    run = config(policy, run={"dir": str(tmp_path), "name": "x"})
+    prepared = check_input(run)
+    folder = RunFolder.create(run, "test")
+    check_same_input(folder, prepared.policy)  # a run of an earlier bgrpo has nothing to compare
+    save_problems(prepared.splits, folder)
+    record_input(folder, prepared.policy)
+    check_same_input(folder, prepared.policy)
+
+    weight = next(prepared.policy.model.parameters()).data
+    old = weight.view(-1)[0].item()
+    weight.view(-1)[0] = old + 1e-6
+    with pytest.raises(UserError, match=rf"run x cannot be resumed: its policy \({policy}\) is not what"):
+        check_same_input(folder, prepared.policy)
+    weight.view(-1)[0] = old
+    check_same_input(folder, prepared.policy)
+
+    for name in ("train", "validation", "test"):
+        path = folder.data / f"{name}.jsonl"
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"P 1", b"P 2", 1) if b"P 1" in content else content[1:])
+        with pytest.raises(UserError, match=rf"its data/{name}\.jsonl .* is not what it was started with"):
+            check_same_input(folder, prepared.policy)
+        path.unlink()
+        with pytest.raises(UserError, match=rf"its data/{name}\.jsonl"):
+            check_same_input(folder, prepared.policy)
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
+from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.runs.run_folder import (
     RAY_JOB_VARIABLE,
     RunFolder,
+    check_place,
     flatten,
     load_new_config,
     load_resumed_config,
@@ -52,11 +54,104 @@ def test_a_taken_name_is_refused(tmp_path: Path) -> None:
         RunFolder.create(_config(tmp_path, "run.name=mine"), None)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a b", "-x", "x" * 300])
+NOT_NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "/x",
+    ".hidden",
+    "a b",
+    "-x",
+    "x" * 300,
+    "a\n",
+    "a\tb",
+    "a\x1b[31m",
+    "ä",
+    "[/b]",
+]
+
+
+@pytest.mark.parametrize("name", [*NOT_NAMES, "a\0", "mlflow.db", "mlartifacts", "MLflow.db"])
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"run\.name"):
-        RunFolder.create(_config(tmp_path, f"run.name={name!r}"), None)
-    assert list((tmp_path / "runs").iterdir()) == []
+    config = _config(tmp_path)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    with pytest.raises(UserError, match=r"run\.name") as caught:
+        RunFolder.create(config, None)
+    assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
+
+
+def test_a_place_is_checked_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for directory, name, message in (
+        (tmp_path / "file", "a", "file is no folder"),
+        (tmp_path / "file" / "runs", "a", "file is no folder"),
+        (tmp_path / "dangling", "a", "dangling is no folder"),
+        (tmp_path, "taken", "'taken' exists in .* --resume taken"),
+        (tmp_path, "file", "'file' exists"),
+        (tmp_path, "dangling", "'dangling' exists"),
+        (Path("/proc/sys/kernel"), "a", r"run\.dir=/proc.*(may not be written|0 MiB are free)"),
+        (Path("/" + "x" * 300 + "/b"), "a", None),
+        ("a\0b", "a", "is no path"),
+    ):
+        if message is not None:
+            with pytest.raises(UserError, match=message):
+                check_place(str(directory), name)
+    check_place(str(tmp_path / "new" / "[/b] %20?"), "a")
+    with pytest.raises(UserError, match=r"MiB are free, and the run needs \d+ MiB"):
+        check_place(str(tmp_path / "new"), "a", room=2**62)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="may not be written"):
+        check_place(str(tmp_path / "new"), "a")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "..", "x" * 300, "a\0b", "a\nb", "x/" * 3000])
+def test_a_run_that_cannot_be_is_unknown(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no run"):
+        RunFolder.open(tmp_path, name)
+
+
+DAMAGED_LINES = [
+    "{",
+    "[1]",
+    "null",
+    "\x00",
+    '{"step": "3"}',
+    '{"loss": 1}',
+    '{"step": 3, "kl": "x"}',
+    "[" * 50_000,
+    "\xff",
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED_LINES)
+def test_a_damaged_line_of_the_metrics_is_told_and_left_out(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunFolder.create(_config(tmp_path), None)
+    for step in (1, 2, 3, 4):
+        run.append_metrics(step, {"kl": 0.5})
+    lines = run.metrics_path.read_bytes().splitlines()
+    run.metrics_path.write_bytes(b"\n".join([*lines[:2], line.encode("latin-1"), lines[3], b""]))
+    assert [record["step"] for record in run.metrics()] == [1, 2, 4]
+    assert "1 damaged line(s), left out" in caplog.text
+    run.truncate_after(2)
+    run.append_metrics(3, {"kl": 0.5})
+    assert [record["step"] for record in run.metrics()] == [1, 2, 3]
+    assert [step for step, *_ in MetricsTail(run.metrics_path).new_steps()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\x00", "[" * 50_000])
+def test_a_damaged_run_json_is_told_in_one_line(tmp_path: Path, content: str) -> None:
+    run = RunFolder.create(_config(tmp_path), None)
+    (run.path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json: cannot be read"):
+        load_resumed_config(TrainConfig, str(run.path), [])
 
 
 def test_an_unknown_run_is_answered_with_those_there_are(tmp_path: Path) -> None:
@@ -123,9 +218,8 @@ def test_resuming_on_another_cluster_may_fit_the_run_to_it(tmp_path: Path) -> No
 
 def test_resuming_refuses_what_would_change_the_result(tmp_path: Path) -> None:
     run = RunFolder.create(_config(tmp_path, "run.name=r"), None)
-    config = load_resumed_config(TrainConfig, str(run.path), ["rollout.group_size=11", "seed=4", "checkpoint.every=7"])
     with pytest.raises(UserError) as refusal:
-        run.resume(config)
+        load_resumed_config(TrainConfig, str(run.path), ["rollout.group_size=11", "seed=4", "checkpoint.every=7"])
     assert "rollout.group_size=11 (the run has 10)" in str(refusal.value)
     assert "seed=4 (the run has 0)" in str(refusal.value)
     assert "checkpoint" not in str(refusal.value)

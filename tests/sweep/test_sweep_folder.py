@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sweep_configs import sweep_config
 
 from bgrpo.config import build_config, dump_config
-from bgrpo.errors import UserError
+from bgrpo.errors import LostRunError, UserError
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_folder import (
@@ -21,7 +22,7 @@ from bgrpo.sweep.sweep_folder import (
     load_resumed_sweep,
     settle_interrupted,
 )
-from bgrpo.sweep.sweep_plan import Trial
+from bgrpo.sweep.sweep_plan import SavedPlan, Trial
 from bgrpo.sweep.trial_configs import TrialConfigs
 
 
@@ -49,7 +50,7 @@ def test_what_would_change_the_comparison_is_refused(override: str, tmp_path: Pa
 
 def test_names_that_are_taken_unknown_or_no_names(tmp_path: Path) -> None:
     SweepFolder.create(sweep_in(tmp_path), None)
-    with pytest.raises(UserError, match=r"'mine' exists .* --resume mine"):
+    with pytest.raises(UserError, match=r"sweep 'mine' exists .* --resume mine"):
         SweepFolder.create(sweep_in(tmp_path), None)
     with pytest.raises(UserError, match=r"no sweep 'yours' in .*: there are mine"):
         SweepFolder.open(tmp_path, "yours")
@@ -84,12 +85,16 @@ with SweepFolder(Path({str(folder.path)!r})).exclusive():
 """
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=f"is being run by process {other.pid} on "), folder.exclusive():
+    with pytest.raises(UserError, match=f"sweep mine belongs to process {other.pid} on "), folder.exclusive():
         pass
     other.kill()
     other.wait(10)
-    with folder.exclusive():  # a killed driver leaves no lock
-        pass
+    with folder.exclusive() as mine:  # a killed driver leaves no lock
+        mine.write_plan(SavedPlan())
+        assert mine.claim is not None and mine.claim.owner.number == 2
+        shutil.rmtree(folder.path)
+        with pytest.raises(LostRunError, match="removed or replaced"):
+            mine.write_plan(SavedPlan())
 
 
 def test_a_plan_of_a_sweep_that_just_began_is_empty_and_a_damaged_one_is_told(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
             "group size": config.rollout.group_size,
             "reward": config.reward_kind,
             "advantage": config.advantage_kind,
-            "status": str(run.info().get("status", "unknown")),
+            "status": run.status,
         },
         "notes": notes,
         "chunks": chunks.count,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psutil
 from ray.exceptions import RayError
 
 from bgrpo.errors import RunError
+from bgrpo.runs.stopping import end_process
 
 POLL_S = 1.0
 PROBE_S = 2.0
@@ -25,6 +29,49 @@ ENDED = (
     "has failed with it. Complete checkpoints are kept: once there is a cluster again, go on with --resume"
 )
 BACK = "the head of the Ray cluster, {address}, answers again; one that was started anew does not know this process"
+
+
+OWN_PROCESSES = ("raylet", "gcs_server")
+OWN_LOST = (
+    "Ray's {name} on this machine (process {pid}) has ended, and with it the processes of this command; its logs are "
+    "in /tmp/ray/session_latest/logs. Complete checkpoints are kept: go on with --resume"
+)
+
+
+@contextmanager
+def own_ray_watch() -> Iterator[None]:
+    """While the block runs, the loss of a raylet or a GCS that this process has started ends it, with one line.
+
+    A thread waits for their end, because Ray notices it too, and then ends the process after a long dump.
+    """
+    names = {
+        os.pidfd_open(child.pid): (child.name(), child.pid)
+        for child in psutil.Process().children()
+        if child.name() in OWN_PROCESSES
+    }
+    over, end = os.pipe()
+
+    def watch() -> None:
+        poll = select.poll()
+        for descriptor in (over, *names):
+            poll.register(descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if over in ready:
+            return
+        name, pid = names[ready.pop()]
+        terminal = os.fdopen(os.dup(2), "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for Ray's dump, which is in its logs too
+        end_process("failed", OWN_LOST.format(name=name, pid=pid), 1, terminal)
+
+    thread = threading.Thread(target=watch, name="own Ray watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(end)  # ends the thread
+        thread.join()
+        for descriptor in (over, *names):
+            os.close(descriptor)
 
 
 @contextmanager

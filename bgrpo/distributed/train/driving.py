@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray.train
@@ -17,23 +18,40 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 from rich.console import Console
 
+from bgrpo.config import PretrainConfig, TrainConfig
+from bgrpo.distributed.session.guardian import TRAIN_FOLDER
 from bgrpo.distributed.session.ray_errors import explain
 from bgrpo.distributed.session.ray_session import Demand
 from bgrpo.distributed.train.failures import final_failure, read_failures
 from bgrpo.distributed.train.learner_watch import read_open_ends
 from bgrpo.distributed.train.process_group import LearnerGroupConfig
-from bgrpo.errors import DivergenceError, RunError, UserError
+from bgrpo.errors import DivergenceError, LostRunError, RunError, Stopped, UserError, summary
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
-from bgrpo.runs.run_folder import RunFolder
+from bgrpo.runs.ownership import newest_owner
+from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
+from bgrpo.runs.stopping import SAVE_S, StopSignals, last_words
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
 """Threads that wait for each other sleep: where they spin on shared cores, a small update takes 20 times as long."""
 
 STOP_FILE = "stop"
-STOPPED_STATUS = 143  # as a shell reports a process ended by SIGTERM
+JOB_SAVE_S = 90.0
+"""What learners of a submitted job may take to save a checkpoint: in our cluster files ``ray job stop`` waits 120 s."""
+
+SILENCE_S = 30.0
+"""``watchdog.silence_s`` of runs that have no such setting."""
+
+SILENCE_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
-def fit_workers(loop: Callable[[dict[str, Any]], None], job: object, demand: Demand, name: str, failures: int) -> None:
+def fit_workers(
+    loop: Callable[[dict[str, Any]], None],
+    job: object,
+    demand: Demand,
+    name: str,
+    failures: int,
+    silence_s: float = SILENCE_S,
+) -> None:
     """Run ``loop({"job": job})`` in Ray Train workers until it returns in all of them.
 
     Args:
@@ -42,8 +60,12 @@ def fit_workers(loop: Callable[[dict[str, Any]], None], job: object, demand: Dem
         demand: how many workers, and what each reserves; with GPUs they talk through NCCL, else through gloo.
         name: of the run.
         failures: losses to survive.
+        silence_s: a worker whose process has not answered for so long (stopped, say) is lost too. Ray Train asks all
+            the time, and a thread of the worker answers while another one trains.
     """
-    with tempfile.TemporaryDirectory(prefix="bgrpo-train-") as storage:  # our checkpoints live in the run's folder
+    os.environ[SILENCE_VARIABLE] = str(silence_s)
+    ours = f"{TRAIN_FOLDER}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=ours, ignore_cleanup_errors=True) as storage:  # not for our checkpoints
         TorchTrainer(
             loop,
             train_loop_config={"job": job},
@@ -102,7 +124,7 @@ def raise_failure(run_dir: Path, since: float, error: BaseException | None) -> N
         raise (DivergenceError if final.diverged else UserError)(final.message)
     for failure in error.worker_failures.values() if isinstance(error, WorkerGroupError) else ():
         raised = getattr(failure, "_base_exc", failure)  # what Ray Train wrapped
-        if isinstance(raised, UserError):
+        if isinstance(raised, UserError | LostRunError):
             raise raised
     if error is not None:
         cause = first_cause(run_dir, since, error)
@@ -137,45 +159,122 @@ def _losses(error: BaseException) -> dict[int, str]:
     return {rank: explain(cause) for rank, cause in causes.items() if isinstance(cause, RayError)}
 
 
-def set_status(folder: RunFolder, status: str, console: Console) -> None:
-    """Say in ``run.json`` how the run ended; a full disk must not hide why it did."""
+@contextmanager
+def new_run(
+    config: TrainConfig | PretrainConfig, config_name: str | None, fill: Callable[[RunFolder], None]
+) -> Iterator[RunFolder]:
+    """The folder of a new run, owned and filled; one that could not be filled, or was not to be, leaves nothing.
+
+    Args:
+        config: of the run.
+        config_name: what the user gave as ``--config``.
+        fill: writes the run's input into the folder.
+    """
+    made, filled = RunFolder.create(config, config_name), False
     try:
-        folder.update(status=status)
-    except OSError as error:
-        console.print(f"{folder.path / 'run.json'} still says running: {error.strerror}", highlight=False)
+        with made.owned() as folder:
+            fill(folder)
+            filled = True
+            yield folder
+    finally:
+        if not filled:
+            shutil.rmtree(made.path, ignore_errors=True)
 
 
 @contextmanager
-def stop_on_signal(run_dir: Path, console: Console) -> Iterator[None]:
-    """SIGTERM (``ray job stop``) and the first Ctrl-C ask the workers to save a checkpoint and end."""
-    flag = run_dir / STOP_FILE
-    flag.unlink(missing_ok=True)
+def resumed_run(config: TrainConfig | PretrainConfig, console: Console) -> Iterator[RunFolder]:
+    """The folder of a run that goes on with ``config``, owned; tells when its last owner was killed.
 
-    def ask(name: str) -> None:
-        flag.touch()
-        console.print(f"{name}: saving a checkpoint, then stopping", highlight=False)
+    Raises:
+        UserError: another process owns it, or ``config`` would change its result.
+    """
+    old = RunFolder.open(config.run.dir, str(config.run.name))
+    if old.status == "interrupted":
+        say(console, f"run {old.name} was interrupted: {newest_owner(old.path)} was killed")
+    with old.owned() as folder:
+        folder.check_same_result(config)
+        yield folder
 
-    with first_signal(ask):
-        yield
 
+@dataclass(slots=True)
+class Attempt:
+    """How far an attempt at a run came.
 
-@contextmanager
-def first_signal(ask: Callable[[str], None]) -> Iterator[None]:
-    """SIGTERM and the first Ctrl-C call ``ask`` with the signal's name; a second Ctrl-C interrupts at once.
-
-    Enter it after ``ray.init``, which sets handlers of its own. Does nothing off the main thread.
+    Attributes:
+        begun: it may have left something to go on from.
+        ended: the run's status, once the attempt has come to its end.
     """
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        ask(signal.Signals(number).name)
+    begun: bool
+    ended: str | None = None
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+
+@contextmanager
+def recorded_attempt(folder: RunFolder, resumed: bool, signals: StopSignals, console: Console) -> Iterator[Attempt]:
+    """Keep how the block ended in the run's folder. A signal that stopped it ends the block, not the caller.
+
+    A new run that could not begin, because Ray did not start or has no room, leaves no folder: its name stays free.
+
+    Raises:
+        Stopped: a second Ctrl-C.
+    """
+    attempt = Attempt(begun=resumed)
+    status, cause = "failed", ""
     try:
-        yield
+        with signals.translated(), last_words(lambda status, cause: set_status(folder, status, console, cause)):
+            yield attempt
+    except Stopped:
+        status, attempt.begun = "interrupted" if signals.insisted else "stopped", True
+        if signals.insisted:
+            raise
+    except Exception as error:
+        cause = str(error) if isinstance(error, UserError | RunError) else summary(error)
+        raise
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        with signals.gently(lambda _: 0.0):
+            if attempt.begun:
+                set_status(folder, attempt.ended or status, console, cause)
+            else:
+                shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def set_status(folder: RunFolder, status: str, console: Console, cause: str = "") -> None:
+    """Say in ``run.json`` how the run ended; a full disk or a lost folder must not hide why it did."""
+    try:
+        folder.update(status=status, cause=cause or None)
+    except (OSError, UserError) as error:
+        say(console, f"{folder.path / 'run.json'} still says running: {error}")
+    except LostRunError:  # somebody else's record
+        pass
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: a folder's name may hold what looks like markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def ask_learners_to_stop(
+    folder: RunFolder, name: str, last_step: int, saved_step: int, step_s: float, console: Console
+) -> float:
+    """What SIGTERM and Ctrl-C do while learners learn: have them save what they have learned, if they have.
+
+    Args:
+        folder: of the run.
+        name: of the signal.
+        last_step: newest training step that is complete.
+        saved_step: of the newest checkpoint.
+        step_s: seconds of a training step.
+        console: told what comes.
+
+    Returns:
+        Seconds to wait for it; see :meth:`bgrpo.runs.stopping.StopSignals.gently`.
+    """
+    if last_step <= saved_step:
+        since = f"the checkpoint of step {saved_step}" if saved_step else "the start"
+        say(console, f"{name}: stopping; no step has ended since {since}")
+        return 0.0
+    folder.check_owner()
+    (folder.path / STOP_FILE).touch()
+    limit_s = JOB_SAVE_S if RAY_JOB_VARIABLE in os.environ else max(SAVE_S, 2 * step_s)
+    say(console, f"{name}: saving a checkpoint, then stopping, within {limit_s:.0f} s; a second Ctrl-C stops at once")
+    return limit_s

@@ -11,8 +11,10 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bgrpo.errors import DivergenceError, UserError
+from bgrpo.errors import DivergenceError, LostRunError, UserError
+from bgrpo.files import parse_object
 from bgrpo.runs.redaction import redact_credentials
+from bgrpo.runs.run_folder import RunFolder
 
 FILE = "failures.jsonl"
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None 
     final = isinstance(error, UserError)
     after = "" if step is None else f" after step {step}"
     logger.error("learner %d failed%s", rank, after, exc_info=error)
+    if isinstance(error, LostRunError):  # the folder is somebody else's
+        return
     failure = Failure(
         when=time.time(),
         final=final,
@@ -67,11 +71,29 @@ def read_failures(run_dir: Path, since: float = 0.0) -> list[Failure]:
     path = run_dir / FILE
     if not path.exists():
         return []
-    whole = path.read_text("utf-8").split("\n")[:-1]  # the last piece is empty, or was cut off by a full disk
-    failures = [Failure(**json.loads(line)) for line in whole]
-    return sorted((failure for failure in failures if failure.when >= since), key=lambda failure: failure.when)
+    parsed = (_parse(line) for line in path.read_bytes().split(b"\n"))  # the last piece is empty, or was cut off
+    failures = [failure for failure in parsed if failure is not None and failure.when >= since]
+    return sorted(failures, key=lambda failure: failure.when)
+
+
+def _parse(line: bytes) -> Failure | None:
+    """One line of the list; None when it is damaged."""
+    try:
+        return Failure(**parse_object(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def final_failure(run_dir: Path, since: float) -> Failure | None:
     """The failure that ends the run, if there is one."""
     return next((failure for failure in read_failures(run_dir, since) if failure.final), None)
+
+
+def is_owned(folder: RunFolder) -> bool:
+    """Whether this learner's driver still owns the run: a learner may outlive its driver."""
+    try:
+        folder.check_owner()
+    except LostRunError as error:
+        logger.error("%s", error)
+        return False
+    return True

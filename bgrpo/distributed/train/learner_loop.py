@@ -12,13 +12,12 @@ import ray.train
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.rollout.remote import ServiceDecoder, ServiceRolloutSource
 from bgrpo.distributed.train.driving import STOP_FILE
-from bgrpo.distributed.train.failures import final_failure, record_failure
+from bgrpo.distributed.train.failures import final_failure, is_owned, record_failure
 from bgrpo.distributed.train.learner_places import record_learner
 from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.watch.prometheus import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.watch.run_log import RunLog, start_run_log
-from bgrpo.learning.learner_state import policy_folder
-from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampleWriter
@@ -56,7 +55,7 @@ def learner_loop(settings: dict[str, LearnerJob]) -> None:
     job = settings["job"]
     rank = ray.train.get_context().get_world_rank()
     log = start_run_log(job.folder.name, f"learner {rank}")
-    if final_failure(job.folder.path, job.started) is not None:
+    if final_failure(job.folder.path, job.started) is not None or not is_owned(job.folder):
         return
     watch = LearnerWatch(job.folder.path, rank, job.config.watchdog.stall_s)
     try:
@@ -77,7 +76,7 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.learner.threads or max(1, cores // config.learner.workers))
     torch.manual_seed(config.seed)
-    store = CheckpointStore(folder.checkpoints, keep=config.checkpoint.keep)
+    store = training_store(config, folder)
     resume = store.latest()
     start = load_policy(config.policy.path)
     policy = start if resume is None else load_policy(str(policy_folder(resume)))

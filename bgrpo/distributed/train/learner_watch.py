@@ -17,7 +17,7 @@ from typing import Self
 
 from bgrpo.distributed.watch.stacks import current_stacks, describe_processes
 from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE, Watchdog
-from bgrpo.files import write_atomically
+from bgrpo.files import parse_object, write_atomically
 
 FOLDER = "learners"
 AGAIN_SHARE = 0.1
@@ -172,7 +172,7 @@ def _read_silence(path: Path) -> SilentLearner | None:
 def _parse(text: str) -> dict | None:
     """A JSON object; None when a full disk cut it off."""
     try:
-        return json.loads(text)
+        return parse_object(text)
     except ValueError:
         return None
 

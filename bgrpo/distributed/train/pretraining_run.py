@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,25 +15,31 @@ from rich.console import Console
 from bgrpo.config import PretrainConfig
 from bgrpo.display.progress import PRETRAINING_COLUMNS, TrainingProgress
 from bgrpo.display.terminal import PlainConsole
-from bgrpo.distributed.session.ray_session import pretraining_demand, ray_session
+from bgrpo.distributed.session.guarded_session import guarded_ray_session
+from bgrpo.distributed.session.ray_session import pretraining_demand
 from bgrpo.distributed.train.driving import (
     STOP_FILE,
-    STOPPED_STATUS,
     Background,
+    ask_learners_to_stop,
     fit_workers,
+    new_run,
     raise_failure,
-    set_status,
-    stop_on_signal,
+    recorded_attempt,
+    resumed_run,
+    say,
 )
-from bgrpo.distributed.train.failures import final_failure, record_failure
+from bgrpo.distributed.train.failures import final_failure, is_owned, record_failure
 from bgrpo.distributed.train.learner_watch import crash_record
 from bgrpo.distributed.train.metrics_tail import MetricsTail
+from bgrpo.errors import Stopped
 from bgrpo.policies.io import check_target
-from bgrpo.pretraining.pretrain import export_best, make_data, train
+from bgrpo.pretraining.pretrain import export_best, make_data, pretraining_store, train
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
-from bgrpo.runs.run_folder import RunFolder, flatten
+from bgrpo.runs.preparation import check_same_input, record_input
+from bgrpo.runs.run_folder import RunFolder, check_place, flatten
+from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
 
 POLL_S = 0.25
 NOT_OF_THE_RESULT = ("run.", "tracking.")  # left out of the command that makes a policy again
@@ -82,11 +90,11 @@ def pretrain_and_announce(config: PretrainConfig, config_name: str | None, overr
     command = shlex.join(["bgrpo", "pretrain", *named, *remembered])
     result = run_pretrain(config, config_name, resume, command, console)
     if result.policy is None:
-        console.print(f"stopped; go on with: bgrpo pretrain --resume {result.folder.path}", soft_wrap=True)
+        say(console, f"stopped; go on with: bgrpo pretrain --resume {result.folder.path}")
         return STOPPED_STATUS
-    console.print(f"policy: {result.policy}", highlight=False, soft_wrap=True)
+    say(console, f"policy: {result.policy}")
     if result.tracking_uri is not None:
-        console.print(f"MLflow: {open_command(result.tracking_uri)}", highlight=False, soft_wrap=True)
+        say(console, f"MLflow: {open_command(result.tracking_uri)}")
     return 0
 
 
@@ -111,31 +119,70 @@ def run_pretrain(
         RunError: the run failed; the message holds the first cause.
     """
     console = console or PlainConsole()
-    check_installed(config.tracking.also)
-    if config.out is not None:
-        check_target(Path(config.out))
+    with stop_signals() as signals:
+        check_installed(config.tracking.also)
+        if config.out is not None:
+            check_target(Path(config.out))
+        if resume and (done := _finished(config)) is not None:
+            say(console, f"run {done.folder.name} has finished: nothing is left to do")
+            return done
+        with _own(config, config_name, resume, command, console) as folder:
+            result: PretrainResult | None = None
+            with recorded_attempt(folder, resume, signals, console) as attempt:
+                say(console, "starting Ray")
+                with guarded_ray_session(pretraining_demand(config), signals):
+                    attempt.begun = True
+                    say(console, f"run {folder.name} in {folder.path}")
+                    result = _go(config, folder, console, signals)
+                    attempt.ended = "stopped" if result.policy is None else "finished"
+            return result or PretrainResult(folder, None, None)
+
+
+@contextmanager
+def _own(
+    config: PretrainConfig, config_name: str | None, resume: bool, command: str, console: Console
+) -> Iterator[RunFolder]:
+    """The folder of the run, which is nobody else's meanwhile; everything is checked here."""
     if resume:
-        folder = RunFolder.open(config.run.dir, str(config.run.name))
-        folder.resume(config)
-    else:
-        with console.status("making the training data"):
-            data = make_data(config)
-        folder = RunFolder.create(config, config_name)
+        with resumed_run(config, console) as folder:
+            check_same_input(folder, None)
+            pretraining_store(config, folder.path).latest(lambda line: say(console, line))
+            steps = folder.load_config(PretrainConfig).steps
+            if config.steps != steps:
+                say(
+                    console,
+                    f"steps={config.steps}, where the run had {steps}: its schedule of the learning rate is stretched "
+                    f"over {config.steps} steps from here on",
+                )
+            folder.resume(config)
+            yield folder
+        return
+    check_place(config.run.dir, config.run.name)
+    with console.status("making the training data"):
+        data = make_data(config)
+
+    def fill(folder: RunFolder) -> None:
         data.save(folder.path)
+        record_input(folder, None)
         folder.update(command=command)
-    console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
-    status = "failed"
-    console.print("starting Ray", highlight=False)
-    try:
-        with ray_session(pretraining_demand(config)), stop_on_signal(folder.path, console):
-            result = _go(config, folder, console)
-        status = "stopped" if result.policy is None else "finished"
-        return result
-    finally:
-        set_status(folder, status, console)
+
+    with new_run(config, config_name, fill) as folder:
+        yield folder
 
 
-def _go(config: PretrainConfig, folder: RunFolder, console: Console) -> PretrainResult:
+def _finished(config: PretrainConfig) -> PretrainResult | None:
+    """The result of a run that has nothing left to do; None for any other."""
+    folder = RunFolder.open(config.run.dir, str(config.run.name))
+    policy = Path(config.out) if config.out else folder.policy
+    newest = pretraining_store(config, folder.path).newest_step()
+    if folder.status != "finished" or newest < config.steps or not policy.is_dir():
+        return None
+    uri = tracking_uri(config.tracking, config.run.dir) if folder.info().get("mlflow_run_id") else None
+    return PretrainResult(folder, policy, uri)
+
+
+def _go(config: PretrainConfig, folder: RunFolder, console: Console, signals: StopSignals) -> PretrainResult:
+    (folder.path / STOP_FILE).unlink(missing_ok=True)  # of an earlier attempt
     params = flatten(config.model_dump(mode="json"))
     known = folder.info().get("mlflow_run_id")
     tags = {"algorithm": "supervised", "seed": str(config.seed), "run_folder": folder.name}
@@ -143,35 +190,52 @@ def _go(config: PretrainConfig, folder: RunFolder, console: Console) -> Pretrain
     folder.update(mlflow_run_id=tracker.run_id or known)
     outcome = "FAILED"
     try:
-        stopped = _train(config, folder, tracker, console)
+        stopped = _train(config, folder, tracker, console, signals)
+        folder.check_owner()
         policy = None if stopped else export_best(config, folder.path, folder.info()["command"])
         tracker.artifact(folder.config_path)
         if policy is not None:
             tracker.artifact(policy, "policy")
         outcome = "KILLED" if stopped else "FINISHED"
+    except Stopped:
+        outcome = "KILLED"
+        raise
     finally:
         tracker.finish(outcome)  # type: ignore[arg-type]
     return PretrainResult(folder, policy, tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None)
 
 
-def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console: Console) -> bool:
+def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console: Console, signals: StopSignals) -> bool:
     """Run the workers to the last step, showing and recording what they write; True when asked to stop before."""
     started = time.time()
-    newest = CheckpointStore(folder.checkpoints, config.keep).latest()
+    store = pretraining_store(config, folder.path)
+    newest = store.latest()
     start = 0 if newest is None else CheckpointStore.step_of(newest)
     job = PretrainJob(config, folder, started)
     (demand,) = pretraining_demand(config)
     workers = Background(lambda: fit_workers(pretrain_loop, job, demand, folder.name, config.max_failures))
     tail = MetricsTail(folder.metrics_path, start)
-    with TrainingProgress(config.steps, folder.name, start, PRETRAINING_COLUMNS, console) as progress:
+
+    def ask(name: str) -> float:
+        return ask_learners_to_stop(folder, name, tail.last_step, store.newest_step(), 0.0, console)
+
+    with (
+        TrainingProgress(config.steps, folder.name, start, PRETRAINING_COLUMNS, console) as progress,
+        signals.gently(ask),
+    ):
         finished = False
         while not finished:
             finished = workers.wait(POLL_S)
+            signals.check()
+            folder.check_owner()
             for step, metrics, _ in tail.new_steps():
                 progress.update(step, metrics)
                 tracker.log(step, metrics)
     raise_failure(folder.path, started, workers.error)
-    return (folder.path / STOP_FILE).exists() and tail.last_step < config.steps
+    if tail.last_step >= config.steps:
+        signals.raise_asked()
+    asked = signals.asked is not None or (folder.path / STOP_FILE).exists()
+    return asked and tail.last_step < config.steps
 
 
 def pretrain_loop(settings: dict[str, PretrainJob]) -> None:
@@ -181,16 +245,18 @@ def pretrain_loop(settings: dict[str, PretrainJob]) -> None:
     """
     job = settings["job"]
     rank = ray.train.get_context().get_world_rank()
-    if final_failure(job.folder.path, job.started) is not None:
+    folder = job.folder
+    if final_failure(folder.path, job.started) is not None or not is_owned(folder):
         return
     try:
-        with crash_record(job.folder.path, rank):
+        with crash_record(folder.path, rank):
             if rank == 0:
-                newest = CheckpointStore(job.folder.checkpoints, job.config.keep).latest()
-                job.folder.truncate_after(0 if newest is None else CheckpointStore.step_of(newest))
-            train(job.config, job.folder.path, _MetricsWriter(job.folder), (job.folder.path / STOP_FILE).exists)
+                newest = pretraining_store(job.config, folder.path).latest()
+                folder.truncate_after(0 if newest is None else CheckpointStore.step_of(newest))
+            should_stop = (folder.path / STOP_FILE).exists
+            train(job.config, folder.path, _MetricsWriter(folder), should_stop, folder.check_owner)
     except Exception as error:
-        record_failure(job.folder.path, error, rank)
+        record_failure(folder.path, error, rank)
         raise
 
 

@@ -6,14 +6,14 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from rich.console import Console
 
 from bgrpo.config import TrainConfig
@@ -28,39 +28,53 @@ from bgrpo.distributed.rollout.remote import (
     publish_in_spite_of_restarts,
 )
 from bgrpo.distributed.rollout.service import start_service
-from bgrpo.distributed.session.ray_session import ray_session, training_demand
+from bgrpo.distributed.session.guarded_session import guarded_ray_session
+from bgrpo.distributed.session.ray_session import training_demand
 from bgrpo.distributed.train.decisions_tail import DecisionsTail
 from bgrpo.distributed.train.driving import (
     STOP_FILE,
-    STOPPED_STATUS,
     Background,
+    ask_learners_to_stop,
     fit_workers,
+    new_run,
     raise_failure,
-    set_status,
-    stop_on_signal,
+    recorded_attempt,
+    resumed_run,
+    say,
 )
 from bgrpo.distributed.train.learner_loop import LearnerJob, learner_loop
 from bgrpo.distributed.train.learner_watch import describe_learners
 from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.distributed.watch.watchdog import Watchdog
+from bgrpo.errors import Stopped, UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
-from bgrpo.learning.learner_state import policy_folder
+from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import Spent, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.learning_signal import SignalWatch, conclusions, steps_without_update
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
-from bgrpo.runs.preparation import Preparation, check_input, load_problems, save_problems
-from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
+from bgrpo.runs.preparation import (
+    Preparation,
+    check_input,
+    check_same_input,
+    checkpoint_room,
+    load_problems,
+    record_input,
+    save_problems,
+)
+from bgrpo.runs.run_folder import ROOM, RunFolder, check_place, flatten, write_atomically
 from bgrpo.runs.samples import sample_table
+from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.failed_checks import failures_of_steps
 
 POLL_S = 0.25
 START_S = 180.0
 WATCHDOG_ANSWER_S = 10.0
+SHUTDOWN_S = 5.0
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 
@@ -118,37 +132,95 @@ def run_training(
     Raises:
         UserError: bad input, before any process starts; or a divergence, a full disk.
         RunError: the run failed; the message holds the first cause.
+        LostRunError: the run's folder was removed, or another process took it over.
+        Stopped: a signal came before there was a run, or a second Ctrl-C.
     """
     console = console or PlainConsole()
-    old = RunFolder.open(config.run.dir, str(config.run.name)) if resume else None
+    with stop_signals() as signals:
+        if resume and (done := _finished(config)) is not None:
+            say(console, f"run {done.folder.name} has finished: nothing is left to do")
+            return done
+        with _own(config, config_name, resume, console) as (folder, prepared):
+            result: RunResult | None = None
+            with recorded_attempt(folder, resume, signals, console) as attempt:
+                say(console, "starting Ray")
+                with guarded_ray_session(training_demand(config), signals):
+                    attempt.begun = True
+                    say(console, f"run {folder.name} in {folder.path}")
+                    result = _Run(config, folder, prepared, console, tags or {}, on_step, signals).go()
+                    attempt.ended = "stopped" if result.stopped else "finished"
+            return result or _result(config, folder, stopped=True)
+
+
+@contextmanager
+def _own(
+    config: TrainConfig, config_name: str | None, resume: bool, console: Console
+) -> Iterator[tuple[RunFolder, Preparation]]:
+    """The folder of the run, which is nobody else's meanwhile, and its input: everything is checked here."""
+    if resume:
+        with resumed_run(config, console) as folder:
+            with progress_bar("reading problems") as show:
+                prepared = check_input(config, load_problems(folder), show)
+            check_same_input(folder, prepared.policy)
+            training_store(config, folder).latest(lambda line: say(console, line))
+            folder.metrics()  # says which lines are damaged
+            steps = folder.load_config(TrainConfig).steps
+            if config.steps != steps and config.learner.schedule != "constant":
+                say(
+                    console,
+                    f"steps={config.steps}, where the run had {steps}: its {config.learner.schedule} schedule of the "
+                    f"learning rate is stretched over {config.steps} steps from here on",
+                )
+            folder.resume(config)
+            yield folder, prepared
+        return
+    check_place(config.run.dir, config.run.name)
     with progress_bar("reading problems") as show:
-        prepared = check_input(config, load_problems(old) if old is not None else None, show)
+        prepared = check_input(config, None, show)
     for note in prepared.splits.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    console.print("starting Ray", highlight=False)
-    with ray_session(training_demand(config)):
-        folder = _open_folder(config, config_name, old, prepared)
-        console.print(f"run {folder.name} in {folder.path}", highlight=False, soft_wrap=True)
-        status = "failed"
+        say(console, note)
+    check_place(config.run.dir, config.run.name, room=ROOM + checkpoint_room(prepared.policy))
+
+    def fill(folder: RunFolder) -> None:
+        save_problems(prepared.splits, folder)
+        record_input(folder, prepared.policy)
+
+    with new_run(config, config_name, fill) as folder:
+        yield folder, prepared
+
+
+def _finished(config: TrainConfig) -> RunResult | None:
+    """The result of a run that has nothing left to do; None for any other."""
+    folder = RunFolder.open(config.run.dir, str(config.run.name))
+    if folder.status != "finished" or not folder.policy.is_dir():
+        return None
+    if not is_spent(config, _spent(training_store(config, folder))):
+        return None
+    comparison = None
+    if config.evaluation.final:
         try:
-            with stop_on_signal(folder.path, console):
-                result = _Run(config, folder, prepared, console, tags or {}, on_step).go()
-            status = "stopped" if result.stopped else "finished"
-            return result
-        finally:
-            set_status(folder, status, console)
+            comparison = EvaluationComparison.load(folder.evaluation_path)
+        except UserError:
+            return None  # to be made again
+    return _result(config, folder, False, comparison)
 
 
-def _open_folder(
-    config: TrainConfig, config_name: str | None, old: RunFolder | None, prepared: Preparation
-) -> RunFolder:
-    """The folder of a run that goes on, or a new one with its problems."""
-    if old is not None:
-        old.resume(config)
-        return old
-    folder = RunFolder.create(config, config_name)
-    save_problems(prepared.splits, folder)
-    return folder
+def _result(
+    config: TrainConfig, folder: RunFolder, stopped: bool, comparison: EvaluationComparison | None = None
+) -> RunResult:
+    """What a run left behind, as its folder says."""
+    recorded = config.tracking.enabled and folder.info().get("mlflow_run_id")
+    uri = tracking_uri(config.tracking, config.run.dir) if recorded else None
+    steps = folder.metrics()
+    return RunResult(folder, stopped, comparison, uri, steps_without_update(config, steps), conclusions(config, steps))
+
+
+def _spent(store: CheckpointStore) -> Spent:
+    """What a run has spent up to its newest checkpoint."""
+    newest = store.latest()
+    if newest is None:
+        return Spent()
+    return replace(Spent.from_metrics(store.metrics(newest)), steps=CheckpointStore.step_of(newest))
 
 
 class _Run:
@@ -162,14 +234,17 @@ class _Run:
         console: Console,
         tags: Mapping[str, str],
         on_step: OnStep | None,
+        signals: StopSignals,
     ) -> None:
+        self._signals = signals
         self._config = config
         self._folder = folder
         self._prepared = prepared
         self._console = console
         self._tags = tags
         self._on_step = on_step
-        self._store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+        self._store = training_store(config, folder)
+        (folder.path / STOP_FILE).unlink(missing_ok=True)  # of an earlier attempt
         self._started = time.time()
         self._tokenizer = prepared.policy.tokenizer
         self._doing, self._learners = "waiting for a rollout actor and a verifier", 0
@@ -198,19 +273,21 @@ class _Run:
                     self._export_policy()
                     if before is not None:
                         comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
+                        folder.check_owner()
                         comparison.save(folder.evaluation_path)
             steps = folder.metrics()
             if not stopped:
                 plot_report(config, steps, comparison, folder.name, folder.report_path)
                 self._record_products(tracker, comparison)
             status = "KILLED" if stopped else "FINISHED"
+        except Stopped:
+            status = "KILLED"
+            raise
         finally:
             tracker.finish(status)  # type: ignore[arg-type]
-            with suppress(RayActorError):  # gone: nothing is left to shut down, and what made us end is raised
-                ray.get(self._service.shutdown.remote(), timeout=30)
-        uri = tracking_uri(config.tracking, config.run.dir) if tracker.run_id else None
-        idle = steps_without_update(config, steps)
-        return RunResult(folder, stopped, comparison, uri, idle, conclusions(config, steps))
+            with suppress(RayActorError, GetTimeoutError):  # gone, or it ends with us; what made us end is raised
+                ray.get(self._service.shutdown.remote(), timeout=SHUTDOWN_S)
+        return _result(config, folder, stopped, comparison)
 
     def _start_tracking(self) -> Tracker:
         config, folder = self._config, self._folder
@@ -234,6 +311,8 @@ class _Run:
 
             def show(done: int, total: int) -> None:
                 self._watchdog.moved()
+                if (self._folder.path / STOP_FILE).exists():
+                    raise Stopped("the file stop", STOPPED_STATUS)
                 status.update(f"{self._doing}: {done / total:.0%}")
 
             evaluation = evaluate(
@@ -255,17 +334,21 @@ class _Run:
             return None
         kept = self._folder.path / "evaluation-before.json"
         if kept.exists():
-            return Evaluation.load(kept)
+            try:
+                return Evaluation.load(kept)
+            except UserError as error:
+                say(self._console, f"{error}: measuring the starting policy again")
         before = self._evaluate(self._prepared.policy, 0, "before")
+        self._folder.check_owner()
         write_atomically(kept, json.dumps(before.to_dict()))
         return before
 
     def _evaluate_after(self) -> Evaluation:
-        return self._evaluate(load_policy(str(self._folder.policy)), self._spent().steps, "after")
+        return self._evaluate(load_policy(str(self._folder.policy)), _spent(self._store).steps, "after")
 
     def _train(self, tracker: Tracker) -> bool:
         """Run the learners to the last step, showing and recording what they write; True when asked to stop before."""
-        spent = self._spent()
+        spent = _spent(self._store)
         if is_spent(self._config, spent):
             return False
         start = spent.steps
@@ -274,29 +357,37 @@ class _Run:
         learners = Background(self._fit)
         tail = MetricsTail(self._folder.metrics_path, start)
         decisions, signal = DecisionsTail(self._service), SignalWatch(self._config)
-        with TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress:
+        step_s = 0.0
+
+        def ask(name: str) -> float:
+            saved = self._store.newest_step()
+            return ask_learners_to_stop(self._folder, name, tail.last_step, saved, step_s, self._console)
+
+        with (
+            TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress,
+            self._signals.gently(ask),
+        ):
             finished = False
             while not finished:
                 finished = learners.wait(POLL_S)
+                self._signals.check()
+                self._folder.check_owner()
                 for step, metrics, details in tail.new_steps():
                     progress.update(step, metrics, details)
                     for line in signal.note(step, metrics):
                         progress.note(line)
                     tracker.log(step, metrics)
+                    step_s = metrics.get("seconds/total", step_s)
                     if self._on_step is not None:
                         self._on_step(step, metrics)
                     self._begin(f"after step {step}", self._config.learner.workers)
                 for line in decisions.new_lines(time.monotonic()):
                     progress.note(line)
         raise_failure(self._folder.path, self._started, learners.error)
-        return (self._folder.path / STOP_FILE).exists() and not is_spent(self._config, self._spent())
-
-    def _spent(self) -> Spent:
-        """What the run has spent up to its newest checkpoint."""
-        newest = self._store.latest()
-        if newest is None:
-            return Spent()
-        return replace(Spent.from_metrics(self._store.metrics(newest)), steps=CheckpointStore.step_of(newest))
+        asked = self._signals.asked is not None or (self._folder.path / STOP_FILE).exists()
+        if asked and is_spent(self._config, _spent(self._store)):
+            self._signals.raise_asked()
+        return asked and not is_spent(self._config, _spent(self._store))
 
     def _tell_start(self, what: str) -> None:
         self._console.print(f"starting {what}", highlight=False, soft_wrap=True)
@@ -315,13 +406,14 @@ class _Run:
         if self._learners:
             stall_s = self._config.watchdog.stall_s
             lines.append(describe_learners(self._folder.path, self._learners, stall_s, time.time()))
-        self._console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+        say(self._console, "\n".join(lines))
 
     def _fit(self) -> None:
         config = self._config
         job = LearnerJob(config, self._folder, self._service, self._started)
         demand = next(demand for demand in training_demand(config) if demand.name == "learner.workers")
-        fit_workers(learner_loop, job, demand, self._folder.name, config.learner.max_failures)
+        failures, silence_s = config.learner.max_failures, config.watchdog.silence_s
+        fit_workers(learner_loop, job, demand, self._folder.name, failures, silence_s)
 
     def _export_policy(self) -> None:
         """The newest checkpoint's policy becomes the run's."""
@@ -329,15 +421,16 @@ class _Run:
         if newest is None:
             raise RuntimeError(f"{self._folder.checkpoints}: training ended without a complete checkpoint")
         policy = load_policy(str(policy_folder(newest)))
+        self._folder.check_owner()
         save_policy(policy.model, policy.tokenizer, self._folder.policy)
 
     def _record_products(self, tracker: Tracker, comparison: EvaluationComparison | None) -> None:
         if comparison is not None:
             table = {row.metric: (row.before.mean, row.after.mean) for row in comparison.rows()}
             tracker.log(0, {f"test/{metric}": before for metric, (before, _) in table.items()})
-            tracker.log(self._spent().steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
+            tracker.log(_spent(self._store).steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
             tracker.artifact(self._folder.evaluation_path)
-        tracker.table(sample_table(self._folder), f"samples-to-step-{self._spent().steps}.json")
+        tracker.table(sample_table(self._folder), f"samples-to-step-{_spent(self._store).steps}.json")
         for path in (self._folder.config_path, self._folder.report_path):
             tracker.artifact(path)
         tracker.artifact(self._folder.policy, "policy")
@@ -369,7 +462,7 @@ def announce(result: RunResult, config: TrainConfig, console: Console) -> None:
     """The end of a run, for people."""
     folder = result.folder
     if result.stopped:
-        console.print(f"stopped; go on with: bgrpo train --resume {folder.path}", highlight=False, soft_wrap=True)
+        say(console, f"stopped; go on with: bgrpo train --resume {folder.path}")
         return
     if result.comparison is not None:
         console.print(comparison_table(result.comparison, f"{folder.name}: before and after"))
@@ -379,7 +472,7 @@ def announce(result: RunResult, config: TrainConfig, console: Console) -> None:
     if result.tracking_uri is not None:
         lines.append(("MLflow", open_command(result.tracking_uri)))
     for label, value in lines:
-        console.print(f"{label:>7}: {value}", highlight=False, soft_wrap=True)
+        say(console, f"{label:>7}: {value}")
     for line in result.conclusions:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     sys.stdout.flush()

@@ -1,0 +1,208 @@
+"""SIGTERM and Ctrl-C, in every phase of a command: answered soon, and with a documented status.
+
+The first signal ends what the main thread does by raising :class:`bgrpo.errors.Stopped` there, so that everything is
+closed on the way out. In a phase that has something to save it asks for that instead (:meth:`StopSignals.gently`).
+A thread that sees signals even while the main thread is in native code ends the process when it has not ended in time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn, TextIO
+
+from bgrpo.errors import Stopped
+
+INTERRUPTED_STATUS = 130  # as a shell reports a process ended by SIGINT
+STOPPED_STATUS = 143  # and by SIGTERM
+SAVE_S = 10.0
+"""What a phase may take to save what it has, before it is ended without; see :meth:`StopSignals.gently`."""
+
+END_S, CLOSE_S = 15.0, 5.0
+"""So long after the signal, and after the time to save, the process ends, whatever hangs."""
+
+ENDED_LATE = "stopped: something did not end in time, and was left; complete checkpoints are kept"
+
+Words = Callable[[str, str], None]
+_words: list[Words] = []
+
+
+@contextmanager
+def last_words(say: Words) -> Iterator[None]:
+    """While the block runs, :func:`end_process` calls ``say(status, cause)`` first."""
+    _words.append(say)
+    try:
+        yield
+    finally:
+        _words.remove(say)
+
+
+def end_process(status: str, cause: str, exit_status: int, terminal: TextIO | None = None) -> None:
+    """End this process at once, from any thread, where it cannot be ended in an orderly way.
+
+    Args:
+        status: of the run, for its records.
+        cause: the line for the user.
+        exit_status: of the process.
+        terminal: where the line goes; default: the standard error.
+    """
+    for say in reversed(_words):
+        say(status, cause)
+    print(f"error: {cause}", file=terminal or sys.stderr, flush=True)
+    os._exit(exit_status)
+
+
+class StopSignals:
+    """What the main thread does with SIGTERM and Ctrl-C.
+
+    Attributes:
+        asked: name of the first signal that came; None before.
+        insisted: a second Ctrl-C came: nothing more is to be saved.
+    """
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self.insisted = False
+        self._raised: Stopped | None = None
+        self._gently: Callable[[str], float] | None = None
+        self._deadline: float | None = None
+        self._end_at = 0.0
+        self._over = threading.Event()
+
+    @contextmanager
+    def gently(self, ask: Callable[[str], float]) -> Iterator[None]:
+        """While the block runs, the first signal calls ``ask(name of the signal)`` instead of ending the block.
+
+        Args:
+            ask: asks for what has to be saved; returns the seconds that it may take, see :meth:`check`.
+        """
+        self._gently = ask
+        try:
+            yield
+        finally:
+            self._gently = None
+
+    def check(self) -> None:
+        """To be called in a gentle block now and then.
+
+        Raises:
+            Stopped: the time to save is over.
+        """
+        if self.asked is not None and self._deadline is not None and time.monotonic() > self._deadline:
+            self._deadline = None
+            raise Stopped(self.asked, STOPPED_STATUS)
+
+    def raise_asked(self) -> None:
+        """After a gentle block.
+
+        Raises:
+            Stopped: a signal came in it.
+        """
+        if self.asked is not None:
+            raise Stopped(self.asked, STOPPED_STATUS)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        first, self.asked = self.asked is None, self.asked or name
+        if not first:
+            if number == signal.SIGINT:  # SIGTERM is repeated by some that send it
+                self.insisted = True
+                self._raise(name, INTERRUPTED_STATUS)
+        elif self._gently is not None:
+            save_s = self._gently(name)
+            self._deadline = time.monotonic() + save_s
+            self._end_at = self._deadline + CLOSE_S
+        else:
+            self._raise(name, STOPPED_STATUS if number == signal.SIGTERM else INTERRUPTED_STATUS)
+
+    def _raise(self, name: str, status: int) -> NoReturn:
+        self._raised = Stopped(name, status)
+        raise self._raised
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """What comes of :class:`Stopped` in foreign code is that again: native code makes errors of its own of it.
+
+        So is the end that Ray's own handler asks for while Ray starts, with the signal's number as its status.
+        """
+        try:
+            yield
+        except SystemExit as end:
+            if end.code != signal.SIGTERM:
+                raise
+            raise Stopped("SIGTERM", STOPPED_STATUS) from None
+        except Exception as error:
+            if self._raised is None:
+                raise
+            raise self._raised from error
+
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._watch, args=(reader,), name="stop signals", daemon=True)
+        thread.start()
+        try:
+            with self.translated():
+                yield
+        finally:
+            self._over.set()
+            signal.set_wakeup_fd(previous)
+            os.close(writer)  # ends the thread
+            thread.join()
+            os.close(reader)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def again(self) -> None:
+        """Take the signals back from a library that has set handlers of its own, as ``ray.init`` does."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _watch(self, reader: int) -> None:
+        """See the first signal, and end the process when it has not ended long after."""
+        while byte := os.read(reader, 1):
+            if byte[0] in (signal.SIGTERM, signal.SIGINT):
+                break
+        else:
+            return
+        self._end_at = max(self._end_at, time.monotonic() + END_S)
+        while not self._over.wait(0.2):
+            if time.monotonic() > self._end_at:
+                end_process("stopped", ENDED_LATE, STOPPED_STATUS)
+
+
+class _NoSignals(StopSignals):
+    """Off the main thread, which alone gets signals."""
+
+    def again(self) -> None:
+        """Nothing was set."""
+
+
+_active: list[StopSignals] = []
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """SIGTERM and Ctrl-C raise :class:`bgrpo.errors.Stopped` in the block; one inside another is that other one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield _NoSignals()
+        return
+    if _active:
+        yield _active[-1]
+        return
+    signals = StopSignals()
+    _active.append(signals)
+    try:
+        with signals._installed():
+            yield signals
+    finally:
+        _active.clear()

@@ -1,0 +1,107 @@
+"""Signals in a process of their own: raised, asked gently, insisted on, in a hung process, under foreign handlers."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from signal import SIGINT, SIGTERM
+
+import pytest
+
+HEAD = """
+import os, signal, sys, threading, time
+from bgrpo.cli import app
+from bgrpo.errors import Stopped
+from bgrpo.runs import stopping
+from bgrpo.runs.stopping import last_words, stop_signals
+
+def say(*words): print(*words, flush=True)
+def work():
+    with stop_signals() as signals:
+        with stop_signals() as inner:
+            assert inner is signals
+        body(signals)
+    say("over")
+"""
+TAIL = """
+try:
+    work()
+except Stopped as stop:
+    say("stopped by", stop.name)
+    sys.exit(stop.status)
+"""
+WAIT = "say('ready'); time.sleep(60)"
+BODIES = {
+    "raised": WAIT,
+    "gently": """
+with signals.gently(lambda name: say('asked', name) or 30.0):
+    say('ready')
+    while signals.asked is None: time.sleep(0.01)
+    signals.check()
+signals.raise_asked()""",
+    "time to save is over": """
+with signals.gently(lambda name: say('asked', name) or 0.0):
+    say('ready')
+    while True: time.sleep(0.01); signals.check()""",
+    "hangs": """
+stopping.END_S = 0.5
+class Hangs:
+    def __exit__(self, *error): say('hangs'); threading.Event().wait()
+    def __enter__(self): pass
+with last_words(lambda status, cause: say('status', status)), Hangs():
+    say('ready'); time.sleep(60)""",
+    "a library's handler": """
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+say('ready'); time.sleep(60)""",
+    "turned into an error": """
+say('ready')
+try: time.sleep(60)
+except Stopped: raise SystemError("returned a result with an exception set")""",
+    "taken back": """
+signal.signal(signal.SIGTERM, signal.SIG_IGN); signals.again()
+say('ready'); time.sleep(60)""",
+}
+
+
+def run(body: str, *numbers: signal.Signals) -> tuple[int, list[str]]:
+    """Exit status and what a process says that gets the first signal when it is ready, others when it has said more."""
+    indented = "\n    ".join(BODIES[body].strip().splitlines())
+    code = HEAD + f"def body(signals):\n    {indented}\n" + TAIL
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        said = []
+        assert child.stdout is not None and child.stderr is not None
+        for number in numbers:
+            said.append(child.stdout.readline().strip())
+            child.send_signal(number)
+        rest, errors = child.communicate(timeout=60)
+    assert "Traceback" not in errors, errors
+    return child.returncode, [*said, *rest.split("\n")[:-1], *errors.split("\n")[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("body", "numbers", "status", "said"),
+    [
+        ("raised", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
+        ("raised", [SIGINT], 130, ["ready", "stopped by SIGINT"]),
+        ("gently", [SIGTERM], 143, ["ready", "asked SIGTERM", "stopped by SIGTERM"]),
+        ("gently", [SIGINT], 143, ["ready", "asked SIGINT", "stopped by SIGINT"]),
+        ("time to save is over", [SIGTERM], 143, ["ready", "asked SIGTERM", "stopped by SIGTERM"]),
+        (
+            "hangs",
+            [SIGTERM],
+            143,
+            ["ready", "hangs", "status stopped", "error: stopped: something did not end in time"],
+        ),
+        ("hangs", [SIGINT, SIGINT], 130, ["ready", "hangs", "stopped by SIGINT"]),
+        ("a library's handler", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
+        ("turned into an error", [SIGINT], 130, ["ready", "stopped by SIGINT"]),
+        ("taken back", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
+    ],
+)
+def test_signals(body: str, numbers: list[signal.Signals], status: int, said: list[str]) -> None:
+    found, lines = run(body, *numbers)
+    assert (found, len(lines)) == (status, len(said)), lines
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True)), lines
