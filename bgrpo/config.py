@@ -48,6 +48,8 @@ SPLITS = ("train", "validation", "test")
 C = TypeVar("C", bound=Section)
 
 Reward = Annotated[float, Field(ge=-(10**6), le=10**6)]
+PART_SOURCES = ("check", "function", "metric", "model", "url")
+_OF_SOURCE = {"model": ("label", "max_tokens", "too_long", "dtype", "separator"), "url": ("token_variable",)}
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$")]
 
 
@@ -73,7 +75,7 @@ class TaskSection(Section):
     train: ProblemSource = Field(ProblemSource(count=50000, seed=1), description="problems to learn from")
     validation: ProblemSource = Field(ProblemSource(count=500, seed=2), description="problems for model selection")
     test: ProblemSource = Field(ProblemSource(count=1000, seed=3), description="problems for the before/after table")
-    split_by: str | None = Field(
+    split_by: Text | None = Field(
         None, description="column whose values are never on two sides of a split that task.*.share makes"
     )
     allow_bad_lines: bool = Field(False, description="train on a file some of whose own answers are wrong")
@@ -171,21 +173,48 @@ class PartSection(Section):
     check: bool = Field(False, description="the task's exact check: 1 when correct, else 0")
     function: Text | None = Field(None, description="'module:function'; see the page on rewards for its forms")
     metric: Text | None = Field(None, description="a metric of text: exact_match, rouge_l, distinct_2, …")
+    model: PathText | None = Field(None, description="a reward model: a directory, or a Hugging Face model id")
+    url: Text | None = Field(None, description="a reward server: http://HOST:PORT/PATH")
     weight: Reward = Field(1.0, description="factor in the sum; 0: watched, never learned from")
     timeout_s: Seconds | None = Field(None, description="default: verifier.timeout_s")
     score_truncated: bool = Field(False, description="score completions that max_new_tokens cut off, too")
+    label: Text | None = Field(None, description="of a model with several outputs: the one whose probability counts")
+    max_tokens: Batch | None = Field(None, description="of a model: longest text; default: what it takes")
+    too_long: Literal["refuse", "cut"] | None = Field(
+        None, description="of a model: a longer text fails (refuse, the default), or loses tokens on the left (cut)"
+    )
+    dtype: Literal["fp32", "bf16"] | None = Field(None, description="of a model; default: fp32")
+    separator: Text | None = Field(
+        None, description="of a model without chat template: between prompt and completion; default: nothing"
+    )
+    token_variable: Text | None = Field(None, description="of a url: environment variable with the bearer token")
 
     @property
     def source(self) -> str:
-        """What gives the score: ``check``, ``function`` or ``metric``."""
-        return next(name for name in ("check", "function", "metric") if getattr(self, name))
+        """What gives the score: one of :data:`PART_SOURCES`."""
+        return next(name for name in PART_SOURCES if getattr(self, name))
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        named = [name for name in ("check", "function", "metric") if getattr(self, name)]
+        named = [name for name in PART_SOURCES if getattr(self, name)]
         if len(named) != 1:
-            raise ValueError(f"names {' and '.join(named) or 'none'} of check, function, metric: expected one")
+            raise ValueError(f"names {' and '.join(named) or 'none'} of {', '.join(PART_SOURCES)}: expected one")
+        for source, names in _OF_SOURCE.items():
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and source != named[0]:
+                raise ValueError(f"{given[0]} is an option of parts with {source}, but this one has {named[0]}")
         return self
+
+
+class RewardModelSection(Section):
+    """The processes that hold the reward models of parts."""
+
+    processes: Few = Field(1, description="reward actors, each with all reward models")
+    threads: Threads = Field(1, description="torch threads of one actor")
+    cpus_per_actor: Cores = Field(0.5, description="Ray CPUs that one actor reserves")
+    gpus_per_actor: Cores = Field(0.0, description="Ray GPUs that one actor reserves; above 0 the models are there")
+    timeout_s: Seconds = Field(300.0, description="longest wait for one request")
+    node_resource: Text | None = Field(None, description="Ray resource of the nodes that reward actors run on")
 
 
 class RewardSection(Section):
@@ -390,6 +419,7 @@ class TrainConfig(Section):
     task: TaskSection = TaskSection()
     rollout: RolloutSection = RolloutSection()
     verifier: VerifierSection = VerifierSection()
+    reward_model: RewardModelSection = RewardModelSection()
     reward: RewardSection = RewardSection()
     advantage: AdvantageSection = AdvantageSection()
     learner: LearnerSection = LearnerSection()

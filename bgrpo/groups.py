@@ -15,6 +15,7 @@ class Verdict:
         detail: for ``timeout`` and ``error``, one line that says what happened.
         parts: value of each part of the reward, by name; None where a part does not apply, or failed.
         failures: of the parts that failed, one line each that says what happened.
+        cut: parts whose reward model read only the end of the text.
     """
 
     outcome: str
@@ -22,6 +23,7 @@ class Verdict:
     detail: str = ""
     parts: dict[str, float | None] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class RunView:
 
     def _actors(self, pool: str) -> list[dict[str, Any]]:
         """The pool's actors, without stand-ins that rest."""
-        found = [] if self._status is None else self._status[pool]["actors"]
+        found = [] if self._status is None else self._status.get(pool, {"actors": []})["actors"]
         return [actor for actor in found if actor["is_at_work"] or not actor["is_stand_in"]]
 
     def learners(self) -> list[LearnerPlace]:

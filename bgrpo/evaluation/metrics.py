@@ -40,7 +40,7 @@ from bgrpo.files import readable_file
 from bgrpo.groups import Verdict
 from bgrpo.scoring.failed_checks import describe_failures, first_details
 from bgrpo.seeds import rollout_seed
-from bgrpo.tasks.base import Outcome, Problem
+from bgrpo.tasks.base import Outcome, Problem, listed
 
 RANK_SCALE = 10.0
 REPEATED = "beam@1"  # the same as greedy: in files, not in tables and pictures
@@ -116,8 +116,8 @@ class Evaluation:
             raise ValueError("categories: expected a text for each problem")
         for name, column in found.values.items():
             numbers = np.asarray(column, dtype=np.float64)
-            texts = any(isinstance(value, str) for value in column)  # which NumPy takes for numbers
-            if texts or numbers.shape != (len(found.categories),) or np.isinf(numbers).any():
+            plain = all(type(value) in (int, float) for value in column)
+            if not plain or numbers.shape != (len(found.categories),) or np.isinf(numbers).any():
                 raise ValueError(f"{name}: expected a number for each of {len(found.categories)} problems")
         for counts in found.outcomes.values():
             if not all(type(count) is int for count in counts.values()):
@@ -308,9 +308,8 @@ def rank_score(correct: Sequence[bool]) -> float:
 
 
 def count_outcomes(verdicts: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Completions by outcome, every outcome listed."""
-    counts = Counter(outcome for outcomes in verdicts for outcome in outcomes)
-    return {str(outcome): counts[outcome] for outcome in Outcome}
+    """Completions by outcome, see :func:`bgrpo.tasks.base.listed`."""
+    return listed(Counter(outcome for outcomes in verdicts for outcome in outcomes))
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:

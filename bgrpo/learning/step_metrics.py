@@ -66,9 +66,10 @@ def part_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """For each named part of the reward, over all completions of a step.
 
     Returns:
-        ``part/NAME/mean`` and ``std``; ``spread``: standard deviation within groups, mean over groups; ``none`` and
-        ``failed``: shares of completions to which it did not apply, and for which it failed. Nothing where the reward
-        has no named parts; no mean where no completion has a value.
+        ``part/NAME/mean`` and ``std``; ``spread``: standard deviation within groups, mean over groups; ``none``,
+        ``failed`` and ``cut``: shares of completions to which it did not apply, for which it failed, and of which a
+        reward model read only the end. Nothing where the reward has no named parts; no mean where no completion has a
+        value.
     """
     metrics: dict[str, float] = {}
     verdicts = [[completion.judged for completion in group.completions] for group in groups]
@@ -77,7 +78,8 @@ def part_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         known = [[value for verdict in group if (value := verdict.parts.get(name)) is not None] for group in verdicts]
         every = [value for values in known for value in values]
         failed = sum(name in verdict.failures for group in verdicts for verdict in group)
-        found = {"none": (count - len(every) - failed) / count, "failed": failed / count}
+        cut = sum(name in verdict.cut for group in verdicts for verdict in group)
+        found = {"none": (count - len(every) - failed) / count, "failed": failed / count, "cut": cut / count}
         if every:
             spread = _mean([float(np.std(values)) for values in known if values])
             found |= {"mean": _mean(every), "std": float(np.std(every)), "spread": spread}

@@ -105,7 +105,8 @@ def longest_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tu
         UnreadableText: as :func:`encode_texts`.
     """
     best, longest = 0, 0
-    count = _count_by_words(tokenizer) if _splits_at_blanks(tokenizer) else partial(_counts, tokenizer)
+    by_words = _splits_at_blanks(tokenizer) and not tokenizer("")["input_ids"]  # where nothing is put before a text
+    count = _count_by_words(tokenizer) if by_words else partial(_counts, tokenizer)
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         try:
             counts = count(texts[start : start + TEXTS_AT_ONCE])
@@ -132,8 +133,7 @@ def _count_by_words(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[st
         except UserError:
             return _counts(tokenizer, texts)  # which names the text
         counts = [sum(map(known.__getitem__, text.split(" "))) for text in texts]
-        agrees = all(counts) and counts[:1] == _counts(tokenizer, texts[:1])  # not where each text has a start token
-        return counts if agrees else _counts(tokenizer, texts)
+        return counts if all(counts) else _counts(tokenizer, texts)
 
     return count
 
@@ -172,9 +172,10 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
 
 def _before(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """What the tokenizer puts before a text. What it would put after it is left out: the policy is to go on."""
-    encoded = tokenizer(text, return_special_tokens_mask=True)
-    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-    return [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked)]
+    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(text)["input_ids"]
+    starts = range(len(whole) - len(alone) + 1)
+    return whole[: next((i for i in starts if whole[i : i + len(alone)] == alone), 0)]
 
 
 def _check_known(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:

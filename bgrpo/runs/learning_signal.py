@@ -101,10 +101,11 @@ def _why(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> str:
     if _truncated_share(steps) > 0.5:
         return "most completions were cut off; raise rollout.max_new_tokens"
     size = config.rollout.group_size
-    if config.reward_kind == "function":
+    if config.reward.is_graded:
+        scores = ", ".join(str(getattr(part, part.source)) for part in config.reward.named_parts.values())
         return (
-            f"the rewards within each group were equal; look at what {config.reward.function} returns, or take a "
-            f"larger rollout.group_size (now {size})"
+            f"the rewards within each group were equal; look at the scores of {scores}, or take a larger "
+            f"rollout.group_size (now {size})"
         )
     solved = max((metrics.get("solved_groups") or 0.0) for metrics in steps)
     if solved == 0:

@@ -65,6 +65,12 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             f"task.train has {len(splits.train)} problems, fewer than rollout.prompts_per_step="
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
+    for name, part in config.reward.parts.items():
+        if part.model is not None and _is_policy(config.policy.path, part.model):
+            raise UserError(
+                f"reward.parts.{name}.model={part.model}: is the policy itself, which would be paid for what it "
+                "already thinks; name another model"
+            )
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     judge.start(trial_of(splits.train)).close()
@@ -171,3 +177,9 @@ def _longest(problems: Sequence[Problem], policy: LoadedPolicy, where: str) -> t
         return longest_text(policy.tokenizer, [problem.prompt for problem in problems])
     except UnreadableText as error:
         raise UserError(f"{place(where, problems, error.index)}: {error}") from error
+
+
+def _is_policy(policy: str, reward_model: str) -> bool:
+    from bgrpo.scoring.reward_model import same_weights
+
+    return same_weights(policy, reward_model)

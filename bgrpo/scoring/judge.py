@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,12 +10,15 @@ from types import TracebackType
 from typing import Self
 
 from bgrpo.config import PartSection, TrainConfig
+from bgrpo.errors import UserError, one_line
 from bgrpo.groups import Group, ScoredGroup, Verdict
 from bgrpo.scoring.attempts import Attempt, by_group
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.scoring.failed_checks import FAILED
 from bgrpo.scoring.rewards import RewardRule, Rewards, group_rewards, ranks_by
+from bgrpo.scoring.scored_text import Item, Score
 from bgrpo.scoring.text_metrics import Metric, TextGroup, text_metric
+from bgrpo.scoring.user_functions import columns_of
 from bgrpo.tasks.base import Outcome
 
 Check = Callable[[Sequence[Attempt]], Sequence[Verdict]]
@@ -37,7 +40,7 @@ class Judge:
 
     def __init__(self, config: TrainConfig) -> None:
         reward = config.reward
-        self._config = config
+        self.config = config
         self.parts: dict[str, PartSection] = reward.named_parts
         self._weights = {name: part.weight for name, part in self.parts.items()}
         self._check = next((name for name, part in self.parts.items() if part.check), None)
@@ -51,16 +54,17 @@ class Judge:
             unlikely_share=reward.unlikely_share,
         )
 
-    def start(self, trial: Attempt | None) -> Scorer:
-        """What scores here: processes for the task's check and for the user's functions, and metrics of text.
+    def start(self, trial: Attempt | None, names: Collection[str] | None = None) -> Scorer:
+        """What scores here: processes for the task's check and for the user's functions, metrics of text, models.
 
         Args:
             trial: what each is tried on, see :func:`bgrpo.scoring.attempts.trial_of`.
+            names: of the parts; default: all.
 
         Raises:
-            UserError: a function, task or metric is not there, or fails in its trial.
+            UserError: a function, task, metric, model or server is not there, or fails in its trial.
         """
-        return Scorer(self, trial)
+        return Scorer(self, trial, self.parts if names is None else names)
 
     def verdicts(self, attempts: Sequence[Attempt], found: PartVerdicts) -> list[Verdict]:
         """Join what the parts say about each attempt."""
@@ -106,7 +110,7 @@ class Judge:
     def _rewards_of(self, group: Group) -> Rewards:
         """Beams are in the order of their log-probability; samples are not, and only the likelier counts for them."""
         logprobs = [completion.logprob for completion in group.completions]
-        ranked = self._config.decode_mode == "beam"
+        ranked = self.config.decode_mode == "beam"
         return self.rewards([completion.judged for completion in group.completions], None if ranked else logprobs)
 
     def _joined(self, attempt: Attempt, found: Mapping[str, Verdict]) -> Verdict:
@@ -121,13 +125,14 @@ class Judge:
             if value is not None and self._weights[name]:
                 total, scored = total + self._weights[name] * value, True
         several = len(self.parts) > 1
-        parts = values if self._config.reward.parts else {}
+        cut = tuple(name for name, verdict in found.items() if verdict.cut)
+        parts = values if self.config.reward.parts else {}
         failures = {name: verdict.detail for name, verdict in failed.items()}
         if culprit := next((name for name in failed if self._weights[name]), None):
             detail = f"{culprit}: {failed[culprit].detail}" if several else failed[culprit].detail
-            return Verdict(failed[culprit].outcome, None, detail, parts, failures)
+            return Verdict(failed[culprit].outcome, None, detail, parts, failures, cut)
         score = total if scored else None
-        return Verdict(self._outcome(attempt, found, score), score, "", parts, failures)
+        return Verdict(self._outcome(attempt, found, score), score, "", parts, failures, cut)
 
     def _outcome(self, attempt: Attempt, found: Mapping[str, Verdict], score: float | None) -> str:
         if not attempt.finished:
@@ -136,7 +141,7 @@ class Judge:
             return found[self._check].outcome
         if score is None:
             return Outcome.UNSCORED
-        if self._check is None and (least := self._config.reward.least_correct) is not None:
+        if self._check is None and (least := self.config.reward.least_correct) is not None:
             return Outcome.CORRECT if score > least else Outcome.WRONG
         return Outcome.SCORED
 
@@ -154,21 +159,24 @@ class Scorer:
     Args:
         judge: whose parts they are.
         trial: what they are tried on.
+        names: of the parts.
 
     Raises:
         UserError: see :meth:`Judge.start`.
     """
 
-    def __init__(self, judge: Judge, trial: Attempt | None) -> None:
+    def __init__(self, judge: Judge, trial: Attempt | None, names: Collection[str]) -> None:
         self._judge = judge
         self._processes = ExitStack()
         self._parts: dict[str, Check] = {}
         with ExitStack() as stack:
-            for name, part in judge.parts.items():
-                if part.metric is not None:
-                    self._parts[name] = _metric_check(text_metric(part.metric))
+            for name in names:
+                part = judge.parts[name]
+                if part.source in ("check", "function"):
+                    self._parts[name] = stack.enter_context(_process(judge.config, part, trial)).run
                 else:
-                    self._parts[name] = stack.enter_context(_process(judge, part, trial)).run
+                    self._parts[name] = _check_of(judge.config, part)
+                    _try(name, self._parts[name], trial)
             self._threads = stack.enter_context(ThreadPoolExecutor(len(self._parts)))
             self._processes = stack.pop_all()
 
@@ -205,14 +213,61 @@ class Scorer:
         return verdicts
 
 
-def _process(judge: Judge, part: PartSection, trial: Attempt | None) -> CheckProcess:
+def _process(config: TrainConfig, part: PartSection, trial: Attempt | None) -> CheckProcess:
     """Shipped tasks get a memory limit; a user's function or task may be a model of any size and gets none."""
-    config = judge._config
     timeout_s = part.timeout_s or config.verifier.timeout_s
     if part.function is not None:
         return CheckProcess(part.function, timeout_s=timeout_s, trial=trial)
     memory_bytes = None if ":" in config.task.name else SHIPPED_TASK_MEMORY_BYTES
     return CheckProcess(f"task:{config.task.name}", config.task.options, timeout_s, memory_bytes, trial)
+
+
+def _check_of(config: TrainConfig, part: PartSection) -> Check:
+    """Of a part that runs nobody's code."""
+    if part.metric is not None:
+        return _metric_check(text_metric(part.metric))
+    if part.url is not None:
+        from bgrpo.scoring.reward_server import RewardServer
+
+        timeout_s = part.timeout_s or config.verifier.timeout_s
+        return _scores_check(RewardServer(part.url, timeout_s=timeout_s, token_variable=part.token_variable).score)
+    from bgrpo.scoring.reward_model import RewardModel
+
+    model = RewardModel(
+        str(part.model),
+        label=part.label,
+        max_tokens=part.max_tokens,
+        truncate=part.too_long or "refuse",
+        dtype=part.dtype or "fp32",
+        device="cuda" if config.reward_model.gpus_per_actor > 0 else "cpu",
+        separator=part.separator or "",
+    )
+    return _scores_check(model.score)
+
+
+def _try(name: str, check: Check, trial: Attempt | None) -> None:
+    """Refuse a part that fails on the trial."""
+    if trial is not None and (found := check([trial])[0]).outcome in FAILED:
+        raise UserError(
+            f"reward.parts.{name}: tried on the prompt {one_line(trial.problem.prompt, 60)!r}: {found.detail}"
+        )
+
+
+def _scores_check(score: Callable[[Sequence[Item]], Sequence[Score]]) -> Check:
+    def check(attempts: Sequence[Attempt]) -> list[Verdict]:
+        items = [Item(a.problem.messages or a.problem.prompt, a.text, columns_of(a.problem), a.group) for a in attempts]
+        return [_verdict(found) for found in score(items)]
+
+    return check
+
+
+def _verdict(score: Score) -> Verdict:
+    cut = ("",) if score.cut_tokens else ()
+    if score.failure:
+        return Verdict(Outcome.ERROR, detail=score.failure, cut=cut)
+    if score.value is None:
+        return Verdict(Outcome.UNSCORED, cut=cut)
+    return Verdict(Outcome.SCORED, score.value, cut=cut)
 
 
 def _metric_check(metric: Metric) -> Check:

@@ -89,14 +89,14 @@ def reward_function(function: Callable[..., Any]) -> Callable[[Sequence[Attempt]
 def _call_once(function: Callable[..., Any], attempt: Attempt) -> Any:
     """The first two parameters are the prompt and the completion, whatever their names."""
     further = list(_parameters(function).values())[2:]
-    columns = _fields(attempt.problem)
+    columns = columns_of(attempt.problem)
     named = {p.name: columns[p.name] for p in further if p.kind in _NAMED and p.name in columns}
     return function(_prompt(attempt.problem), attempt.text, **named)
 
 
 def _columns(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:
     """What TRL passes: lists with one entry per completion. A column that a row lacks is None there."""
-    rows = [_fields(attempt.problem) for attempt in attempts]
+    rows = [columns_of(attempt.problem) for attempt in attempts]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names} | {
         "prompts": [_prompt(attempt.problem) for attempt in attempts],
@@ -121,8 +121,8 @@ def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         return {}
 
 
-def _fields(problem: Problem) -> dict[str, Any]:
-    """The columns of its row; its answers under the names that they have here, too."""
+def columns_of(problem: Problem) -> dict[str, Any]:
+    """The columns of a problem's row; its answers under the names that they have here, too."""
     known = {"answer": problem.answer or None, "answers": problem.answers, "category": problem.category}
     return known | problem.fields
 

@@ -75,9 +75,10 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: no regular file, unreadable, too large, or not UTF-8.
     """
-    content = readable_file(path, MAX_BYTES).read_bytes()
     try:
-        return content.decode("utf-8-sig")
+        return readable_file(path, MAX_BYTES).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{path}: cannot be read as YAML: it is not UTF-8 text ({error})") from error
 

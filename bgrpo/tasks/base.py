@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -64,6 +64,18 @@ class Problem:
     def answers(self) -> list[str]:
         """Every known answer; none when none is known."""
         return [self.answer, *self.alternatives] if self.answer else []
+
+
+def listed(counts: Mapping[str, int]) -> dict[str, int]:
+    """Completions by outcome: every outcome that a check, or where there are scores a score, may have."""
+    kinds = (Outcome.SCORED, Outcome.UNSCORED)
+    graded = any(counts.get(kind) for kind in kinds)
+    unsure = (Outcome.TRUNCATED, Outcome.TIMEOUT, Outcome.ERROR)
+    return {
+        str(outcome): counts.get(outcome, 0)
+        for outcome in Outcome
+        if counts.get(outcome) or outcome in unsure or (outcome in kinds) == graded
+    }
 
 
 @dataclass(frozen=True, slots=True)

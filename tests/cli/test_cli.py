@@ -105,7 +105,7 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("verify --data absent.txt", "absent.txt: no such file"),
         ("verify --data absent.txt --task-option ring=RR", "ring='RR': expected ZZ (integers) or QQ"),
         ("verify --data absent.txt --task-option ring", "--task-option ring: expected KEY=VALUE"),
-        ("verify --data absent.txt --task nowhere", "expected 'polynomial' or 'module:Class'"),
+        ("verify --data absent.txt --task nowhere", "expected 'polynomial', 'text' or 'module:Class'"),
         ("verify --data absent.txt --task-option rnig=QQ", "unexpected keyword argument 'rnig'"),
         ("evaluate --data absent.txt", "absent.txt: no such file"),
         ("evaluate --problems 0", "'--problems'"),
@@ -347,7 +347,7 @@ def test_verify_tells_what_a_users_task_does_wrong(data: Path, capsys: pytest.Ca
         capsys, "verify", "--data", str(data), "--task", "user_tasks:RaisingTask"
     )
     odd = ["verify", "--data", str(data), "--task", "user_tasks:OddTask"]
-    assert "task 'odd': verify() returned no dictionary with" in _error(capsys, *odd)
+    assert "task 'odd': verify() is no good for bgrpo verify" in _error(capsys, *odd)
     bad = "{line: 7, outcome: error, detail: 'TypeError: [bold]x'}"
     returned = f"returned={{lines: 1, microseconds_per_check: 1.5, outcomes: {{error: 1}}, first_bad: [{bad}]}}"
     assert main([*odd, "--task-option", returned]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from bgrpo.display import run_report
 from bgrpo.display.run_report import comparison_table, evaluation_tables, metric_label, plot_report
+from bgrpo.display.terminal import PlainConsole
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation
 
@@ -173,13 +175,21 @@ def test_the_picture_is_wider_with_a_comparison(tmp_path: Path) -> None:
             assert image.size == size
 
 
+def test_intervals_stand_in_brackets_on_every_console() -> None:
+    written = io.StringIO()
+    values = Evaluation(["x"] * 2, {"greedy": [0.0, 1.0], "greedy_reward": [-1.5, 0.5]}, {}, "d")
+    PlainConsole(file=written, width=100).print(comparison_table(EvaluationComparison(values, values)))
+    text = written.getvalue()
+    assert "50.0% [0.0, 100.0]" in text and "-0.500 [-1.500, 0.500]" in text and "\\" not in text
+
+
 def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they say: it is no markup, and does not crowd out the curves."""
     drawn: list[Figure] = []
     monkeypatch.setattr(run_report, "write_png", lambda figure, out: drawn.append(figure))
     steps = _metrics(2, **{"outcome/error": 3.0, "outcome/wrong": 2.0})
     steps[1]["details"] = {"error": f"ValueError: $x_$ \\frac {'long ' * 200}"}
-    plot_report(steps, None, "run", Path("nowhere.png"))
+    plot_report(train_config(), steps, None, "run", Path("nowhere.png"))
     drawn[0].draw_without_rendering()
     text = drawn[0].get_supxlabel()
     assert text.startswith("error in 6 of 10 checks, the first: ValueError: $x_$") and len(text) < 160

@@ -13,13 +13,18 @@ from learner_cases import TOKENIZER, make_trainer, row_logps, tiny_policy, train
 from bgrpo.groups import Verdict
 from bgrpo.learning.prompt_order import prompt_indices
 from bgrpo.learning.rollout_source import LocalRolloutSource
+from bgrpo.scoring.attempts import Attempt
 from bgrpo.tasks.base import Outcome, Problem
 
 PROBLEMS = [Problem(prompt=" ".join(f"t{2 + (7 * i + j) % 29}" for j in range(1 + i % 5))) for i in range(10)]
 
 
-def starts_with_t5(items: Sequence[tuple[str, str]]) -> list[Verdict]:
-    return [Verdict("correct" if text.startswith("t5") else "wrong") for _, text in items]
+def _verdict(attempt: Attempt, right: bool) -> Verdict:
+    return Verdict(("correct" if right else "wrong") if attempt.finished else "truncated")
+
+
+def starts_with_t5(items: Sequence[Attempt]) -> list[Verdict]:
+    return [_verdict(item, item.text.startswith("t5")) for item in items]
 
 
 @given(st.integers(0, 5), st.integers(1, 60), st.integers(1, 12), st.integers(1, 3))
@@ -89,8 +94,8 @@ def test_local_rollouts_in_either_precision(dtype: str) -> None:
     assert error < 1e-4 if dtype == "fp32" else 1e-4 < error < 0.5
 
 
-def starts_with_an_even_token(items: Sequence[tuple[str, str]]) -> list[Verdict]:
-    return [Verdict("correct" if re.match(r"t\d*[02468]\b", text) else "wrong") for _, text in items]
+def starts_with_an_even_token(items: Sequence[Attempt]) -> list[Verdict]:
+    return [_verdict(item, re.match(r"t\d*[02468]\b", item.text) is not None) for item in items]
 
 
 @pytest.mark.parametrize("algorithm", ["bgrpo", "grpo", "reinforce"])

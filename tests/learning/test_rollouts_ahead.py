@@ -32,7 +32,8 @@ from bgrpo.learning.rollout_source import LocalRolloutSource
 from bgrpo.learning.trainer import _rollout_logps
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.scoring.rewards import group_rewards
+from bgrpo.scoring.attempts import Attempt
+from bgrpo.scoring.rewards import RewardRule, group_rewards
 from bgrpo.tasks.base import Problem
 
 STEPS, CUT = 6, 2
@@ -45,9 +46,10 @@ AHEAD: dict[str, Any] = {
 }
 
 
-def even_sum(items: Sequence[tuple[str, str]]) -> list[Verdict]:
+def even_sum(items: Sequence[Attempt]) -> list[Verdict]:
     """Correct rarely enough for some groups to have no signal, so that further prompts are drawn."""
-    return [Verdict("correct" if sum(text.encode()) % 11 < 1 else "wrong") for _, text in items]
+    right = {True: "correct", False: "wrong"}
+    return [Verdict(right[sum(item.text.encode()) % 11 < 1] if item.finished else "truncated") for item in items]
 
 
 class RecordedSource(LocalRolloutSource):
@@ -138,7 +140,7 @@ def test_the_old_policy_is_the_rollout_s_own_log_probs(tmp_path: Path, minibatch
     groups = [source.group(step, index, draw, version) for index in indices][::minibatches]
     values = []
     for group in groups:
-        rewards = group_rewards([Verdict(outcome) for outcome in group.outcomes], "rank", 5.0)
+        rewards = group_rewards([Verdict(outcome) for outcome in group.outcomes], RewardRule("rank", 5.0))
         values.append([reward - sum(rewards) / len(rewards) for reward in rewards])
     policy = tiny_policy()
     row_by_row_loss(

@@ -186,7 +186,7 @@ def test_what_cannot_work_is_refused_before_training(changes: dict[str, Any], me
 
 
 def test_divergence_ends_the_run_with_a_message_and_saves_nothing(tmp_path: Path) -> None:
-    settings = config(learning_rate=1e30, warmup_steps=0, validate_every=20)
+    settings = config(warmup_steps=0, validate_every=20).model_copy(update={"learning_rate": 1e30})
     make_data(settings).save(tmp_path)
     with pytest.raises(UserError, match="diverged at step 20"):
         train(settings, tmp_path, ignore)

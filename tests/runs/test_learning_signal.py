@@ -71,7 +71,7 @@ def test_each_warning_comes_once_and_says_what_to_change(steps: list[dict[str, A
 
 def test_a_reward_function_is_named_where_its_values_are_all_equal() -> None:
     (line,) = warnings([ALL_RIGHT] * 9, reward={"function": "mine:score"})
-    assert "look at what mine:score returns, or take a larger rollout.group_size (now 5)" in line
+    assert "look at the scores of mine:score, or take a larger rollout.group_size (now 5)" in line
 
 
 def test_the_end_of_a_run_counts_its_steps_without_an_update() -> None:

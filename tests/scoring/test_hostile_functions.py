@@ -237,7 +237,10 @@ def test_a_module_that_cannot_be_imported_is_refused_in_one_line(
 def test_a_task_that_returns_something_else_than_an_outcome(
     returned: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = f"from bgrpo.tasks.base import Outcome\nclass T:\n    def check(self, p, c): return {returned}\n"
+    program = (
+        "from bgrpo.tasks.base import Outcome\nclass T:\n    name = 'odd'\n    def load(self, path): ...\n"
+        f"    def check(self, p, c): return {returned}\n"
+    )
     (tmp_path / "odd_task.py").write_text(program)
     monkeypatch.syspath_prepend(str(tmp_path))
     with CheckProcess("task:odd_task:T") as checks:

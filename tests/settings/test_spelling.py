@@ -70,7 +70,7 @@ def test_no_guess_is_made_for_what_is_unrelated(typed: str) -> None:
 
 
 def test_a_name_that_is_in_several_sections_gives_them_all() -> None:
-    assert nearest_keys("threads", KNOWN) == ["rollout.threads", "learner.threads"]
+    assert nearest_keys("threads", KNOWN) == ["rollout.threads", "reward_model.threads", "learner.threads"]
     assert nearest_keys("every", KNOWN) == ["evaluation.every", "checkpoint.every"]
 
 

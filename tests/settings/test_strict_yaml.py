@@ -174,7 +174,7 @@ def test_what_is_no_small_regular_file_is_refused_without_being_read(kind: str, 
 def test_the_bound_of_a_file_is_on_what_is_read(tmp_path: Path) -> None:
     path = tmp_path / "long.yaml"
     path.write_text("# " + "x" * MAX_BYTES + "\nsteps: 7\n")
-    with pytest.raises(UserError, match=f"over {MAX_BYTES} bytes"):
+    with pytest.raises(UserError, match=f"expected at most {MAX_BYTES:,}"):
         read_yaml(path)
     path.write_text("# " + "x" * (MAX_BYTES - 20) + "\nsteps: 7\n")
     assert load_config(TrainConfig, str(path)).steps == 7

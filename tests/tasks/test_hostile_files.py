@@ -23,7 +23,7 @@ from bgrpo.evaluation.metrics import Evaluation
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.tasks.base import Problem
-from bgrpo.tasks.polynomial.data_files import MOST_LINE_BYTES, read_lines, verify_file
+from bgrpo.tasks.polynomial.data_files import MAX_LINE_BYTES, read_lines, verify_file
 from bgrpo.tasks.polynomial.mingpt import export_mingpt, import_mingpt, simple_vocabulary
 from bgrpo.tasks.polynomial.task import PolynomialTask
 from bgrpo.tasks.polynomial.tokenizer import tokenizer_from_tokens
@@ -112,23 +112,21 @@ def test_what_is_no_file_is_refused_unread(name: str, tmp_path: Path, mingpt: Pa
         assert any(reason in refusal(read) for reason in ("no such file", "Is a pipe", "Is a directory"))
 
 
-@pytest.mark.parametrize(
-    "line", [b"?" * MOST_LINE_BYTES * 3, b"a" * MOST_LINE_BYTES * 3, b"\x00" * MOST_LINE_BYTES * 3]
-)
+@pytest.mark.parametrize("line", [b"?" * MAX_LINE_BYTES * 3, b"a" * MAX_LINE_BYTES * 3, b"\x00" * MAX_LINE_BYTES * 3])
 def test_a_line_without_end_is_refused_in_bounded_memory(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
     path.write_bytes(LINE.encode() + line)
     with path.open("ab") as file:
         file.truncate(1 << 32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert f":2: has more than {MOST_LINE_BYTES:,} bytes" in refusal(lambda: verify_file(path))
+    assert f":2: more than {MAX_LINE_BYTES:,} bytes" in refusal(lambda: verify_file(path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 def test_a_line_of_separators_is_counted_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "data.txt"
-    path.write_text("a" + "?" * (MOST_LINE_BYTES - 10) + "\n")
-    assert f":1: {MOST_LINE_BYTES - 10} separators" in refusal(lambda: list(read_lines(path)))
+    path.write_text("a" + "?" * (MAX_LINE_BYTES - 10) + "\n")
+    assert f":1: {MAX_LINE_BYTES - 10} separators" in refusal(lambda: list(read_lines(path)))
 
 
 def repeated(state: dict[str, torch.Tensor]) -> None:

@@ -165,5 +165,5 @@ def test_what_may_have_no_end_is_not_opened(path: str, tmp_path: Path) -> None:
     if path == "pipe":
         os.mkfifo(place)
     for read in (PolynomialTask().load, lambda path: list(read_lines(path))):
-        with pytest.raises(UserError, match="is a pipe or a device: write its lines to a file first"):
+        with pytest.raises(UserError, match="Is a pipe, socket or device, expected a file"):
             read(place)

@@ -25,8 +25,8 @@ from bgrpo.distributed.pool.pool_records import PoolLimits
 from bgrpo.distributed.pool.pool_scaling import ScalingLimits
 from bgrpo.distributed.rollout.actor import RolloutReply, RolloutRequest, spawn_rollout_actor
 from bgrpo.distributed.rollout.reply_check import find_fault
+from bgrpo.distributed.rollout.scorers import ScorerPools, all_of
 from bgrpo.distributed.rollout.service_metrics import ServiceMetrics
-from bgrpo.distributed.rollout.verifiers import VerifierPool, all_of
 from bgrpo.distributed.rollout.weights import Weights, WeightStore
 from bgrpo.distributed.session.ray_session import rollout_demand
 from bgrpo.distributed.watch.run_log import start_run_log
@@ -66,7 +66,7 @@ class RolloutService:
         settings: how training groups are decoded.
         vocabulary: number of token ids of the policy.
         run: name of the run, for metrics and log lines.
-        trial: what each verifier tries its check on, see :func:`bgrpo.scoring.attempts.trial_of`.
+        trial: what each part of the reward is tried on, see :func:`bgrpo.scoring.attempts.trial_of`.
     """
 
     def __init__(
@@ -105,8 +105,9 @@ class RolloutService:
             stand_ins=rollout.stand_ins,
             spawn_stand_in=lambda: spawn_rollout_actor(config, cpus=0.0),
         )
-        self._verifiers = VerifierPool(config, trial)
-        self._pools = [self._rollouts, self._verifiers.pool]
+        self._scorers = ScorerPools(config, trial)
+        self._named_pools = {"rollout": self._rollouts, **self._scorers.pools}
+        self._pools = list(self._named_pools.values())
         self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -117,7 +118,7 @@ class RolloutService:
             self._clock = asyncio.get_running_loop().create_task(self._tick_forever())
 
     async def ready(self, timeout_s: float) -> None:
-        """Wait until at least one rollout actor and one verifier are up.
+        """Wait until at least one actor of each pool is up.
 
         Raises:
             UserError, PoolError: they cannot start; with the root cause.
@@ -127,7 +128,7 @@ class RolloutService:
         deadline = time.monotonic() + timeout_s
         while any(self._is_starting(pool) for pool in self._pools):
             if time.monotonic() > deadline:
-                raise TimeoutError(await self._late("no rollout actor or no verifier is up", timeout_s))
+                raise TimeoutError(await self._late(f"no {' or no '.join(self._named_pools)} actor is up", timeout_s))
             await asyncio.sleep(TICK_S / 2)
 
     async def publish(self, version: int, wrapped: list[ray.ObjectRef]) -> None:
@@ -223,7 +224,7 @@ class RolloutService:
         return {
             "service": asdict(Place.here()),
             "rollout": rollout,
-            "verifier": self._verifiers.pool.status(),
+            **{name: pool.status() for name, pool in self._scorers.pools.items()},
             "versions": self._weights.versions,
             "outcomes": dict(self._metrics.outcomes),
             "rollouts_per_s": sum(count for _, count in self._recent) / span if span > 0 else 0.0,
@@ -241,7 +242,7 @@ class RolloutService:
         return await self._report()
 
     async def shutdown(self) -> None:
-        """End rollout actors and verifiers; open calls fail."""
+        """End the actors of all pools; open calls fail."""
         if self._clock is not None:
             self._clock.cancel()
         for pool in self._pools:
@@ -289,7 +290,7 @@ class RolloutService:
             raise RuntimeError(f"asked for weights {request.weights}, got rollouts of {reply.weights}")
         self._request_s.append(reply.seconds)
         self._metrics.decoded(reply.seconds)
-        verdicts = await self._verifiers.check(attempts_of(request.problems, reply.groups))
+        verdicts = await self._scorers.judge(attempts_of(request.problems, reply.groups))
         groups = self._judge.score(indices, reply.groups, verdicts, request.weights.version)
         self._metrics.scored(groups)
         self._recent.append((time.monotonic(), sum(len(group.completions) for group in groups)))
@@ -308,7 +309,7 @@ class RolloutService:
                 pool.tick()
             now = time.monotonic()
             self._watch(now)
-            self._metrics.sample({"rollout": self._rollouts, "verifier": self._verifiers.pool}, now)
+            self._metrics.sample(self._named_pools, now)
 
     def _watch(self, now: float) -> None:
         """Say who waits for whom, once per ``watchdog.stall_s`` without an answer."""
@@ -366,7 +367,7 @@ def start_service(
         vocabulary: number of token ids of the policy.
         name: to find the actor with ``ray.get_actor(name, SERVICE_NAMESPACE)``.
         run: name of the run.
-        trial: what each verifier tries its check on.
+        trial: what each part of the reward is tried on.
     """
     actor_class: Any = ray.remote(num_cpus=0, max_restarts=config.learner.max_failures)(RolloutService)
     outside = "DEFAULT"  # not in the placement group of a Tune trial, which has no room for rollout actors

@@ -64,7 +64,16 @@ def training_demand(config: TrainConfig) -> list[Demand]:
     if verifier.node_resource is not None:
         share = node_share(verifier.node_resource)
         demands.append(Demand("verifier.processes", verifier.processes, 0.0, 0.0, share))
+    if any(part.model is not None for part in config.reward.named_parts.values()):
+        demands.append(reward_demand(config))
     return demands
+
+
+def reward_demand(config: TrainConfig) -> Demand:
+    """What the actors of reward models reserve."""
+    actors = config.reward_model
+    share = node_share(actors.node_resource)
+    return Demand("reward_model.processes", actors.processes, actors.cpus_per_actor, actors.gpus_per_actor, share)
 
 
 def rollout_demand(config: TrainConfig, name: str = "rollout.min_actors") -> Demand:

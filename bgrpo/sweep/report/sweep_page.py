@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bgrpo.display.run_report import RAW_METRICS, metric_label
+from bgrpo.display.run_report import is_fraction, metric_label
 from bgrpo.evaluation.intervals import Interval
 from bgrpo.sweep.report.sweep_records import AMOUNTS
 from bgrpo.sweep.report.sweep_summary import ArmSummary, SweepSummary
@@ -108,13 +108,13 @@ def _width_text(width: float) -> str:
 def _value(value: float | None, metric: str) -> str:
     if value is None:
         return NONE
-    return f"{value:.3f}" if metric in RAW_METRICS else f"{100 * value:.1f} %"
+    return f"{100 * value:.1f} %" if is_fraction(metric) else f"{value:.3f}"
 
 
 def _bounds(interval: Interval, metric: str, sign: str = "") -> str:
     if interval.high - interval.low == 0 or math.isinf(interval.high):
         return NONE
-    scale, form = (1, ".3f") if metric in RAW_METRICS else (100, ".1f")
+    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
     return f"{scale * interval.low:{sign}{form}} to {scale * interval.high:{sign}{form}}"
 
 

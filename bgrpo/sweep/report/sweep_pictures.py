@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bgrpo.display.png import write_png
-from bgrpo.display.run_report import FAINT, INK, RAW_METRICS, metric_label, tidy
+from bgrpo.display.run_report import FAINT, INK, is_fraction, metric_label, tidy
 from bgrpo.sweep.report.beam_widths import solved_by_width
 from bgrpo.sweep.report.sweep_summary import SweepSummary
 from bgrpo.sweep.report.sweep_verdict import AMOUNT_LABELS
@@ -107,7 +107,7 @@ def _draw_results(summary: SweepSummary) -> Figure | None:
             axes.plot(row.after.mean, y, marker="D", markersize=6, color=color, zorder=4)
         axes.set_yticks(range(len(arms)), [_plain(arm.name) for arm in arms])
         axes.set_ylim(len(arms) - 0.5, -0.5)
-        _finish(axes, metric_label(metric), percent="" if metric in RAW_METRICS else "x", grid="x")
+        _finish(axes, metric_label(metric), percent="x" if is_fraction(metric) else "", grid="x")
     _add_legend(figure, {"before training": BEFORE})
     return figure
 
@@ -138,7 +138,7 @@ def _draw_curves(summary: SweepSummary, steps: DataFrame, titles: Mapping[str, s
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        percent = key.startswith("validation/") and key.removeprefix("validation/") not in RAW_METRICS
+        percent = key.startswith("validation/") and is_fraction(key.removeprefix("validation/"))
         _finish(axes, title, AMOUNT_LABELS[amount], "y" if percent else "")
     _add_legend(figure, styles)
     return figure

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, readable_file
-from bgrpo.tasks.base import Outcome
+from bgrpo.tasks.base import Outcome, listed
 from bgrpo.tasks.polynomial.generator import Generated, draw_chunk, select
 from bgrpo.tasks.polynomial.notation import SEPARATORS
 from bgrpo.tasks.polynomial.options import GeneratorOptions
@@ -111,7 +111,7 @@ def verify_file(path: Path, ring: Ring = "ZZ", progress: Callable[[int], None] |
         UserError: as :func:`read_lines`. A line in that form whose polynomial or answer cannot be read is counted as
             unparseable.
     """
-    outcomes = Counter({str(outcome): 0 for outcome in Outcome})
+    outcomes = Counter(listed({}))
     first_bad: list[dict[str, Any]] = []
     seconds = 0.0
     for done, line in enumerate(read_lines(path), start=1):
