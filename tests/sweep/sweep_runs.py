@@ -20,7 +20,7 @@ def tiny_sweep(runs: Path, name: str, **tree: Any) -> SweepConfig:
         "train": {
             "task": {"train": {"count": 60}, "validation": {"count": 8}, "test": {"count": 6}},
             "rollout": {"actors": 1, "prompts_per_step": 2, "prompts_per_request": 2, "group_size": 4},
-            "learner": {"threads": 1, "warmup_steps": 0, "max_kl": 1e9},
+            "learner": {"threads": 1, "warmup_steps": 0, "max_kl": 1e6},
             "evaluation": {"every": 1, "problems": 8, "beam_widths": [1], "samples": 0},
             "checkpoint": {"every": 1},
         },
