@@ -61,7 +61,8 @@ def config(here: Path, name: str, algorithm: str = "bgrpo", **reward: Any) -> Tr
                 "validation": {"share": 0.2},
                 "test": {"share": 0.2},
             },
-            "rollout": {"actors": 1, "group_size": 3, "prompts_per_step": 4, "prompts_per_request": 2} | {"max_new_tokens": 5},
+            "rollout": {"actors": 1, "group_size": 3, "prompts_per_step": 4, "prompts_per_request": 2}
+            | {"max_new_tokens": 5},
             "reward": {"parts": parts} | reward,
             "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
             "evaluation": {"beam_widths": [2], "samples": 2, "every": 10},
@@ -113,7 +114,10 @@ def test_samples_with_a_reward_model_alone(here: Path) -> None:
 
 
 def test_what_scores_nothing_ends_the_run_with_the_cause(here: Path) -> None:
-    for name, message in (("nothing", "no part of the reward applies to any of"), ("fails_later", "ValueError: no such")):
+    for name, message in (
+        ("nothing", "no part of the reward applies to any of"),
+        ("fails_later", "ValueError: no such"),
+    ):
         parts = {"x": {"function": f"reward_functions:{name}", "score_truncated": True}}
         with pytest.raises(UserError, match=message):
             run_training(config(here, name, parts=parts))

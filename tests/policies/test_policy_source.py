@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is looked for on the Hub."""
     names: list[str] = []
 
-    def refuse(name: str) -> Path:
+    def refuse(name: str, what: str) -> Path:
         names.append(name)
         raise UserError("not on the Hub")
 
