@@ -107,6 +107,7 @@ def test_a_reward_actor_that_is_killed_changes_nothing(here: Path, composite: Ru
     assert compare_metrics(composite.folder.metrics(), result.folder.metrics()) == []
 
 
+@pytest.mark.long
 def test_samples_with_a_reward_model_alone(here: Path) -> None:
     parts = {"quality": PARTS["quality"]}
     result = run_training(config(here, "model", "grpo", parts=parts, kind="unlikely"))
