@@ -48,12 +48,14 @@ class Moment:
         reached: whether it does.
         number: the signal.
         later_s: so long after it was reached.
+        staleness: how many versions old the rollouts are.
     """
 
     phase: str
     reached: Callable[[psutil.Process, RunFolder], bool]
     number: signal.Signals
     later_s: float = 0.0
+    staleness: int = 0
 
     def __str__(self) -> str:
         return f"{self.number.name} {self.phase} +{self.later_s:g} s"
@@ -99,9 +101,9 @@ MOMENTS = [
     Moment("in the first evaluation", _there("evaluation-before.json"), INT),
     Moment("before the first step", _there("processes/learner-0.json"), INT),
     Moment("before the first step", _there("processes/learner-0.json"), TERM, 1.0),
-    Moment("in a step", _step(1), TERM),
+    Moment("in a step", _step(1), TERM, staleness=1),
     Moment("in a step or its validation", _step(3), TERM, 0.3),
-    Moment("in a step or its validation", _step(4), INT, 0.6),
+    Moment("in a step or its validation", _step(4), INT, 0.6, staleness=1),
     Moment("while the last step is saved", _step(STEPS - 1), TERM, 0.5),
     Moment("while the policy is exported", _there(f"checkpoints/step-{STEPS:08d}"), TERM),
 ]
@@ -111,7 +113,7 @@ def strike(moment: Moment, runs: Path) -> str:
     """Start a run, send the signal at its moment, and check everything that is promised of its end; one line."""
     run = RunFolder(runs / "x")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    arguments = [*OVERRIDES, f"run.dir={runs}", "run.name=x"]
+    arguments = [*OVERRIDES, f"rollout.max_staleness={moment.staleness}", f"run.dir={runs}", "run.name=x"]
     with (
         (runs / "log").open("w+") as log,
         subprocess.Popen(

@@ -1,8 +1,10 @@
 """Bad input is found before any process starts, with a line that says what would be right."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import MistralConfig, MistralForCausalLM
@@ -20,7 +22,9 @@ from bgrpo.runs.preparation import (
     save_problems,
 )
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
+from bgrpo.tasks.splits import Splits
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,21 @@ def test_other_input_than_the_run_began_with_is_refused_by_name(policy: Path, tm
         with pytest.raises(UserError, match=rf"its data/{name}\.jsonl"):
             check_same_input(folder, prepared.policy)
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change", [{"messages": ({"role": "user", "content": "b"},)}, {"alternatives": ("b",)}, {"fields": {"unit": "b"}}]
+)
+def test_every_field_of_a_problem_is_compared(policy: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = RunFolder.create(config(policy, run={"dir": str(tmp_path), "name": "x"}), "test")
+    problem = Problem(
+        "P 1", "1", messages=({"role": "user", "content": "a"},), alternatives=("a",), fields={"unit": "a"}
+    )
+    save_problems(Splits([problem], [problem], [problem]), folder)
+    record_input(folder, None)
+    save_problems(Splits([problem], [problem], [dataclasses.replace(problem, **change)]), folder)
+    with pytest.raises(UserError, match=r"its data/test\.jsonl"):
+        check_same_input(folder, None)
 
 
 @pytest.mark.parametrize(
