@@ -87,6 +87,14 @@ def test_model_ids_are_looked_for_on_the_hub(here: Path, asked: list[str], path:
     assert asked == [path]
 
 
+@pytest.mark.parametrize("what", ["reward model", "base model"])
+@pytest.mark.parametrize("path", ["./x", "mine/config.json", "min", "x" * 5000])
+def test_messages_say_what_is_looked_for(here: Path, asked: list[str], what: str, path: str) -> None:
+    with pytest.raises(UserError, match=f"^{what} ") as caught:
+        find_policy(path, what)
+    assert "policy" not in str(caught.value) and asked == []
+
+
 def test_a_runs_policy_gets_a_name_that_other_processes_find(here: Path) -> None:
     for given in ("~/mine", "mine", "./mine"):
         config = load_new_config(TrainConfig, None, [f"policy.path={given}"])
