@@ -89,3 +89,20 @@ def strict(prompt: str, completion: str) -> float:
     if check(prompt, completion, "ZZ") != "correct":
         raise TypeError("[bold]no answer")
     return 1.0
+
+
+def shortness(completions: list, completion_ids: list, **columns: list) -> list[float]:
+    """In TRL's form, on chats."""
+    assert all(completion[0]["role"] == "assistant" for completion in completions)
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def nothing(prompt: object, completion: str) -> None:
+    """Does not apply, whatever it is given."""
+
+
+def fails_later(completions: list, answer: list, **_: list) -> list[float]:
+    """Passes its trial, which is the known answer, and no other call."""
+    if [completion[0]["content"] for completion in completions] != answer:
+        raise ValueError("no such")
+    return [1.0] * len(completions)

@@ -22,6 +22,7 @@ import psutil
 TITLES = {
     "rollout": "RolloutActor",
     "verifier": "VerifierActor",
+    "reward": "RewardActor",
     "service": "RolloutService",
     "learner": "RayTrainWorker",
 }

@@ -105,7 +105,7 @@ def serve_reward_model(path: str, port: int, threads: int, options: dict[str, An
     service = RewardService(RewardModel(path, **options), token, port)
     print(f"reward model {path} answers at {service.url}", file=sys.stderr)
     if generated:
-        print(f"BGRPO_REWARD_TOKEN={token}", file=sys.stderr)
+        print(f"BGRPO_REWARD_TOKEN={token}", file=sys.__stderr__, flush=True)  # the one place that does not hide it
     try:
         service.serve()
     except KeyboardInterrupt:

@@ -37,6 +37,7 @@ LOOPBACK_ENVIRONMENT = {
 SOCKETS_ROOT = Path("/tmp")
 """A short path: those of sockets are limited to 107 characters."""
 TOKEN_BYTES = 32
+logger = logging.getLogger(__name__)
 SESSIONS_KEPT_S = 24 * 3600.0
 """Ray never removes what a session leaves: its logs."""
 
@@ -109,6 +110,7 @@ def private_ray(**options: Any) -> Iterator[None]:
     from ray._raylet import Config  # type: ignore[attr-defined]  # compiled
 
     secure_token()
+    log_what_ray_says()
     folder = private_folder() / "ray"
     _forget_old_sessions(folder)
     can_be_clustered = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was imported
@@ -136,6 +138,16 @@ def private_ray(**options: Any) -> Iterator[None]:
             ray.shutdown()
             ray_constants.ENABLE_RAY_CLUSTER = can_be_clustered
     Config.initialize("")
+
+
+def log_what_ray_says() -> None:
+    """Ray prints what its raylet says on standard output, where it would stand among the lines of ``--json``."""
+    from ray._private import worker
+
+    def log(data: Any, ignore_prefix: bool) -> None:
+        logger.warning("Ray: %s", " ".join(" ".join(map(str, data["lines"])).split()))
+
+    worker.print_to_stdstream = log
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +18,21 @@ from bgrpo.errors import UserError, one_line, reading
 from bgrpo.files import atomic_path
 from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.folder import PolicyFolder, model_class, read_folder
-from bgrpo.policies.source import find_policy, is_policy
+from bgrpo.policies.source import SHIPPED_POLICY, find_policy, is_policy
 from bgrpo.policies.text import set_end_tokens
 
 __all__ = [
+    "SHIPPED_POLICY",
     "LoadedPolicy",
     "check_target",
     "disable_dropout",
     "flatten_parameters",
     "load_flat_parameters",
     "load_policy",
+    "loading",
     "save_policy",
     "write_policy",
 ]
-
-SHIPPED_POLICY = Path(__file__).resolve().parents[1] / "assets" / "policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +63,31 @@ def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
         UserError: nothing there, or anything that :func:`bgrpo.policies.folder.read_folder` refuses; weights, or logits
             of a short text, that are not finite.
     """
-    with reading(f"policy {one_line(path)}: cannot be loaded"), _quiet_transformers():
-        folder = SHIPPED_POLICY if path == "shipped" else find_policy(path)
-        try:
-            if path == "shipped" and not folder.is_dir():
-                raise UserError(f"{folder} is missing; install the package again, or give a directory")
-            found = read_folder(folder)
-            model = _build(found)
-        except UserError as error:
-            raise UserError(f"policy {one_line(path)}: {error}") from error
+    with loading("policy", path) as folder:
+        found = read_folder(folder)
+        model = _build(found)
         model.config.name_or_path = str(folder)
         set_end_tokens(found.tokenizer, found.end_tokens)
         return LoadedPolicy(model.to(device), found.tokenizer, path)
+
+
+@contextlib.contextmanager
+def loading(what: str, path: str) -> Iterator[Path]:
+    """The folder of a model, for a block that reads it; whatever it holds, what goes wrong is one line.
+
+    Args:
+        what: the kind of model, for messages.
+        path: ``shipped``, a directory in Hugging Face format, or a model id of the Hugging Face Hub.
+
+    Raises:
+        UserError: there is no such model, or the block raised anything; the message begins with kind and path.
+    """
+    with reading(f"{what} {one_line(path)}: cannot be loaded"), _quiet_transformers():
+        folder = find_policy(path, what)
+        try:
+            yield folder
+        except UserError as error:
+            raise UserError(f"{what} {one_line(path)}: {error}") from error
 
 
 def _build(found: PolicyFolder) -> Any:
@@ -85,12 +97,8 @@ def _build(found: PolicyFolder) -> Any:
         UserError: it computes something else than numbers.
     """
     disable_dropout(found.config)
-    weights = found.weights()
-    for name, tensor in weights.items():
-        if tensor.numel() and not all(map(math.isfinite, torch.aminmax(tensor))):  # NaN comes through both
-            raise UserError(f"weight {name} is not finite in fp32: it holds NaN or infinity")
     model = model_class(found.config).from_pretrained(
-        None, config=found.config, state_dict=weights, dtype=torch.float32, attn_implementation="sdpa"
+        None, config=found.config, state_dict=found.weights(), dtype=torch.float32, attn_implementation="sdpa"
     )
     model.generation_config.pad_token_id = found.tokenizer.pad_token_id
     tokens = len(found.tokenizer)

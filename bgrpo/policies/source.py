@@ -1,4 +1,4 @@
-"""Where a policy is: a folder, the Hugging Face Hub's cache, or nowhere, which one line says at once."""
+"""Where a model is: in the package, a folder, the Hugging Face Hub's cache, or nowhere, which one line says at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bgrpo.errors import UserError, one_line
+
+SHIPPED_POLICY = Path(__file__).resolve().parents[1] / "assets" / "policy"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _HUB_LIMIT_S = 10.0
@@ -23,31 +25,39 @@ _WANTED = (
 )
 
 
-def find_policy(path: str) -> Path:
+def find_policy(path: str, what: str = "policy") -> Path:
     """The folder that ``path`` names; a model of the Hub is brought into the local cache, safetensors only.
 
     What looks like a path (``~``, ``./``, more than one slash, a folder here of the first part's name, or a near miss
-    of a policy that is here) is never looked for on the Hub.
+    of a model that is here) is never looked for on the Hub.
+
+    Args:
+        path: ``shipped``, a directory, or a model id.
+        what: begins messages: the kind of model that is looked for.
 
     Raises:
         UserError: there is no such folder, or no such model, or the Hub cannot be reached.
     """
-    shown = one_line(path)
+    shown = f"{what} {one_line(path)}"
+    if path == "shipped":
+        if not SHIPPED_POLICY.is_dir():
+            raise UserError(f"{shown}: {SHIPPED_POLICY} is missing; install the package again, or give a directory")
+        return SHIPPED_POLICY
     try:
         folder = Path(path).expanduser()
         if folder.is_dir():
             return folder
         if folder.exists():
-            raise UserError(f"policy {shown}: is a file; expected a directory with config.json and model.safetensors")
+            raise UserError(f"{shown}: is a file; expected a directory with config.json and model.safetensors")
         hint = _near_miss(path, folder)
         is_hub_id = _HUB_ID.fullmatch(path) and len(path) <= 96 and not ("/" in path and Path(path).parent.exists())
     except (OSError, ValueError, RuntimeError) as error:  # names that no file can have, users without a home
-        raise UserError(f"policy {shown}: is not the name of a directory: {one_line(str(error))}") from error
+        raise UserError(f"{shown}: is not the name of a directory: {one_line(str(error))}") from error
     if hint:
-        raise UserError(f"policy {shown}: no such directory; did you mean {hint}?")
+        raise UserError(f"{shown}: no such directory; did you mean {hint}?")
     if not is_hub_id:
-        raise UserError(f"policy {shown}: no such directory, and not a model id of the Hugging Face Hub (owner/name)")
-    return _from_hub(path)
+        raise UserError(f"{shown}: no such directory, and not a model id of the Hugging Face Hub (owner/name)")
+    return _from_hub(path, what)
 
 
 def absolute_policy(path: str) -> str:
@@ -87,7 +97,7 @@ def _nearest(name: str, names: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name[:200], list(names), n=3, cutoff=0.75)
 
 
-def _from_hub(model_id: str) -> Path:
+def _from_hub(model_id: str, what: str) -> Path:
     """One question to the Hub without repetitions, then the files; what was fetched before serves where it is away."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -105,11 +115,11 @@ def _from_hub(model_id: str) -> Path:
         return Path(snapshot_download(model_id, revision=info.sha, allow_patterns=wanted, etag_timeout=_HUB_LIMIT_S))
     except GatedRepoError as error:
         raise UserError(
-            f"policy {model_id}: the Hugging Face Hub asks for its licence to be accepted on its page, and for a token"
+            f"{what} {model_id}: the Hugging Face Hub asks for its licence to be accepted on its page, and for a token"
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"policy {model_id}: no such directory here, and the Hugging Face Hub has no such model (or it is private: "
+            f"{what} {model_id}: no such directory here, and the Hugging Face Hub has no such model (or it is private: "
             f"set HF_TOKEN)"
         ) from error
     except (HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
@@ -117,7 +127,7 @@ def _from_hub(model_id: str) -> Path:
             return Path(snapshot_download(model_id, local_files_only=True))
         except LocalEntryNotFoundError:
             raise UserError(
-                f"policy {model_id}: no such directory here, and the Hugging Face Hub cannot be asked: "
+                f"{what} {model_id}: no such directory here, and the Hugging Face Hub cannot be asked: "
                 f"{one_line(str(error)) or type(error).__name__}"
             ) from error
 

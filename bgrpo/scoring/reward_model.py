@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bgrpo.errors import UserError
-from bgrpo.policies.io import (
-    _LOAD_ERRORS,
-    SHIPPED_POLICY,
-    _check_source,
-    _check_weights,
-    _first_sentence,
-    _quiet_transformers,
-)
+from bgrpo.errors import UserError, one_line
+from bgrpo.policies.io import loading
+from bgrpo.policies.model_files import read_model_files
+from bgrpo.scoring.classifier import read_classifier
 from bgrpo.scoring.fixed_shapes import FixedShapes
 from bgrpo.scoring.scored_text import Item, Messages, Score, as_messages, is_text, shorten
 
@@ -77,9 +65,12 @@ class RewardModel:
         for name, value, known in (("dtype", dtype, tuple(DTYPES)), ("truncate", truncate, TRUNCATE)):
             if value not in known:
                 raise UserError(f"reward model {path}: {name}={value!r}: expected {' or '.join(known)}")
-        self.model, self.tokenizer = load_reward_model(path, DTYPES[dtype])
+        if path == "shipped":
+            raise UserError("reward model shipped: is a policy; expected a directory or a model id of the Hub")
+        with loading("reward model", path) as folder:
+            self.model, self.tokenizer = read_classifier(folder, DTYPES[dtype])
+            self.label = _output(self.model, label)
         self.path = path
-        self.label = _output(path, self.model, label)
         limit = token_limit(self.model, self.tokenizer)
         if max_tokens is not None and (max_tokens < 1 or (limit is not None and max_tokens > limit)):
             raise UserError(f"reward model {path}: max_tokens={max_tokens}: expected 1 to {limit or 'any number'}")
@@ -134,53 +125,6 @@ class RewardModel:
         return math.exp(chosen - largest) / sum(math.exp(logit - largest) for logit in logits)
 
 
-def load_reward_model(path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier and its tokenizer, with the checks that policies have.
-
-    Raises:
-        UserError: nothing there, weights that are not safetensors, a model that needs its own code, or weights that
-            are missing: transformers would draw a head at random.
-    """
-    try:
-        if path == "shipped":
-            raise UserError("policy shipped: is a policy; expected a directory or a model id of the Hugging Face Hub")
-        _check_source(path, Path(path))
-        with _quiet_transformers():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        model, info = loaded
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise UserError(
-                f"policy {path}: has no trained classification head: the file lacks {len(missing)} weights, first "
-                f"{missing[0]}; a reward model is made by bgrpo reward-model --train"
-            )
-        _check_weights(path, info)
-    except UserError as error:
-        raise UserError(str(error).replace("policy ", "reward model ", 1)) from None
-    except _LOAD_ERRORS as error:
-        raise UserError(f"reward model {path}: cannot be loaded: {_first_sentence(error)}") from error
-    check_vocabulary(path, model, tokenizer)
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True  # told by a score
-    return model, tokenizer
-
-
-def check_vocabulary(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more tokens than the model has."""
-    rows = model.config.get_text_config().vocab_size
-    if len(tokenizer) > rows:
-        raise UserError(f"reward model {path}: the tokenizer has {len(tokenizer)} tokens, the model only {rows}")
-
-
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, completion: str | Messages, separator: str = ""
 ) -> list[int]:
@@ -213,32 +157,36 @@ def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
 
 
 def same_weights(policy: str, reward_model: str) -> bool:
-    """Whether a policy is given as its own reward model: the same path or id, or folders with equal weights."""
+    """Whether a policy is given as its own reward model: the same path or id, or the same values by the same names.
+
+    Names of files, how the weights are divided among them, and their dtype do not matter. Memory is bounded.
+
+    Raises:
+        UserError: one of them cannot be found or read.
+    """
     if policy == reward_model:
         return True
-    paths = [SHIPPED_POLICY if path == "shipped" else Path(path) for path in (policy, reward_model)]
-    if not all(path.is_dir() for path in paths):
+    with loading("policy", policy) as folder:
+        first = read_model_files(folder)
+    with loading("reward model", reward_model) as folder:
+        second = read_model_files(folder)
+    if first.folder.samefile(second.folder):
+        return True
+    if first.shapes != second.shapes:
         return False
-    files = [sorted(path.glob("*.safetensors")) for path in paths]
-    if [file.stat().st_size for file in files[0]] != [file.stat().st_size for file in files[1]]:
-        return False
-    return bool(files[0]) and [_digest(file) for file in files[0]] == [_digest(file) for file in files[1]]
+    with loading("reward model", reward_model):
+        return all(one == other for one, other in itertools.zip_longest(first.digests(), second.digests()))
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _output(path: str, model: PreTrainedModel, label: str | int | None) -> int:
+def _output(model: PreTrainedModel, label: str | int | None) -> int:
     """Number of the output that a label names."""
     names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
-    listed = ", ".join(names.values())
+    listed = one_line(", ".join(names.values()))
     if label is None:
         if len(names) > 1:
-            raise UserError(f"reward model {path}: has {len(names)} outputs; say which with label: {listed}")
+            raise UserError(f"has {len(names)} outputs; say which with label: {listed}")
         return 0
     found = [number for number, name in names.items() if label == name] + [n for n in names if str(label) == str(n)]
     if not found:
-        raise UserError(f"reward model {path}: has no label {label!r}; it has {listed}")
+        raise UserError(f"has no label {label!r}; it has {listed}")
     return found[0]

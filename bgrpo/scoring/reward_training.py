@@ -6,27 +6,21 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from bgrpo.errors import DivergenceError, UserError
-from bgrpo.policies.io import _LOAD_ERRORS, _check_source, _first_sentence, _quiet_transformers
+from bgrpo.errors import DivergenceError, UserError, brief
+from bgrpo.policies.io import loading
+from bgrpo.scoring.classifier import read_base
 from bgrpo.scoring.fixed_shapes import FixedShapes
 from bgrpo.scoring.preference_pairs import Pair, accuracy_interval
-from bgrpo.scoring.reward_model import ENCODE_ERRORS, check_vocabulary, encode, token_limit
+from bgrpo.scoring.reward_model import ENCODE_ERRORS, encode, token_limit
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Told of every step: its number, how many there are, and metrics."""
@@ -125,36 +119,12 @@ def load_base(path: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenize
     Raises:
         UserError: the model cannot be loaded.
     """
-    try:
-        _check_source(path, Path(path))
-        with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                num_labels=1,
-                id2label={0: "reward"},
-                label2id={"reward": 0},
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        model, info = loaded
-        body = sorted(name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}."))
-        lost = [name for name in body if ".pooler." not in name]  # many encoders are saved without one
-        if lost:
-            raise UserError(f"policy {path}: the file lacks {len(lost)} weights that are no head, first {lost[0]}")
-    except UserError as error:
-        raise UserError(str(error).replace("policy ", "base model ", 1)) from None
-    except _LOAD_ERRORS as error:
-        raise UserError(f"base model {path}: cannot be loaded: {_first_sentence(error)}") from error
-    check_vocabulary(path, model, tokenizer)
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"base model {path}: its tokenizer has neither a pad nor an end token; set eos_token")
-        tokenizer.pad_token = tokenizer.eos_token
+    with loading("base model", path) as folder:
+        model, tokenizer = read_base(folder, seed)
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise UserError("its tokenizer has neither a pad nor an end token; set eos_token")
+            tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)
     return model, tokenizer
@@ -257,7 +227,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: i
         try:
             chosen, rejected = (encode(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected))
         except ENCODE_ERRORS as error:
-            raise UserError(f"line {pair.line}: the tokenizer refuses it: {_first_sentence(error)}") from error
+            raise UserError(f"line {pair.line}: the tokenizer refuses it: {brief(error)}") from error
         if limit is None or max(len(chosen), len(rejected)) <= limit:
             rows.append(
                 {

@@ -99,6 +99,20 @@ def test_logs_of_old_sessions_are_removed_and_no_others(tmp_path: Path) -> None:
     assert {name: (tmp_path / name).exists() for name in names} == names
 
 
+def test_what_rays_raylet_says_is_no_output_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """On standard output it would stand among the lines of ``--json``."""
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)
+    private_ray.log_what_ray_says()
+    worker.print_to_stdstream(
+        {"lines": ["A worker died\nwhile"], "pid": "raylet", "is_err": False}, ignore_prefix=False
+    )
+    assert capsys.readouterr().out == "" and "Ray: A worker died while" in caplog.text
+
+
 def test_another_user_can_do_all_to_what_lies_open() -> None:
     """Else the test of what he cannot would say nothing."""
     with tempfile.TemporaryDirectory(dir="/tmp") as made:

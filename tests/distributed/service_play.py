@@ -19,7 +19,7 @@ from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import LocalRolloutSource, decode_settings
 from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.model import build_policy
-from bgrpo.scoring.check_process import CheckProcess
+from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
@@ -105,8 +105,8 @@ def service(config: TrainConfig) -> Iterator[Client]:
 
 def local(config: TrainConfig, model: PreTrainedModel, step: int, draw: int = 0) -> list[ScoredGroup]:
     """The same groups without Ray."""
-    with CheckProcess(str(config.reward.function), timeout_s=config.verifier.timeout_s) as checks:
-        source = LocalRolloutSource(PROBLEMS, TOKENIZER, config, checks.run)
+    with Judge(config).start(None) as scorer:
+        source = LocalRolloutSource(PROBLEMS, TOKENIZER, config, scorer.judge)
         source.publish(0, model)
         return source.collect(step, 0, INDICES, draw)
 

@@ -6,15 +6,13 @@ import json
 import os
 import random
 import shutil
-import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hostile_files import mutated
-from safetensors.torch import load_file, save_file
+from hostile_folders import Change, becomes, in_parts, index, network, refusal, says, sparse, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
@@ -27,10 +25,10 @@ from bgrpo.policies.text import decode_completion, encode_texts, end_tokens
 from bgrpo.runs.preparation import check_policy
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer, tokenizer_from_tokens
 
+__all__ = ["network"]
 TOKENIZER = build_tokenizer(0, 0)
 MUTATIONS = 500
 BIAS = "transformer.ln_f.bias"
-Change = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
@@ -51,94 +49,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(folders["gpt2"], tmp_path / "policy"))
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Every name looked up and every connection asked for; none is made."""
-    asked: list[str] = []
-
-    def refuse(*arguments: Any, **_: Any) -> None:
-        asked.append(str(arguments))
-        raise OSError("no network in this test")
-
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    yield asked
-    assert asked == []
-
-
-def in_parts(folder: Path) -> None:
-    """The weights of a folder in two files and an index."""
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(weights)
-    files = {name: f"model-0000{1 + place % 2}-of-00002.safetensors" for place, name in enumerate(names)}
-    for file in set(files.values()):
-        save_file({name: weights[name] for name in names if files[name] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-
-
-def says(file: str, **changes: Any) -> Change:
-    """The JSON file with these keys set."""
-
-    def change(folder: Path) -> None:
-        path = folder / file
-        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
-
-    return change
-
-
-def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
-    def apply(folder: Path) -> None:
-        found = load_file(folder / "model.safetensors")
-        change(found)
-        save_file(found, folder / "model.safetensors")
-
-    return apply
-
-
-def index(name: Any) -> Change:
-    """Weights in parts, whose index names one file otherwise; the file is there, outside the folder too."""
-
-    def change(folder: Path) -> None:
-        in_parts(folder)
-        path = folder / "model.safetensors.index.json"
-        tree = json.loads(path.read_text())
-        first = min(tree["weight_map"].values())
-        for copy in ("weights.bin", "../weights.bin", "../other.safetensors", ".hidden.safetensors"):
-            shutil.copy(folder / first, folder / copy)
-        named = {key: name if file == first else file for key, file in tree["weight_map"].items()}
-        path.write_text(json.dumps({"weight_map": named}))
-
-    return change
-
-
-def becomes(file: str, make: Callable[[Path], Any]) -> Change:
-    def change(folder: Path) -> None:
-        (folder / file).unlink(missing_ok=True)
-        make(folder / file)
-
-    return change
-
-
-def sparse(size: int) -> Callable[[Path], None]:
-    def make(path: Path) -> None:
-        path.touch()
-        os.truncate(path, size)
-
-    return make
-
-
-def refusal(folder: Path, load: Callable[[str], Any] = load_policy) -> str:
-    with pytest.raises(UserError) as caught:
-        load(str(folder))
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 700, message
-    return message
 
 
 def test_any_mutation_of_any_file_is_used_or_refused_in_one_line(
@@ -222,7 +132,7 @@ def test_any_mutation_of_any_file_is_used_or_refused_in_one_line(
 )  # fmt: skip
 def test_what_is_refused(folder: Path, change: Change, message: str, network: list[str]) -> None:
     change(folder)
-    assert message in refusal(folder)
+    assert message in refusal(folder, load_policy)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +211,7 @@ def test_every_file_may_name_end_tokens(folder: Path, changes: list[Change], exp
 @pytest.mark.parametrize("value", [-1, 20, 10**9, 1.5, "1", True, [1, 20], {"a": 1}])
 def test_ids_that_are_no_tokens_are_refused(folder: Path, file: str, key: str, value: Any) -> None:
     says(file, **{key: value})(folder)
-    assert key in refusal(folder)
+    assert key in refusal(folder, load_policy)
 
 
 @pytest.mark.parametrize("kind", MODEL_TYPES)
@@ -371,4 +281,4 @@ def test_a_tokenizer_with_a_gap_is_refused(folder: Path) -> None:
     tree = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     tree["model"]["vocab"]["b"] = 25
     says("tokenizer.json", model=tree["model"])(folder)
-    assert "whose ids are not 0 to 19" in refusal(folder)
+    assert "whose ids are not 0 to 19" in refusal(folder, load_policy)

@@ -129,7 +129,7 @@ def test_missing_policies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         load_policy(str(tmp_path / "file"))
-    monkeypatch.setattr("bgrpo.policies.io.SHIPPED_POLICY", tmp_path / "none")
+    monkeypatch.setattr("bgrpo.policies.source.SHIPPED_POLICY", tmp_path / "none")
     with pytest.raises(UserError, match="shipped"):
         load_policy("shipped")
 

@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is looked for on the Hub."""
     names: list[str] = []
 
-    def refuse(name: str) -> Path:
+    def refuse(name: str, what: str) -> Path:
         names.append(name)
         raise UserError("not on the Hub")
 
@@ -85,6 +85,14 @@ def test_model_ids_are_looked_for_on_the_hub(here: Path, asked: list[str], path:
     with pytest.raises(UserError, match="not on the Hub"):
         find_policy(path)
     assert asked == [path]
+
+
+@pytest.mark.parametrize("what", ["reward model", "base model"])
+@pytest.mark.parametrize("path", ["./x", "mine/config.json", "min", "x" * 5000])
+def test_messages_say_what_is_looked_for(here: Path, asked: list[str], what: str, path: str) -> None:
+    with pytest.raises(UserError, match=f"^{what} ") as caught:
+        find_policy(path, what)
+    assert "policy" not in str(caught.value) and asked == []
 
 
 def test_a_runs_policy_gets_a_name_that_other_processes_find(here: Path) -> None:

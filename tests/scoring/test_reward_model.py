@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tiny_rewards import TEMPLATE, WORDS, write_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bgrpo.errors import UserError
+from bgrpo.policies.io import SHIPPED_POLICY
+from bgrpo.policies.model_files import read_model_files
 from bgrpo.scoring.fixed_shapes import FixedShapes
 from bgrpo.scoring.reward_model import RewardModel, encode, same_weights
 from bgrpo.scoring.scored_text import Item
@@ -172,10 +175,10 @@ def test_texts_that_are_too_long_fail_or_are_cut_on_the_left_and_counted(folders
 @pytest.mark.parametrize("labels", [1, 2])
 def test_an_output_that_is_not_finite_is_a_failure(bad: float, labels: int, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", labels=labels)
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.bias"][0] = bad
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for score in RewardModel(str(folder), label=None if labels == 1 else "LABEL_1").score(items(["w1", "w2"])):
+    model = RewardModel(str(folder), label=None if labels == 1 else "LABEL_1")
+    with torch.no_grad():
+        model.model.get_parameter("classifier.bias")[0] = bad
+    for score in model.score(items(["w1", "w2"])):
         assert score.value is None and "not a finite number" in score.failure
 
 
@@ -231,7 +234,7 @@ def own_code(folder: Path) -> None:
         (pickled, "found pytorch_model.bin, which can run code"),
         (other_shape, "another shape"),
         (half_written, "cannot be loaded"),
-        (own_code, "cannot be loaded"),
+        (own_code, "auto_map: code that comes with a model is never run"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer|cannot be loaded"),
         (shutil.rmtree, "no such directory"),
     ],
@@ -246,14 +249,68 @@ def test_what_is_no_reward_model_is_refused_in_one_line(
     assert "\n" not in str(error.value) and "policy" not in str(error.value)
 
 
-def test_a_policy_that_is_its_own_reward_model_is_found(folders: dict[str, Path], tmp_path: Path) -> None:
-    bert, llama = str(folders["bert"]), str(folders["llama"])
-    copy = shutil.copytree(bert, tmp_path / "copy")
-    other = write_model(tmp_path / "other", seed=1)
-    (tmp_path / "link").symlink_to(bert)
-    assert all(same_weights(bert, str(path)) for path in (bert, copy, tmp_path / "link"))
-    assert not any(same_weights(bert, str(path)) for path in (llama, other, "owner/name", "shipped"))
-    assert same_weights("owner/name", "owner/name")
+def parts(folder: Path) -> None:
+    """The weights of a folder in two files of other names."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = {name: f"part-{place % 2}.safetensors" for place, name in enumerate(weights)}
+    for file in set(names.values()):
+        save_file({name: weights[name] for name in weights if names[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def wider(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor.double() for name, tensor in weights.items()}, folder / "model.safetensors")
+
+
+def one_bit(folder: Path) -> None:
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(bytes([file.read(1)[0] ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda folder: None, True),
+        (parts, True),
+        (wider, True),
+        (lambda folder: (folder / "README.md").write_text("x"), True),
+        (lambda folder: (folder / "model-2.safetensors").write_bytes(b"left over"), True),
+        (one_bit, False),
+        (lambda folder: (one_bit(folder), parts(folder)), False),
+        (lambda folder: write_model(folder, seed=1), False),
+        (lambda folder: write_model(folder, labels=2), False),
+        (lambda folder: write_model(folder, "llama"), False),
+    ],
+)
+def test_a_policy_that_is_its_own_reward_model_is_found_by_its_values(
+    change: Callable[[Path], Any], same: bool, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folders["bert"], tmp_path / "copy"))
+    change(copy)
+    assert same_weights(str(folders["bert"]), str(copy)) is same_weights(str(copy), str(folders["bert"])) is same
+
+
+def test_names_of_models_are_compared_before_their_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folders["bert"])
+    assert same_weights("owner/name", "owner/name") and same_weights("shipped", str(SHIPPED_POLICY))
+    assert same_weights(str(tmp_path / "link"), str(folders["bert"]))
+    with pytest.raises(UserError, match=r"^reward model .*absent: no such directory"):
+        same_weights(str(folders["bert"]), str(tmp_path / "absent"))
+
+
+def test_digests_need_little_memory(tmp_path: Path) -> None:
+    """Weights of 64 MiB are read in blocks."""
+    folder = write_model(tmp_path / "m")
+    save_file({"large": torch.zeros(1 << 24)}, folder / "model.safetensors")
+    files = read_model_files(folder)
+    tracemalloc.start()
+    assert len(list(files.digests())) == 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 @pytest.mark.gpu

@@ -142,7 +142,7 @@ def test_a_base_that_lacks_more_than_a_head_is_refused(tmp_path: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(
-        UserError, match=r"^base model .* lacks 16 weights that are no head, first bert.encoder.layer.2"
+        UserError, match=r"^base model .* lacks 16 weights that are no head, first 'bert.encoder.layer.2"
     ):
         load_base(str(base), seed=0)
 

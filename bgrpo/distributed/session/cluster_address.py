@@ -15,6 +15,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import AuthenticationError
 
+from bgrpo.cluster.private_ray import log_what_ray_says
 from bgrpo.errors import UserError
 
 ANSWER_S = 10.0
@@ -52,6 +53,7 @@ def joined_ray(address: str) -> Iterator[None]:
         if address == "auto":  # Ray does so too
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         check_head(canonicalize_bootstrap_address_or_die(address))
+        log_what_ray_says()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError as error:
         raise UserError(f"RAY_ADDRESS={address}: {_TOKEN_ADVICE}") from error

@@ -1,0 +1,124 @@
+"""Runs on chats with a composite reward on Ray: a reward model on its own actors, a function, metrics, a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import pytest
+from tiny_rewards import TEMPLATE, WORDS, write_model
+
+from bgrpo.chaos.faults import at_steps, find, hit
+from bgrpo.chaos.run_comparison import compare_metrics
+from bgrpo.config import TrainConfig, build_config
+from bgrpo.distributed.train.training_run import RunResult, run_training
+from bgrpo.errors import UserError
+from bgrpo.policies.io import load_policy
+from bgrpo.runs.samples import SampleReader
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
+STEPS = 20
+PARTS = {
+    "quality": {"model": "judge", "weight": 0.5, "score_truncated": True},
+    "short": {"function": "reward_functions:shortness", "weight": 0.3, "score_truncated": True},
+    "variety": {"metric": "distinct_1", "weight": 0.2, "score_truncated": True},
+    "overlap": {"metric": "token_f1", "weight": 0, "score_truncated": True},
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy and a reward model with chat templates, and chats."""
+    folder = tmp_path_factory.mktemp("chats")
+    write_model(folder / "policy", "llama", template=TEMPLATE, kind="causal", limit=96)
+    write_model(folder / "judge", "bert", template=TEMPLATE.replace("{{ bos_token }}", ""), seed=4)
+    rows = []
+    for i in range(60):
+        text = f"{WORDS[i]} {WORDS[(7 * i) % 90]}"
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": WORDS[i % 9]}]
+        rows.append({"messages": messages, "speaker": i % 6, "category": f"c{i % 2}"})
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def config(here: Path, name: str, algorithm: str = "bgrpo", **reward: Any) -> TrainConfig:
+    parts = {
+        part: options | ({"model": str(here / options["model"])} if "model" in options else {})
+        for part, options in reward.pop("parts", PARTS).items()
+    }
+    return build_config(
+        TrainConfig,
+        {
+            "algorithm": algorithm,
+            "steps": STEPS,
+            "policy": {"path": str(here / "policy")},
+            "task": {
+                "name": "text",
+                "split_by": "speaker",
+                "train": {"file": str(here / "chats.jsonl")},
+                "validation": {"share": 0.2},
+                "test": {"share": 0.2},
+            },
+            "rollout": {"actors": 1, "group_size": 3, "prompts_per_step": 4, "prompts_per_request": 2}
+            | {"max_new_tokens": 5},
+            "reward": {"parts": parts} | reward,
+            "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
+            "evaluation": {"beam_widths": [2], "samples": 2, "every": 10},
+            "checkpoint": {"every": 5},
+            "tracking": {"enabled": False},
+            "run": {"dir": str(here / "runs"), "name": name},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def composite(here: Path) -> RunResult:
+    return run_training(config(here, "composite", combine="normalize_then_sum"))
+
+
+def test_a_composite_reward_is_learned_from_and_every_part_is_told(composite: RunResult) -> None:
+    steps = composite.folder.metrics()
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    for part in PARTS:
+        assert all(step[f"part/{part}/failed"] == 0 for step in steps)
+        assert all(step[f"part/{part}/spread"] >= 0 for step in steps)
+    assert any(step["groups_used"] > 0 for step in steps)
+    table = json.loads(composite.folder.evaluation_path.read_text())["table"]
+    assert {"greedy_reward", "greedy_quality", "best_reward@2", "sample_overlap", "best_of@2"} <= table.keys()
+    assert "greedy" not in table, "nothing says what is correct"
+    validated = [step for step in steps if "validation/greedy_reward" in step]
+    assert [step["step"] for step in validated] == [10, 20]
+    assert load_policy(str(composite.folder.policy)).tokenizer.chat_template
+    samples = list(SampleReader(composite.folder))
+    assert set(samples[0].completions[0].parts) == set(PARTS)
+
+
+def test_a_reward_actor_that_is_killed_changes_nothing(here: Path, composite: RunResult) -> None:
+    def kill() -> None:
+        hit(find("reward")[0], SIGKILL)
+
+    disturbed = config(here, "killed", combine="normalize_then_sum")
+    with at_steps(here / "runs" / "killed" / "metrics.jsonl", {3: kill}) as begun:
+        result = run_training(disturbed)
+    assert begun == [3]
+    assert compare_metrics(composite.folder.metrics(), result.folder.metrics()) == []
+
+
+@pytest.mark.long
+def test_samples_with_a_reward_model_alone(here: Path) -> None:
+    parts = {"quality": PARTS["quality"]}
+    result = run_training(config(here, "model", "grpo", parts=parts, kind="unlikely"))
+    assert len(result.folder.metrics()) == STEPS
+
+
+def test_what_scores_nothing_ends_the_run_with_the_cause(here: Path) -> None:
+    for name, message in (
+        ("nothing", "no part of the reward applies to any of"),
+        ("fails_later", "ValueError: no such"),
+    ):
+        parts = {"x": {"function": f"reward_functions:{name}", "score_truncated": True}}
+        with pytest.raises(UserError, match=message):
+            run_training(config(here, name, parts=parts))
