@@ -22,7 +22,6 @@ import psutil
 TITLES = {
     "rollout": "RolloutActor",
     "verifier": "VerifierActor",
-    "reward": "RewardActor",
     "service": "RolloutService",
     "learner": "RayTrainWorker",
 }

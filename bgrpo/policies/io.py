@@ -60,7 +60,7 @@ def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
         device: where the weights go.
 
     Raises:
-        UserError: nothing there, or anything that :func:`bgrpo.policies.folder.read_folder` refuses; weights, or logits
+        UserError: nothing there, or anything that ``bgrpo.policies.folder.read_folder`` refuses; weights, or logits
             of a short text, that are not finite.
     """
     with loading("policy", path) as folder:

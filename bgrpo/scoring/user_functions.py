@@ -33,7 +33,7 @@ def as_score(value: Any) -> float:
     Decimal, Fraction. Text, None, complex numbers and everything with a length are none.
 
     Raises:
-        MisreturnedError: it is no number, not finite, or beyond :data:`LARGEST_REWARD`. Where the value's own methods
+        MisreturnedError: it is no number, not finite, or beyond 1e12 in size. Where the value's own methods
             raise, what they do.
     """
     kind = type(value).__name__

@@ -34,8 +34,7 @@ class Outcome(StrEnum):
     UNSCORED = "unscored"  # no part of the reward applies to it
 
 
-Message = dict[str, str]
-"""Of a chat: ``{"role": …, "content": …}``."""
+Message = dict[str, str]  # of a chat: {"role": …, "content": …}
 
 
 @dataclass(frozen=True, slots=True)

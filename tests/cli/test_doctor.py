@@ -129,14 +129,14 @@ def test_a_damaged_installation_is_a_finding_not_a_crash(tmp_path: Path, monkeyp
 
 
 def test_a_policy_that_solves_nothing_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bgrpo.policies import io
+    from bgrpo.policies import io, source
     from bgrpo.policies.model import build_policy
     from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(0, 0)
     untrained = build_policy(tokenizer, layers=1, heads=2, width=8, context=128, seed=0)
     io.save_policy(untrained, tokenizer, tmp_path / "policy")
-    monkeypatch.setattr(io, "SHIPPED_POLICY", tmp_path / "policy")
+    monkeypatch.setattr(source, "SHIPPED_POLICY", tmp_path / "policy")
     check = doctor.check_policy()
     assert (check.status, check.detail) == ("fail", "shipped policy solves 0 of 5 problems")
 

@@ -70,8 +70,8 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakeClient]:
 
 def test_the_job_runs_the_same_command(client: type[FakeClient], capsys: pytest.CaptureFixture[str]) -> None:
     url = "http://127.0.0.1:8265"
-    assert main(["train", "--config", "quickstart", "--submit", url, "steps=3", "run.name=a'b; x"]) == 0
-    expected = "python -m ray_jobs.train --config quickstart steps=3 'run.name=a'\"'\"'b; x'"
+    assert main(["train", "--config", "quickstart", "--submit", url, "steps=3", "run.dir=a'b; x"]) == 0
+    expected = "python -m ray_jobs.train --config quickstart steps=3 'run.dir=a'\"'\"'b; x'"
     assert client.submitted["entrypoint"] == expected
     environment = client.submitted["runtime_env"]
     assert environment["working_dir"] == "."
@@ -206,10 +206,10 @@ def test_a_refused_token_is_one_line(
 def test_a_sweep_whose_trials_would_not_start_is_not_sent(
     client: type[FakeClient], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["sweep", "--config", "quick", "--submit", URL, "train.evaluation.widths=[1]"]) == 2
+    assert main(["sweep", "--config", "quick", "--submit", URL, "train.evaluation.beam_width=[1]"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: arm bgrpo, learner.learning_rate=")
-    assert "unknown key 'evaluation.widths'; did you mean 'evaluation.beam_widths'?" in error
+    assert "unknown key 'evaluation.beam_width'; did you mean 'evaluation.beam_widths'?" in error
     assert not hasattr(client, "submitted")
 
 

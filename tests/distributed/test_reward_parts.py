@@ -7,10 +7,11 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
+import psutil
 import pytest
 from tiny_rewards import TEMPLATE, WORDS, write_model
 
-from bgrpo.chaos.faults import at_steps, find, hit
+from bgrpo.chaos.faults import at_steps, hit
 from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.distributed.train.training_run import RunResult, run_training
@@ -98,7 +99,7 @@ def test_a_composite_reward_is_learned_from_and_every_part_is_told(composite: Ru
 
 def test_a_reward_actor_that_is_killed_changes_nothing(here: Path, composite: RunResult) -> None:
     def kill() -> None:
-        hit(find("reward")[0], SIGKILL)
+        hit(next(p.pid for p in psutil.Process().children(recursive=True) if "RewardActor" in p.name()), SIGKILL)
 
     disturbed = config(here, "killed", combine="normalize_then_sum")
     with at_steps(here / "runs" / "killed" / "metrics.jsonl", {3: kill}) as begun:

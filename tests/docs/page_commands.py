@@ -17,6 +17,7 @@ from bgrpo.config import PretrainConfig, Section, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.trial_configs import TrialConfigs
+from bgrpo.tasks.chat.__main__ import app as chat_app
 from bgrpo.tasks.polynomial.options import GeneratorOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,6 +54,8 @@ def check(command: str, mark: str = "") -> str | None:
         words = [word.replace("runs/RUN/config.yaml", "quickstart") for word in words]
     if words[:3] == ["ray", "job", "submit"]:
         words = words[words.index("--") + 1 :] if "--" in words else ["bgrpo", "train"]
+    if words[:3] == ["python", "-m", "bgrpo.tasks.chat"]:
+        return _check_command(words[3:], chat_app, "python -m bgrpo.tasks.chat")
     if words[:2] == ["python", "-m"]:
         words = ["bgrpo", words[2].removeprefix("ray_jobs."), *words[3:]]
     if words[0] == "make":
@@ -66,11 +69,15 @@ def check(command: str, mark: str = "") -> str | None:
 def _check_bgrpo(words: list[str]) -> str | None:
     if words[0].isupper():  # COMMAND
         return None
-    command: Any = typer.main.get_command(app)
+    return _check_command(words, app, "bgrpo")
+
+
+def _check_command(words: list[str], group: typer.Typer, program: str) -> str | None:
+    command: Any = typer.main.get_command(group)
     name = words[0]
     while hasattr(command, "commands"):
         if not words or words[0] not in command.commands:
-            return f"bgrpo: no command {words[:1]}"
+            return f"{program}: no command {words[:1]}"
         command, words = command.commands[words[0]], words[1:]
     try:
         context = command.make_context(name, [word for word in words if word != "--help"])
@@ -78,7 +85,7 @@ def _check_bgrpo(words: list[str]) -> str | None:
             GeneratorOptions.from_dict(generator_options(context.args))
     except (*USAGE_ERRORS, UserError) as error:
         # A sentence may name a command without all that it needs.
-        return None if not words and "Missing" in str(error) else f"bgrpo {name} {shlex.join(words)}: {error}"
+        return None if not words and "Missing" in str(error) else f"{program} {name} {shlex.join(words)}: {error}"
     given = context.params
     if name in CONFIGURED and given.get("resume") is None:
         return _check_config(name, given["config"], given.get("overrides") or [])

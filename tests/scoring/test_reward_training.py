@@ -151,7 +151,7 @@ def test_a_base_that_lacks_more_than_a_head_is_refused(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (["--train", "absent.jsonl"], "absent.jsonl: cannot be read"),
-        (["--held-out-share", "1"], "--held-out-share 1.0: expected a share"),
+        (["--held-out-share", "1"], "Invalid value for '--held-out-share'"),
         (["--group-by", "nobody"], ":1: has no 'nobody'"),
         (["--base", "absent/folder/x"], "base model absent/folder/x: no such directory"),
         (["--out", "."], "exists and is not a policy"),

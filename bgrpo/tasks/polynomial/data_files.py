@@ -56,7 +56,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
     Raises:
         UserError: the file is missing, a pipe or a device, unreadable or empty, or a line (which is named) is not
-            UTF-8, is longer than :data:`MAX_LINE_BYTES`, or does not have the form ``expanded ⁇ answer``.
+            UTF-8, is longer than 1 MiB, or does not have the form ``expanded ⁇ answer``.
     """
     for block in read_blocks(path):
         yield from lines_of(path, block)
