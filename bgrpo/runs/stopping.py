@@ -71,16 +71,19 @@ class StopSignals:
         self.insisted = False
         self._raised: Stopped | None = None
         self._gently: Callable[[str], float] | None = None
+        self._to_ask = False
         self._deadline: float | None = None
         self._end_at = 0.0
         self._over = threading.Event()
 
     @contextmanager
     def gently(self, ask: Callable[[str], float]) -> Iterator[None]:
-        """While the block runs, the first signal calls ``ask(name of the signal)`` instead of ending the block.
+        """While the block runs, the first signal does not end it: the next :meth:`check` asks for what is to be saved.
+
+        Not the signal's handler, which may find the main thread in the middle of a line of output.
 
         Args:
-            ask: asks for what has to be saved; returns the seconds that it may take, see :meth:`check`.
+            ask: called with the name of the signal; returns the seconds that saving may take.
         """
         self._gently = ask
         try:
@@ -89,11 +92,16 @@ class StopSignals:
             self._gently = None
 
     def check(self) -> None:
-        """To be called in a gentle block now and then.
+        """To be called in a gentle block now and then: asks after a signal, and sees to the time.
 
         Raises:
             Stopped: the time to save is over.
         """
+        if self._to_ask and self._gently is not None and self.asked is not None:
+            self._to_ask = False
+            save_s = self._gently(self.asked)
+            self._deadline = time.monotonic() + save_s
+            self._end_at = max(self._end_at, self._deadline + CLOSE_S)
         if self.asked is not None and self._deadline is not None and time.monotonic() > self._deadline:
             self._deadline = None
             raise Stopped(self.asked, STOPPED_STATUS)
@@ -115,9 +123,7 @@ class StopSignals:
                 self.insisted = True
                 self._raise(name, INTERRUPTED_STATUS)
         elif self._gently is not None:
-            save_s = self._gently(name)
-            self._deadline = time.monotonic() + save_s
-            self._end_at = self._deadline + CLOSE_S
+            self._to_ask = True
         else:
             self._raise(name, STOPPED_STATUS if number == signal.SIGTERM else INTERRUPTED_STATUS)
 
