@@ -247,7 +247,9 @@ class RewardSection(Section):
         """The parts, also where only a function is named, or nothing: then it is the task's check."""
         if self.parts:
             return self.parts
-        return {"check": PartSection(check=True)} if self.function is None else {"function": self._function_part}
+        if self.function is None:
+            return {"check": PartSection(check=True)}
+        return {"function": PartSection(function=self.function)}
 
     @property
     def learns_from_check_alone(self) -> bool:
@@ -287,10 +289,6 @@ class RewardSection(Section):
     def least_correct(self) -> float | None:
         """The score above which a completion counts as correct."""
         return 0.0 if self.correct_above is None and self.function is not None else self.correct_above
-
-    @property
-    def _function_part(self) -> PartSection:
-        return PartSection(function=self.function)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

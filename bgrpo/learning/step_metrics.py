@@ -34,7 +34,8 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, 
         ``reward_mean`` and ``reward_std`` (within groups, mean over groups); the fractions of groups with a correct
         completion (``solved_groups``) and with rewards that differ (``informative_groups``); ``groups_drawn`` and
         ``groups_used``; ``completion_length`` in tokens; ``staleness`` in versions, the largest, and ``staleness_mean``
-        over completions; ``outcome/…``, a count each.
+        over completions; ``outcome/…``, a count each. Where completions are graded and nothing says what is correct,
+        neither ``solved_groups`` nor ``top1_accuracy``.
     """
     groups = scored.groups
     rewards = [[reward for reward in group.rewards if reward is not None] for group in groups]
@@ -43,7 +44,6 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, 
     metrics = {
         "reward_mean": _mean([reward for values in rewards for reward in values]),
         "reward_std": _mean([float(np.std(values)) for values in rewards if values]),
-        "solved_groups": float(np.mean([Outcome.CORRECT in group.outcomes for group in groups])),
         "informative_groups": float(np.mean([is_informative(values) for values in rewards])),
         "groups_drawn": float(len(groups)),
         "groups_used": float(len(scored.learning)),
@@ -55,8 +55,12 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, 
             )
         ),
     }
+    checked = not counts[Outcome.SCORED]  # else nothing says what is correct
+    if checked:
+        metrics["solved_groups"] = float(np.mean([Outcome.CORRECT in group.outcomes for group in groups]))
     if mode == "beam":
-        metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
+        if checked:
+            metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
     else:
         metrics["duplicates"] = _duplicates(groups)
     return metrics | part_metrics(groups) | {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}

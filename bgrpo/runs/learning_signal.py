@@ -90,9 +90,11 @@ def _truncated_share(steps: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _truncation(config: TrainConfig, share: float) -> str:
+    scored = any(part.score_truncated for part in config.reward.named_parts.values())
     return (
         f"{share:.0%} of the completions were cut off at rollout.max_new_tokens={config.rollout.max_new_tokens}, and "
-        f"count as wrong whatever they say: raise it, or start from a policy that ends its answers"
+        f"{'are scored as they are' if scored else 'count as wrong whatever they say'}: raise it, or start from a "
+        f"policy that ends its answers"
     )
 
 
