@@ -142,9 +142,11 @@ def test_a_killed_program_leaves_no_process(lines: list[bytes], tmp_path: Path) 
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    ("number", "noticed"), [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGSTOP, False)]
+)
 def test_a_lost_or_stopped_process_ends_the_load_with_a_line(
-    number: int, several: None, lines: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, noticed: bool, several: None, lines: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data.txt").write_bytes(b"".join(lines))
     monkeypatch.setattr(line_checks, "BLOCK_LIMIT_S", 2.0)
@@ -152,6 +154,8 @@ def test_a_lost_or_stopped_process_ends_the_load_with_a_line(
 
     def ask_a_lost_one(child: subprocess.Popen[bytes], *rest: Any) -> Any:
         os.kill(child.pid, number)
+        if noticed:  # its end comes before the first byte for it
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         return ask(child, *rest)
 
     monkeypatch.setattr(line_checks, "_ask", ask_a_lost_one)

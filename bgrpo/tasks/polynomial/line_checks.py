@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from bgrpo.errors import RunError, UserError
 from bgrpo.tasks.base import Outcome, Progress
@@ -141,17 +141,21 @@ def _by_processes(
 @contextlib.contextmanager
 def _child() -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)}
-    with subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-m", "bgrpo.tasks.polynomial.line_checks"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
         start_new_session=True,  # Ctrl-C is for this process, which then ends them
-    ) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(OSError):  # bytes that were not yet written to a child that is lost
+                cast("IO[bytes]", pipe).close()
 
 
 def _ask(child: subprocess.Popen[bytes], path: Path, ring: Ring, for_training: bool, block: Block) -> CheckedBlock:
