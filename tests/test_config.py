@@ -45,11 +45,11 @@ def _attributes_read(tree: ast.AST) -> set[str]:
 
 @functools.cache
 def _names_read() -> set[str]:
-    """Attributes read anywhere but in config.py, and there in properties, not in the checks of validators."""
+    """Attributes read anywhere but in bgrpo/config, and there in properties, not in the checks of validators."""
     names: set[str] = set()
     for path in [*(REPOSITORY / "bgrpo").rglob("*.py"), *(REPOSITORY / "ray_jobs").rglob("*.py")]:
         tree = ast.parse(path.read_text("utf-8"))
-        if path.name != "config.py":
+        if path.parent.name != "config":
             names |= _attributes_read(tree)
             names |= {node.value for node in ast.walk(tree) if _is_split_name(node)}
             continue

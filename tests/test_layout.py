@@ -109,7 +109,7 @@ def test_no_domain_is_known_outside_its_folder() -> None:
         if any(pattern.search(line.lower()) for pattern in patterns) or "⁇" in line
     ]
     assert [line.split(": ")[1:] for line in found] == [["name", *found[0].split(": ")[2:]]], "\n".join(found)
-    assert found[0].startswith("config.py") and TaskSection().name in domains
+    assert found[0].startswith("config/problems.py") and TaskSection().name in domains
 
 
 @pytest.mark.parametrize(

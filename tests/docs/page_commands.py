@@ -13,8 +13,9 @@ import typer
 
 from bgrpo.cli.app import app
 from bgrpo.cli.data import generator_options
-from bgrpo.config import PretrainConfig, Section, TrainConfig, load_config
+from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
+from bgrpo.settings.values import Section
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.tasks.chat.__main__ import app as chat_app

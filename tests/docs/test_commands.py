@@ -57,7 +57,7 @@ def test_a_broken_command_is_noticed(command: str, problem: str) -> None:
 
 
 def test_commands_are_found_in_blocks_and_in_sentences() -> None:
-    text = "```sh\nmake train\nmlflow ui  # needs a browser\n```\nSee `bgrpo doctor`, `bgrpo/config.py`, `make`."
+    text = "```sh\nmake train\nmlflow ui  # needs a browser\n```\nSee `bgrpo doctor`, `bgrpo/errors.py`, `make`."
     assert list(commands_of(text)) == [("make train", ""), ("mlflow ui", "needs a browser"), ("bgrpo doctor", "")]
     assert len(COMMANDS) > 60
 

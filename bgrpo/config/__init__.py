@@ -1,0 +1,24 @@
+"""The one typed configuration tree, a module for each part of it; here, what the rest of the package needs of it."""
+
+from bgrpo.config.loading import SHIPPED_CONFIGS, build_config, drop_foreign_options, dump_config, load_config
+from bgrpo.config.pretraining import PretrainConfig
+from bgrpo.config.problems import ProblemSource, TaskSection
+from bgrpo.config.rewards import RANK_WIDTH, PartSection
+from bgrpo.config.training import TrainConfig
+from bgrpo.config.upkeep import RunSection, TrackingSection
+
+__all__ = [
+    "RANK_WIDTH",
+    "SHIPPED_CONFIGS",
+    "PartSection",
+    "PretrainConfig",
+    "ProblemSource",
+    "RunSection",
+    "TaskSection",
+    "TrackingSection",
+    "TrainConfig",
+    "build_config",
+    "drop_foreign_options",
+    "dump_config",
+    "load_config",
+]

@@ -1,0 +1,125 @@
+"""A YAML file, then dotted overrides, then checks that show their arithmetic."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from bgrpo.config.problems import SPLITS, TaskSection
+from bgrpo.errors import UserError, one_line
+from bgrpo.settings.messages import explain, shown
+from bgrpo.settings.paths import expanded
+from bgrpo.settings.strict_yaml import dump_yaml, read_yaml
+from bgrpo.settings.typed import UNKNOWN, below, override_value, settle
+from bgrpo.settings.values import Section
+
+SHIPPED_CONFIGS = Path(__file__).resolve().parents[2] / "ray_jobs" / "configs"
+C = TypeVar("C", bound=Section)
+
+
+def load_config(model: type[C], config: str | None, overrides: Sequence[str] = ()) -> C:
+    """Read a configuration.
+
+    Args:
+        model: the tree's class, for example :class:`~bgrpo.config.training.TrainConfig`.
+        config: name of a shipped configuration (``quickstart``), path of a YAML file, or None for the defaults.
+        overrides: ``key.path=value`` each. The type of a key says how its value is read: text as it stands, everything
+            else as YAML. One that names another task than the file does leaves out what the file tells its own task.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown key (with the one that was probably meant), or a value that does not
+            fit.
+    """
+    source = config or "defaults"
+    tree = read_yaml(_find(config)) if config is not None else {}
+    parsed = [_parse(model, text, overrides[i + 1 : i + 2]) for i, text in enumerate(overrides)]
+    names = {tuple(path[:-1]): value for path, value in parsed if path[-2:] == ["task", "name"]}
+    for path, name in names.items():
+        _leave_to_its_task(tree, path, name, source)
+    for key, value in parsed:
+        _assign(tree, key, value)
+    return build_config(model, settle(tree, model, source), source)
+
+
+def build_config(model: type[C], tree: dict[str, Any], source: str) -> C:
+    """Validate a plain dictionary; ``source`` names it in errors."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(model, error)}") from None
+
+
+def dump_config(config: Section, path: Path) -> None:
+    """Write the whole tree as YAML, so that loading it again gives an equal configuration."""
+    path.write_text(dump_yaml(config.model_dump(mode="json")), "utf-8")
+
+
+def drop_foreign_options(tree: dict[str, Any], name: str, source: str) -> None:
+    """Take the options out of a section ``task`` that is to name another task: they are for the present one.
+
+    Args:
+        tree: the section; changed in place.
+        name: of the other task. Nothing happens when it is the present one.
+        source: where the tree comes from, for the line on standard error that says what was left out.
+    """
+    present = tree.get("name", TaskSection().name)
+    parts = [("task", tree), *((f"task.{split}", tree.get(split)) for split in SPLITS)]
+    dropped = [f"{key}.options" for key, part in parts if isinstance(part, dict) and part.get("options")]
+    if name == present or not dropped:
+        return
+    for _, part in parts:
+        if isinstance(part, dict):
+            part.pop("options", None)
+    print(
+        f"note: task.name={name}: {', '.join(dropped)} of {source} are left out: they are for task {present!r}; give "
+        f"your own where you need them",
+        file=sys.stderr,
+    )
+
+
+def _leave_to_its_task(tree: dict[str, Any], path: Sequence[str], name: str, source: str) -> None:
+    section: Any = tree
+    for key in path:
+        section = section.get(key) if isinstance(section, dict) else None
+    if isinstance(section, dict) and isinstance(name, str):
+        drop_foreign_options(section, name, source)
+
+
+def _find(config: str) -> Path:
+    try:
+        path = expanded(config)
+    except ValueError as error:
+        raise UserError(f"--config {shown(config)}: {error}") from None
+    shipped = SHIPPED_CONFIGS / f"{config}.yaml"
+    is_file = os.path.isfile  # raises nothing, whatever the path
+    if is_file(path) or (os.path.lexists(path) and not is_file(shipped)):
+        return Path(path)
+    if is_file(shipped):
+        return shipped
+    names = sorted(path.stem for path in SHIPPED_CONFIGS.glob("*.yaml"))
+    raise UserError(f"--config {config}: no such file, and no shipped configuration of that name; shipped: {names}")
+
+
+def _parse(model: type[Section], override: str, following: Sequence[str]) -> tuple[list[str], Any]:
+    """The path of an override's key, and its value."""
+    name, equals, text = override.partition("=")
+    path = name.strip().split(".")
+    if not equals:
+        values = [word for word in following if "=" not in word] or ["…"]
+        example = "rollout.group_size=10" if below(model, name) is UNKNOWN else f"{name}={values[0]}"
+        raise UserError(f"override {shown(override)}: expected key=value, for example {example}")
+    return path, override_value(text, reduce(below, path, model), one_line(override, 100))
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for i, key in enumerate(path[:-1], start=1):
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override of {'.'.join(path)}: {'.'.join(path[:i])} is a value, not a section")
+    tree[path[-1]] = value

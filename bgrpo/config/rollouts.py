@@ -1,0 +1,95 @@
+"""The policy, and the processes that decode and check."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bgrpo.settings.values import Batch, Cores, Few, FewOrNone, PathText, Seconds, Section, Text, Threads
+
+
+class PolicySection(Section):
+    """The policy that training starts from; also the frozen reference of the KL term."""
+
+    path: PathText = Field("shipped", description="'shipped', a directory, or a Hugging Face model id")
+
+
+class RolloutSection(Section):
+    """How completions are decoded, and by how many actors."""
+
+    actors: Few = Field(2, description="rollout actors at the start")
+    min_actors: Few | None = Field(None, description="fewest rollout actors; default: actors")
+    max_actors: Few | None = Field(None, description="most rollout actors; default: actors, a pool of one size")
+    scale_up_s: Seconds = Field(
+        10.0, description="one more actor is asked for when requests have waited this long within scale_down_s"
+    )
+    scale_down_s: Seconds = Field(
+        300.0, description="an actor not needed for this long goes; longer than learning from one batch takes"
+    )
+    stand_ins: FewOrNone = Field(
+        0, description="spare actors: they reserve no CPU, rest, and work only while others are lost and start again"
+    )
+    placement_s: Seconds = Field(
+        900.0, description="longest wait for the cluster to have room for any rollout actor or verifier"
+    )
+    node_resource: Text | None = Field(None, description="Ray resource of the nodes that rollout actors run on")
+    group_size: Annotated[int, Field(ge=2, le=10**5)] = Field(
+        10, description="K: completions (beams or samples) per prompt"
+    )
+    prompts_per_step: Batch = Field(32, description="prompts decoded for one training step")
+    prompts_per_request: Batch = Field(16, description="prompts in one request; fixed whatever the number of actors")
+    max_new_tokens: Batch = Field(32, description="longest completion, end token included")
+    temperature: Annotated[float, Field(ge=0.001, le=1000)] = Field(
+        1.0, description="of sampling, and of all log-probabilities learned from; beams: 1"
+    )
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the layers' matrix products, keys and values in rollouts; norms, attention's arithmetic, head "
+        "and scores are fp32",
+    )
+    threads: Threads = Field(1, description="torch threads of one actor")
+    cpus_per_actor: Cores = Field(0.5, description="Ray CPUs that one actor reserves")
+    gpus_per_actor: Cores = Field(0.0, description="Ray GPUs that one actor reserves")
+    timeout_s: Seconds = Field(300.0, description="longest wait for one request")
+    skip_uninformative: bool = Field(True, description="leave groups whose rewards are all equal out of the update")
+    max_extra_draws: FewOrNone = Field(0, description="times to draw further prompts to replace uninformative groups")
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = Field(
+        0, description="1: decode a step's rollouts while the step before is learned, with weights one version old"
+    )
+
+    keep_samples: Annotated[int, Field(ge=0, le=1000)] = Field(
+        2, description="groups of each step whose completions are kept for bgrpo show; 0: none"
+    )
+
+    @property
+    def least_actors(self) -> int:
+        """The pool of rollout actors is never smaller."""
+        return self.actors if self.min_actors is None else self.min_actors
+
+    @property
+    def most_actors(self) -> int:
+        """The pool of rollout actors is never larger."""
+        return self.actors if self.max_actors is None else self.max_actors
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.least_actors <= self.actors <= self.most_actors:
+            raise ValueError(
+                f"expected min_actors <= actors <= max_actors: "
+                f"min_actors={self.least_actors}, actors={self.actors}, max_actors={self.most_actors}"
+            )
+        if self.stand_ins and self.gpus_per_actor:
+            raise ValueError(
+                f"stand_ins={self.stand_ins} reserve nothing, but gpus_per_actor={self.gpus_per_actor:g}: an actor "
+                "cannot decode on a GPU that it did not reserve; use stand_ins=0"
+            )
+        return self
+
+
+class VerifierSection(Section):
+    """The processes that check completions."""
+
+    processes: Few = Field(1, description="verifier actors, each with one killable child process")
+    timeout_s: Seconds = Field(5.0, description="limit of one check; past it the child is killed")
+    node_resource: Text | None = Field(None, description="Ray resource of the nodes that verifiers run on")

@@ -1,0 +1,111 @@
+"""The configuration of a training run."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from bgrpo.config.learner import LearnerSection
+from bgrpo.config.problems import TaskSection
+from bgrpo.config.rewards import RANK_WIDTH, AdvantageSection, RewardModelSection, RewardSection
+from bgrpo.config.rollouts import PolicySection, RolloutSection, VerifierSection
+from bgrpo.config.upkeep import (
+    BudgetSection,
+    CheckpointSection,
+    EvaluationSection,
+    RunSection,
+    TrackingSection,
+    WatchdogSection,
+)
+from bgrpo.settings.spelling import nearest
+from bgrpo.settings.values import Positive, Section, Seed
+
+
+class TrainConfig(Section):
+    """One training run: ``bgrpo train --config NAME key=value …``; every key below may be given as an override."""
+
+    algorithm: Literal["bgrpo", "grpo", "reinforce"] = Field("bgrpo", description="beams, samples, or plain REINFORCE")
+    steps: Positive = Field(100, description="training steps: one batch of rollouts each")
+    budget: BudgetSection = BudgetSection()
+    seed: Seed = Field(0, description="of prompt order, sampling and initialisation")
+    policy: PolicySection = PolicySection()
+    task: TaskSection = TaskSection()
+    rollout: RolloutSection = RolloutSection()
+    verifier: VerifierSection = VerifierSection()
+    reward_model: RewardModelSection = RewardModelSection()
+    reward: RewardSection = RewardSection()
+    advantage: AdvantageSection = AdvantageSection()
+    learner: LearnerSection = LearnerSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+    run: RunSection = RunSection()
+    watchdog: WatchdogSection = WatchdogSection()
+
+    @property
+    def decode_mode(self) -> Literal["beam", "sample"]:
+        """BGRPO's groups are beams, the others' are samples."""
+        return "beam" if self.algorithm == "bgrpo" else "sample"
+
+    @property
+    def reward_kind(self) -> str:
+        """How rank shapes the score: as asked for, or the algorithm's default."""
+        if self.reward.kind is not None:
+            return "simple" if self.reward.kind == "function" else self.reward.kind
+        return "rank" if self.algorithm == "bgrpo" and self.reward.learns_from_check_alone else "simple"
+
+    @property
+    def advantage_kind(self) -> str:
+        """The advantage asked for, or the algorithm's default."""
+        defaults = {"bgrpo": "mean", "grpo": "std", "reinforce": "leave_one_out"}
+        return self.advantage.kind or defaults[self.algorithm]
+
+    @property
+    def checkpoint_metric(self) -> str:
+        """The validation metric asked for, or the one that this reward lets be measured."""
+        return self.checkpoint.metric or ("beam_rank_score" if self.reward.says_what_is_correct else "greedy_reward")
+
+    @property
+    def optimizer_steps_per_step(self) -> int:
+        """Optimizer steps made from one batch of rollouts."""
+        return self.learner.num_iterations * self.learner.minibatches
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        rollout, learner = self.rollout, self.learner
+        parts = learner.workers * learner.minibatches
+        if rollout.prompts_per_step % parts:
+            raise ValueError(
+                f"rollout.prompts_per_step={rollout.prompts_per_step} does not divide into whole groups: "
+                f"learner.workers={learner.workers} × learner.minibatches={learner.minibatches} = {parts}, and "
+                f"{rollout.prompts_per_step} = {rollout.prompts_per_step // parts} × {parts} + "
+                f"{rollout.prompts_per_step % parts}; the nearest that does is "
+                f"{max(1, round(rollout.prompts_per_step / parts)) * parts}"
+            )
+        if self.decode_mode == "sample" and self.reward_kind in ("rank", "reverse_rank"):
+            raise ValueError(
+                f"reward.kind={self.reward_kind} needs ranked beams, but algorithm={self.algorithm} draws samples, "
+                f"which have no rank: use reward.kind=simple, or algorithm=bgrpo"
+            )
+        if self.decode_mode == "beam" and rollout.temperature != 1:
+            raise ValueError(
+                f"rollout.temperature={rollout.temperature:g}: beams are the policy's own best completions, so "
+                f"algorithm={self.algorithm} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
+            )
+        if self.reward.kind == "function" and self.reward.function is None:
+            raise ValueError("reward.kind=function needs reward.function='module:function'")
+        if self.algorithm == "reinforce" and learner.num_iterations != 1:
+            raise ValueError(
+                f"algorithm=reinforce is on-policy: learner.num_iterations={learner.num_iterations} must be 1"
+            )
+        if rollout.max_extra_draws and not rollout.skip_uninformative:
+            raise ValueError("rollout.max_extra_draws needs rollout.skip_uninformative=true")
+        measured = self.reward.metrics([RANK_WIDTH], self.evaluation.validation_samples)
+        if self.checkpoint_metric not in measured:
+            meant = nearest(self.checkpoint_metric, measured)
+            raise ValueError(
+                f"checkpoint.metric={self.checkpoint_metric}: validations measure {', '.join(measured)} "
+                f"(pass@k needs evaluation.validation_samples)" + (f"; did you mean {meant!r}?" if meant else "")
+            )
+        return self
