@@ -3,7 +3,7 @@
 from bgrpo.config.loading import SHIPPED_CONFIGS, build_config, drop_foreign_options, dump_config, load_config
 from bgrpo.config.pretraining import PretrainConfig
 from bgrpo.config.problems import ProblemSource, TaskSection
-from bgrpo.config.rewards import RANK_WIDTH, PartSection
+from bgrpo.config.rewards import RANK_WIDTH, PartSection, RewardSection
 from bgrpo.config.training import TrainConfig
 from bgrpo.config.upkeep import RunSection, TrackingSection
 
@@ -13,6 +13,7 @@ __all__ = [
     "PartSection",
     "PretrainConfig",
     "ProblemSource",
+    "RewardSection",
     "RunSection",
     "TaskSection",
     "TrackingSection",

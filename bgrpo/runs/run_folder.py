@@ -52,6 +52,7 @@ CHANGEABLE_ON_RESUME = (
     "rollout.gpus_per_actor",
     "rollout.timeout_s",
     "rollout.keep_samples",
+    "rollout.log_groups",
     "learner.cpus_per_worker",
     "learner.gpus_per_worker",
     "learner.max_failures",
@@ -158,6 +159,11 @@ class RunFolder:
     def samples(self) -> Path:
         """Folder of what the policy wrote, see :mod:`bgrpo.runs.samples`."""
         return self.path / "samples"
+
+    @property
+    def group_log_path(self) -> Path:
+        """Rewards and advantages for debugging, see :mod:`bgrpo.runs.group_log`."""
+        return self.path / "groups.log"
 
     @property
     def checkpoints(self) -> Path:

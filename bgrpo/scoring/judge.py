@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ PartVerdicts = Mapping[str, Sequence[Verdict]]
 """Part -> one verdict per attempt, in order."""
 
 SHIPPED_TASK_MEMORY_BYTES = 4 * 1024**3
+THIS = ""  # in the verdict of one part: its own name, which it does not know
 _NOT_ASKED = Verdict(Outcome.TRUNCATED)
 
 
@@ -127,12 +129,13 @@ class Judge:
         several = len(self.parts) > 1
         cut = tuple(name for name, verdict in found.items() if verdict.cut)
         parts = values if self.config.reward.parts else {}
+        seconds = {name: verdict.seconds[THIS] for name, verdict in found.items() if THIS in verdict.seconds}
         failures = {name: verdict.detail for name, verdict in failed.items()}
         if culprit := next((name for name in failed if self._weights[name]), None):
             detail = f"{culprit}: {failed[culprit].detail}" if several else failed[culprit].detail
-            return Verdict(failed[culprit].outcome, None, detail, parts, failures, cut)
+            return Verdict(failed[culprit].outcome, None, detail, parts, failures, cut, seconds)
         score = total if scored else None
-        return Verdict(self._outcome(attempt, found, score), score, "", parts, failures, cut)
+        return Verdict(self._outcome(attempt, found, score), score, "", parts, failures, cut, seconds)
 
     def _outcome(self, attempt: Attempt, found: Mapping[str, Verdict], score: float | None) -> str:
         if not attempt.finished:
@@ -207,9 +210,12 @@ class Scorer:
         wants_all = self._judge.parts[name].score_truncated
         asked = [position for position, attempt in enumerate(attempts) if attempt.finished or wants_all]
         verdicts = [_NOT_ASKED] * len(attempts)
+        start = time.perf_counter()
         found = self._parts[name]([attempts[position] for position in asked]) if asked else []
+        each_s = (time.perf_counter() - start) / max(1, len(asked))
+        timed = bool(self._judge.config.reward.parts)
         for position, verdict in zip(asked, found, strict=True):
-            verdicts[position] = verdict
+            verdicts[position] = replace(verdict, seconds={THIS: each_s}) if timed else verdict
         return verdicts
 
 
@@ -262,7 +268,7 @@ def _scores_check(score: Callable[[Sequence[Item]], Sequence[Score]]) -> Check:
 
 
 def _verdict(score: Score) -> Verdict:
-    cut = ("",) if score.cut_tokens else ()
+    cut = (THIS,) if score.cut_tokens else ()
     if score.failure:
         return Verdict(Outcome.ERROR, detail=score.failure, cut=cut)
     if score.value is None:

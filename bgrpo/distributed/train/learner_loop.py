@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from bgrpo.distributed.train.learner_places import record_learner
 from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.watch.prometheus import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.watch.run_log import RunLog, start_run_log
+from bgrpo.groups import ScoredGroup
 from bgrpo.learning.learner_state import policy_folder, training_store
+from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampleWriter
-from bgrpo.scoring.failed_checks import failures_of_steps
+from bgrpo.scoring.failed_checks import DETAILS, failures_of_steps
 from bgrpo.tasks.problem_files import read_problems
 
 if TYPE_CHECKING:
@@ -83,6 +86,12 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
     reference = start.model if config.learner.beta > 0 and resume is not None else None
     problems = read_problems(folder.data / "train.jsonl")
     samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
+    group_log = GroupLog(folder, config.rollout.log_groups)
+
+    def keep(step: int, groups: Sequence[ScoredGroup], advantages: Mapping[int, Sequence[float]]) -> None:
+        samples.write(step, groups, advantages)
+        group_log.write(step, groups, advantages)
+
     log.step = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(log.step)
@@ -101,7 +110,7 @@ def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None
         on_step=_StepReporter(config, log, watch, folder if rank == 0 else None),
         validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
         should_stop=(folder.path / STOP_FILE).exists,
-        keep_samples=samples.write,
+        keep_samples=keep,
     )
     trainer.run()
 
@@ -147,12 +156,11 @@ class _Validator:
         problems = read_problems(job.folder.data / "validation.jsonl")
         self._problems = problems[: job.config.evaluation.problems]
 
-    def __call__(self, version: int) -> dict[str, float]:
+    def __call__(self, version: int) -> dict[str, Any]:
         from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
 
         decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
         samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed
         evaluation = evaluate(decode, self._problems, [RANK_WIDTH], samples, seed, Measures.of(self._job.config))
-        for line in evaluation.failures():
-            logger.warning("validation of version %d: %s", version, line)
-        return evaluation.metrics()
+        told = "; ".join(evaluation.failures())
+        return evaluation.metrics() | ({DETAILS: {"validation": told}} if told else {})
