@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from bgrpo.config import WIN_RATE
 from bgrpo.display.png import write_png
 from bgrpo.evaluation.comparison import ComparisonRow, EvaluationComparison
 from bgrpo.evaluation.intervals import Interval
@@ -54,14 +55,20 @@ PANELS = (
 MAX_PANELS = 4
 EXACT = ("solved_groups", "top1_accuracy")  # say nothing about a function's graded rewards
 FAMILIES = ("beam@", "pass@")
+SHARES = ("greedy", "top1", WIN_RATE)
 
-METRIC_LABELS = {"top1": "top-1 of 10", "beam_rank_score": "beam-rank score"}
+METRIC_LABELS = {"top1": "top-1 of 10", "beam_rank_score": "beam-rank score", WIN_RATE: "win rate"}
 REWARDS = ("greedy_reward", "best_reward@", "mean_reward@", "sample_reward", "best_of@")
 
 
 def is_fraction(metric: str) -> bool:
     """Whether a metric is a share of problems, shown as a percentage; others are numbers."""
-    return metric in ("greedy", "top1") or metric.startswith(FAMILIES)
+    return metric in SHARES or metric.startswith(FAMILIES)
+
+
+def is_bounded(metric: str) -> bool:
+    """Whether a metric lies in [0, 1] whatever the reward."""
+    return is_fraction(metric) or metric == "beam_rank_score"
 
 
 def comparison_table(comparison: EvaluationComparison, title: str = "before and after") -> Table:
@@ -179,7 +186,7 @@ def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
     from matplotlib.ticker import PercentFormatter
 
     rows = _shown_rows(comparison)
-    solved = [row for row in rows if is_fraction(row.metric) or row.metric == "beam_rank_score"]
+    solved = [row for row in rows if is_bounded(row.metric)]
     rewards = [row for row in rows if row.metric.startswith(REWARDS)]
     groups = [group for group in (solved, rewards) if group]
     every = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(group) for group in groups])[:, 0]

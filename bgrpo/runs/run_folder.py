@@ -181,6 +181,11 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def validation_before_path(self) -> Path:
+        """The starting policy's greedy rewards on the validation problems; win rates compare with them."""
+        return self.path / "validation-before.json"
+
+    @property
     def report_path(self) -> Path:
         """The picture of training curves and before/after bars."""
         return self.path / "report.png"

@@ -230,6 +230,18 @@ def _process(config: TrainConfig, part: PartSection, trial: Attempt | None) -> C
 
 def _check_of(config: TrainConfig, part: PartSection) -> Check:
     """Of a part that runs nobody's code."""
+    device = "cuda" if config.reward_model.gpus_per_actor > 0 else "cpu"
+    if part.encoder is not None:
+        from bgrpo.scoring.sentence_encoder import EmbeddingSimilarity
+
+        encoder = EmbeddingSimilarity(
+            part.encoder,
+            max_tokens=part.max_tokens,
+            truncate=part.too_long or "refuse",
+            dtype=part.dtype or "fp32",
+            device=device,
+        )
+        return _scores_check(encoder.score)
     if part.metric is not None:
         return _metric_check(text_metric(part.metric))
     if part.url is not None:
@@ -245,7 +257,7 @@ def _check_of(config: TrainConfig, part: PartSection) -> Check:
         max_tokens=part.max_tokens,
         truncate=part.too_long or "refuse",
         dtype=part.dtype or "fp32",
-        device="cuda" if config.reward_model.gpus_per_actor > 0 else "cpu",
+        device=device,
         separator=part.separator or "",
     )
     return _scores_check(model.score)
@@ -253,7 +265,13 @@ def _check_of(config: TrainConfig, part: PartSection) -> Check:
 
 def _try(name: str, check: Check, trial: Attempt | None) -> None:
     """Refuse a part that fails on the trial."""
-    if trial is not None and (found := check([trial])[0]).outcome in FAILED:
+    if trial is None:
+        return
+    try:
+        found = check([trial])[0]
+    except MemoryError as error:
+        raise UserError(f"reward.parts.{name}: {error}") from error
+    if found.outcome in FAILED:
         raise UserError(
             f"reward.parts.{name}: tried on the prompt {one_line(trial.problem.prompt, 60)!r}: {found.detail}"
         )

@@ -30,6 +30,8 @@ from bgrpo.tasks.problem_files import read_problems
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from bgrpo.evaluation.metrics import Evaluation
+
 logger = logging.getLogger(__name__)
 
 
@@ -155,12 +157,17 @@ class _Validator:
         self._tokenizer = tokenizer
         problems = read_problems(job.folder.data / "validation.jsonl")
         self._problems = problems[: job.config.evaluation.problems]
+        self._before: Evaluation | None = None
 
     def __call__(self, version: int) -> dict[str, Any]:
-        from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
+        from bgrpo.evaluation.metrics import RANK_WIDTH, Evaluation, Measures, evaluate
+        from bgrpo.evaluation.win_rate import with_win_rate
 
         decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
         samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed
         evaluation = evaluate(decode, self._problems, [RANK_WIDTH], samples, seed, Measures.of(self._job.config))
+        if self._job.config.reward.is_graded:
+            self._before = self._before or Evaluation.load(self._job.folder.validation_before_path)
+            evaluation = with_win_rate(evaluation, self._before)
         told = "; ".join(evaluation.failures())
         return evaluation.metrics() | ({DETAILS: {"validation": told}} if told else {})

@@ -6,10 +6,11 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -49,6 +50,7 @@ from bgrpo.distributed.watch.watchdog import Watchdog
 from bgrpo.errors import Stopped, UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
+from bgrpo.evaluation.win_rate import with_win_rate
 from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
@@ -70,6 +72,7 @@ from bgrpo.runs.samples import sample_table
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.failed_checks import failures_of_steps
+from bgrpo.tasks.base import Problem
 
 POLL_S = 0.25
 START_S = 180.0
@@ -89,7 +92,8 @@ class RunResult:
         comparison: before and after on the test problems; None when not asked for, or stopped.
         tracking_uri: where MLflow recorded it; None when it did not.
         steps_without_update: steps that had nothing to learn from.
-        conclusions: what kept it from learning, see :func:`bgrpo.runs.learning_signal.conclusions`.
+        conclusions: what kept it from learning, and what looks like reward hacking, see
+            :func:`bgrpo.runs.learning_signal.conclusions`.
     """
 
     folder: RunFolder
@@ -267,12 +271,14 @@ class _Run:
                 limit_s = START_S + config.rollout.placement_s
                 in_spite_of_restarts(lambda: answer(self._service.ready.remote(limit_s), limit_s + 30), limit_s)
                 before = self._evaluate_before()
+                self._measure_validation_before()
                 stopped = self._train(tracker)
                 comparison = None
                 if not stopped:
                     self._export_policy()
                     if before is not None:
-                        comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
+                        after = with_win_rate(self._evaluate_after(), before)
+                        comparison = EvaluationComparison(with_win_rate(before, before), after, config.seed)
                         folder.check_owner()
                         comparison.save(folder.evaluation_path)
             steps = folder.metrics()
@@ -298,15 +304,29 @@ class _Run:
         folder.update(mlflow_run_id=tracker.run_id or known)
         return tracker
 
-    def _evaluate(self, policy: LoadedPolicy, version: int, label: str) -> Evaluation:
-        """Measure weights on the test problems, with the rollout actors."""
+    def _evaluate(self, policy: LoadedPolicy, version: int, doing: str) -> Evaluation:
+        """Measure weights on the test problems."""
+        section, measures = self._config.evaluation, Measures.of(self._config)
+        problems = self._prepared.splits.test
+        return self._measure(policy, version, doing, problems, section.beam_widths, section.samples, measures)
+
+    def _measure(
+        self,
+        policy: LoadedPolicy,
+        version: int,
+        doing: str,
+        problems: Sequence[Problem],
+        beam_widths: Sequence[int],
+        samples: int,
+        measures: Measures,
+    ) -> Evaluation:
+        """Measure weights with the rollout actors."""
         config = self._config
         source = ServiceRolloutSource(self._service, config)
         publish = partial(publish_in_spite_of_restarts, source, version, policy.model)
         publish()
         decode = ServiceDecoder(self._service, config, version, policy.tokenizer, publish_again=publish)
-        section = config.evaluation
-        self._begin(f"evaluating {label} training")
+        self._begin(doing)
         with self._console.status(self._doing) as status:
 
             def show(done: int, total: int) -> None:
@@ -315,15 +335,7 @@ class _Run:
                     raise Stopped("the file stop", STOPPED_STATUS)
                 status.update(f"{self._doing}: {done / total:.0%}")
 
-            evaluation = evaluate(
-                decode,
-                self._prepared.splits.test,
-                section.beam_widths,
-                section.samples,
-                config.seed,
-                Measures.of(config),
-                on_progress=show,
-            )
+            evaluation = evaluate(decode, problems, beam_widths, samples, config.seed, measures, on_progress=show)
         for line in evaluation.failures():
             self._console.print(f"{self._doing}: {line}", soft_wrap=True, highlight=False, markup=False)
         return evaluation
@@ -333,18 +345,35 @@ class _Run:
         if not self._config.evaluation.final:
             return None
         kept = self._folder.path / "evaluation-before.json"
+        return self._once(kept, lambda: self._evaluate(self._prepared.policy, 0, "evaluating before training"))
+
+    def _measure_validation_before(self) -> None:
+        """The starting policy's greedy rewards on the validation problems, which win rates compare with."""
+        config = self._config
+        if config.evaluation.every and config.reward.is_graded:
+            problems = self._prepared.splits.validation[: config.evaluation.problems]
+            measures = replace(Measures.of(config), solved=False, parts=())
+            policy, doing = self._prepared.policy, "validating before training"
+            self._once(
+                self._folder.validation_before_path,
+                lambda: self._measure(policy, 0, doing, problems, [1], 0, measures),
+            )
+
+    def _once(self, kept: Path, measure: Callable[[], Evaluation]) -> Evaluation:
+        """What is in the file, else what is measured, which is kept there."""
         if kept.exists():
             try:
                 return Evaluation.load(kept)
             except UserError as error:
                 say(self._console, f"{error}: measuring the starting policy again")
-        before = self._evaluate(self._prepared.policy, 0, "before")
+        before = measure()
         self._folder.check_owner()
         write_atomically(kept, json.dumps(before.to_dict()))
         return before
 
     def _evaluate_after(self) -> Evaluation:
-        return self._evaluate(load_policy(str(self._folder.policy)), _spent(self._store).steps, "after")
+        policy = load_policy(str(self._folder.policy))
+        return self._evaluate(policy, _spent(self._store).steps, "evaluating after training")
 
     def _train(self, tracker: Tracker) -> bool:
         """Run the learners to the last step, showing and recording what they write; True when asked to stop before."""

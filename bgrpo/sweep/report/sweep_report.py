@@ -22,8 +22,17 @@ from bgrpo.sweep.report.sweep_pictures import draw_pictures
 from bgrpo.sweep.report.sweep_records import AMOUNTS, SweepRecord, TrialRecord, is_sweep, read_steps, read_sweep
 from bgrpo.sweep.report.sweep_summary import SweepSummary, summarize
 
-CURVES = ("validation/", "outcome/")  # prefixes
-SINGLE_CURVES = ("reward_mean", "solved_groups", "top1_accuracy", "kl", "entropy", "grad_norm", "learning_rate")
+CURVES = ("validation/", "outcome/", "part/")  # prefixes
+SINGLE_CURVES = (
+    "reward_mean",
+    "score_mean",
+    "solved_groups",
+    "top1_accuracy",
+    "kl",
+    "entropy",
+    "grad_norm",
+    "learning_rate",
+)
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
