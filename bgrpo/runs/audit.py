@@ -51,10 +51,10 @@ def audit(reward: RewardSection, steps: Sequence[Mapping[str, Any]]) -> list[str
         if max(fall.p_value, rise.p_value) < level and min(fall.effect, rise.effect) >= LEAST_EFFECT:
             third = len(known) // 3
             found.append(
-                f"warning: {name}, which is watched and not learned from, fell from {fall.first:.4g} to "
+                f"warning: this may be reward hacking: {name}, which is only watched, fell from {fall.first:.4g} to "
                 f"{fall.last:.4g} while the reward rose from {rise.first:.4g} to {rise.last:.4g} (means of the first "
-                f"and the last {third} steps): the policy may exploit the reward (reward hacking); read what it writes "
-                f"with bgrpo show, raise learner.beta, or give {name} a weight"
+                f"and the last {third} steps): read what the policy writes with bgrpo show, raise learner.beta, or "
+                f"give {name} a weight"
             )
     return found
 

@@ -37,8 +37,8 @@ def noise(seed: int, count: int = STEPS) -> np.ndarray:
 def test_a_watched_part_that_falls_while_the_reward_rises_is_reported_with_its_numbers() -> None:
     run = steps(0.1 * np.arange(STEPS) + noise(0), overlap=5 - 0.1 * np.arange(STEPS) + noise(1), length=noise(2))
     (line,) = audit(config("overlap", "length").reward, run)
-    assert line.startswith("warning: overlap, which is watched and not learned from, fell from ")
-    assert "while the reward rose from" in line and "first and the last 20 steps" in line and "reward hacking" in line
+    assert line.startswith("warning: this may be reward hacking: overlap, which is only watched, fell from ")
+    assert "while the reward rose from" in line and "first and the last 20 steps" in line
     assert line in conclusions(config("overlap", "length"), run), "at the end of the run, in its report and its page"
     assert audit(config().reward, run) == [], "what is learned from is not audited"
 

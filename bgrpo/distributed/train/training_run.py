@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from rich.console import Console
 
 from bgrpo.config import TrainConfig
+from bgrpo.display.part_report import part_table
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import comparison_table, plot_report
 from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
@@ -495,7 +496,10 @@ def announce(result: RunResult, config: TrainConfig, console: Console) -> None:
         return
     if result.comparison is not None:
         console.print(comparison_table(result.comparison, f"{folder.name}: before and after"))
-    for line in failures_of_steps(folder.metrics()):
+    steps = folder.metrics()
+    if (parts := part_table(config.reward, steps)) is not None:
+        console.print(parts)
+    for line in failures_of_steps(steps):
         console.print(f"training: {line}", soft_wrap=True, highlight=False, markup=False)
     lines = [("policy", str(folder.policy)), ("plot", str(folder.report_path)), ("run", str(folder.path))]
     if result.tracking_uri is not None:
