@@ -170,7 +170,7 @@ class RewardSection(Section):
     def _consistent(self) -> Self:
         if self.parts and self.function is not None:
             raise ValueError(f"function={self.function} and parts are both set: name the function in a part")
-        if "reward" in self.parts:
+        if "reward" in self.parts and (len(self.parts) > 1 or self.parts["reward"].weight != 1):
             raise ValueError("parts.reward: metrics call the weighted sum of all parts so: give it another name")
         if not any(part.weight for part in self.named_parts.values()):
             raise ValueError("every part has weight 0: nothing would be learned")

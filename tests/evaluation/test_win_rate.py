@@ -68,6 +68,8 @@ def test_it_chooses_checkpoints_of_graded_rewards_only() -> None:
         build_config(TrainConfig, {"checkpoint": {"metric": "win_rate"}}, "test")
 
 
-def test_no_part_takes_the_name_of_the_sum() -> None:
+def test_a_part_has_the_name_of_the_sum_only_where_it_is_the_sum() -> None:
+    alone = {"reward": {"metric": "bleu"}}
+    assert build_config(TrainConfig, {"reward": {"parts": alone}}, "test").reward.parts["reward"].metric == "bleu"
     with pytest.raises(UserError, match=r"parts\.reward: metrics call the weighted sum of all parts so"):
-        build_config(TrainConfig, {"reward": {"parts": {"reward": {"metric": "bleu"}}}}, "test")
+        build_config(TrainConfig, {"reward": {"parts": alone | {"other": {"metric": "bleu"}}}}, "test")
