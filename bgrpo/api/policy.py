@@ -44,7 +44,7 @@ class Policy:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The model, in fp32 and evaluation mode: whatever transformers does with models can be done with it."""
+        """The model, in fp32 and evaluation mode. Whatever transformers does with models can be done with it."""
         return self.loaded.model
 
     @property
