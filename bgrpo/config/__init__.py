@@ -4,6 +4,7 @@ from bgrpo.config.loading import SHIPPED_CONFIGS, build_config, drop_foreign_opt
 from bgrpo.config.pretraining import PretrainConfig
 from bgrpo.config.problems import ProblemSource, TaskSection
 from bgrpo.config.rewards import RANK_WIDTH, PartSection
+from bgrpo.config.rollouts import RolloutSection
 from bgrpo.config.training import TrainConfig
 from bgrpo.config.upkeep import RunSection, TrackingSection
 
@@ -13,6 +14,7 @@ __all__ = [
     "PartSection",
     "PretrainConfig",
     "ProblemSource",
+    "RolloutSection",
     "RunSection",
     "TaskSection",
     "TrackingSection",

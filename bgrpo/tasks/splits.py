@@ -66,6 +66,14 @@ def load_test(task: Task, section: TaskSection) -> tuple[list[Problem], list[str
     return sources.cut("test", sources.load("test", ()), ()), sources.notes
 
 
+def place_of_split(task: Task, section: TaskSection, name: str) -> str:
+    """How messages call where a split's problems come from: the split, and the file."""
+    source: ProblemSource = getattr(section, name)
+    held_out = source.file is None and (source.share is not None or not can_generate(task))
+    file = section.train.file if held_out else source.file
+    return f"task.{name}" if file is None else f"task.{name}: {file}"
+
+
 def hold_out(
     problems: Sequence[Problem], share: float, seed: int, by: str | None = None
 ) -> tuple[list[Problem], list[Problem]]:

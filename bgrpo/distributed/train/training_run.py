@@ -140,7 +140,7 @@ def run_training(
         if resume and (done := _finished(config)) is not None:
             say(console, f"run {done.folder.name} has finished: nothing is left to do")
             return done
-        with _own(config, config_name, resume, console) as (folder, prepared):
+        with _own(config, config_name, resume, console) as (folder, prepared, config):
             result: RunResult | None = None
             with recorded_attempt(folder, resume, signals, console) as attempt:
                 say(console, "starting Ray")
@@ -155,8 +155,11 @@ def run_training(
 @contextmanager
 def _own(
     config: TrainConfig, config_name: str | None, resume: bool, console: Console
-) -> Iterator[tuple[RunFolder, Preparation]]:
-    """The folder of the run, which is nobody else's meanwhile, and its input: everything is checked here."""
+) -> Iterator[tuple[RunFolder, Preparation, TrainConfig]]:
+    """The folder of the run, which is nobody else's meanwhile, its input, and its configuration with the steps known.
+
+    Everything is checked here.
+    """
     if resume:
         with resumed_run(config, console) as folder:
             with progress_bar("reading problems") as show:
@@ -172,21 +175,25 @@ def _own(
                     f"learning rate is stretched over {config.steps} steps from here on",
                 )
             folder.resume(config)
-            yield folder, prepared
+            yield folder, prepared, config
         return
     check_place(config.run.dir, config.run.name)
     with progress_bar("reading problems") as show:
         prepared = check_input(config, None, show)
+    config = config.with_steps(len(prepared.splits.train))
     for note in prepared.splits.notes:
         say(console, note)
+    if config.epochs is not None:
+        say(console, f"epochs={config.epochs:g} of {len(prepared.splits.train):,} problems: {config.steps:,} steps")
     check_place(config.run.dir, config.run.name, room=ROOM + checkpoint_room(prepared.policy))
 
     def fill(folder: RunFolder) -> None:
         save_problems(prepared.splits, folder)
         record_input(folder, prepared.policy)
+        folder.update(problems=prepared.counts)
 
     with new_run(config, config_name, fill) as folder:
-        yield folder, prepared
+        yield folder, prepared, config
 
 
 def _finished(config: TrainConfig) -> RunResult | None:
@@ -443,6 +450,8 @@ def summary(result: RunResult) -> dict[str, Any]:
         "run": folder.name,
         "status": "stopped" if result.stopped else "finished",
         "folder": str(folder.path),
+        "steps": folder.info().get("steps"),
+        "problems": folder.info().get("problems"),
         "policy": None if result.stopped else str(folder.policy),
         "report": None if result.stopped else str(folder.report_path),
         "tracking_uri": result.tracking_uri,

@@ -63,16 +63,16 @@ class TextTask:
             UserError: the source cannot be read, holds no row, or a row does not fit (with its place).
         """
         problems = []
-        for place, row in read_records(str(path), "train" if for_training else "test"):
+        for place, number, row in read_records(str(path), "train" if for_training else "test"):
             try:
-                problems.append(self._problem(row))
+                problems.append(self._problem(row, number))
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
         if not problems:
             raise UserError(f"{path}: holds no row: expected one problem per row")
         return LoadedProblems(problems)
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: Row, number: int) -> Problem:
         """Raises ValueError: what is wrong with the row."""
         prompt = _column(row, "prompt", self._prompt, PROMPT_COLUMNS)
         if prompt is None:
@@ -104,7 +104,7 @@ class TextTask:
         label = "" if category is None or row[category] is None else str(row[category])
         fields = {name: plain for name, cell in row.items() if name != prompt and _fits_json(plain := _plain(cell))}
         answer, *alternatives = answers or [""]
-        return Problem(text, answer, label, tuple(messages), tuple(alternatives), fields)
+        return Problem(text, answer, label, tuple(messages), tuple(alternatives), fields, line=number)
 
 
 def _column(row: Row, role: str, asked: str | None, usual: Iterable[str]) -> str | None:
