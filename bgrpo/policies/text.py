@@ -111,7 +111,7 @@ def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], most: int) -> l
     return kept + ids[len(ids) - most + len(kept) :]
 
 
-def end_of_answer(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, str]]) -> int:
+def end_of_answer(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, str]], answer: str) -> int:
     """The token with which the policy's chat template ends an assistant's message; the tokenizer's own where none does.
 
     Raises:
@@ -120,7 +120,7 @@ def end_of_answer(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, s
     (prompt,) = encode_chats(tokenizer, [chat])
     try:
         whole: Any = tokenizer.apply_chat_template(
-            [*map(dict, chat), {"role": "assistant", "content": "a"}], tokenize=True, return_dict=False
+            [*map(dict, chat), {"role": "assistant", "content": answer}], tokenize=True, return_dict=False
         )
     except Exception as error:  # a template may raise anything
         raise UnreadableText(f"the policy's chat template fails on an answer: {summary(error)}", 0) from error

@@ -114,7 +114,7 @@ def _end_of_chats(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBas
     for index, problem in enumerate(problems):
         if problem.messages:
             try:
-                return end_of_answer(tokenizer, problem.messages)
+                return end_of_answer(tokenizer, problem.messages, problem.answer)
             except UnreadableText as error:
                 raise UserError(f"{place(where, problems, index)}: {error}") from error
     return None
