@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgrpo.cli.measure import Decoding, decode_file
-from bgrpo.config import TrainConfig, build_config
+from bgrpo.config import ProblemSource, TrainConfig, build_config
+from bgrpo.config.rollouts import PolicySection
 from bgrpo.errors import UserError
-from bgrpo.policies.io import save_policy
+from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.policies.text import cut_left
 from bgrpo.runs.preparation import check_input, load_problems, save_problems
@@ -114,6 +115,24 @@ def test_a_chat_is_cut_as_its_template_renders_it(config: Any, tmp_path: Path) -
     prepared = check_input(config(**CUT))
     (cut, _) = encode_prompts(prepared.policy.tokenizer, prepared.splits.train, "here")
     assert cut == ids("<s> ho hi assistant :")
+
+
+def test_a_template_that_fails_is_told_with_file_and_line(config: Any, policy: Path, tmp_path: Path) -> None:
+    """Held-out problems keep the line of the file that they came from."""
+    refusing = chat_tokenizer("{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}user hi")
+    save_policy(load_policy(str(policy)).model, refusing, tmp_path / "refusing")
+    chat = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
+    rows = [{"prompt": "hi"}, {"prompt": "ho"}, {"prompt": "be"}, {"prompt": chat}]
+    made = config()
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, text in (("validation", "hi hi"), ("test", "ho ho")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": text}))
+    for task in (made.task, made.task.model_copy(update={"test": ProblemSource(share=0.7)})):
+        changed = {"task": task, "policy": PolicySection(path=str(tmp_path / "refusing"))}
+        with pytest.raises(
+            UserError, match=r"^task\.\w+: .*/train\.jsonl:4: the policy's chat template fails: .*one turn"
+        ):
+            check_input(made.model_copy(update=changed))
 
 
 @given(st.lists(st.sampled_from(sorted(set(IDS) - {"<s>"})), min_size=1, max_size=9), st.integers(1, 9), st.booleans())

@@ -170,8 +170,21 @@ def _text(source: str, path: Path) -> Iterator[Iterable[str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield file
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: cannot be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_first_undecodable(source, path)}, which is not UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror or error}") from error
+
+
+def _first_undecodable(source: str, path: Path) -> str:
+    """The place of the first line that is not UTF-8, and the byte that is not."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{source}:{number}: holds the byte 0x{line[error.start]:02x} at {error.start + 1}"
+    return f"{source}: holds bytes"
 
 
 def _json(place: str, text: str) -> Any:

@@ -101,6 +101,9 @@ class TextTask:
             text = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
         if messages and self._system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self._system})
+        for column, cell in row.items():
+            if _holds_half_a_character(cell):
+                raise ValueError(f"{column!r} holds half of a character (a lone surrogate): {_what(cell)}")
         label = "" if category is None or row[category] is None else str(row[category])
         fields = {name: plain for name, cell in row.items() if name != prompt and _fits_json(plain := _plain(cell))}
         answer, *alternatives = answers or [""]
@@ -152,6 +155,14 @@ def _what(value: Any) -> str:
     """A value, and what it is, on one short line."""
     shown = " ".join(repr(value).split())
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:59] + '…'}"
+
+
+def _holds_half_a_character(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(_holds_half_a_character(each) for pair in value.items() for each in pair)
+    return isinstance(value, list) and any(map(_holds_half_a_character, value))
 
 
 def _plain(value: Any) -> Any:
