@@ -190,22 +190,16 @@ def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterato
     """A local decoder with its judge's process, both tried on the problems, and the problems that it can read."""
     import torch
 
-    from bgrpo.evaluation.decoders import LocalDecoder
     from bgrpo.runs.preparation import check_policy
-    from bgrpo.runs.prompt_lengths import fit_prompts
-    from bgrpo.scoring.attempts import trial_of
-    from bgrpo.scoring.judge import Judge
+    from bgrpo.training.measuring import judged_decoder
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    policy = check_policy(decoding.policy)
-    if problems:  # evaluating none is refused by name
-        new, rollout = decoding.max_new_tokens, decoding.config.rollout
-        fitted = fit_prompts(problems, policy, rollout, where, new, "--max-new-tokens")
-        problems = fitted.problems
-        if fitted.note:
-            print(fitted.note, file=sys.stderr)
-    with Judge(decoding.config).start(trial_of(problems)) as checks:
-        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens, decoding.config.rollout.dtype), problems
+    policy, longest = check_policy(decoding.policy), decoding.max_new_tokens
+    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", tell) as found:
+        yield found
 
 
 @contextmanager
