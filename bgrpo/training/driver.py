@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from rich.console import Console
 
@@ -228,24 +228,23 @@ class _Run:
         config, folder = self._config, self._folder
         tracker = self._start_tracking()
         status = "FAILED"
-        self._workers = self._machinery.start(self._run)
-        self._doing = f"waiting for {self._workers.begins}"
-        self._tell_start(self._workers.begins)
         try:
-            with self._watchdog:
-                self._workers.wait()
-                before = self._evaluate_before()
-                stopped = self._train(tracker)
-                comparison = None
-                if not stopped:
-                    self._export_policy()
-                    if before is not None:
-                        comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
-                        folder.check_owner()
-                        comparison.save(folder.evaluation_path)
-            steps = folder.metrics()
+            with closing(self._machinery.start(self._run)) as self._workers:
+                self._doing = f"waiting for {self._workers.begins}"
+                self._tell_start(self._workers.begins)
+                with self._watchdog:
+                    self._workers.wait()
+                    before = self._evaluate_before()
+                    stopped = self._train(tracker)
+                    comparison = None
+                    if not stopped:
+                        self._export_policy()
+                        if before is not None:
+                            comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
+                            folder.check_owner()
+                            comparison.save(folder.evaluation_path)
             if not stopped:
-                plot_report(config, steps, comparison, folder.name, folder.report_path)
+                plot_report(config, folder.metrics(), comparison, folder.name, folder.report_path)
                 self._record_products(tracker, comparison)
             status = "KILLED" if stopped else "FINISHED"
         except Stopped:
@@ -253,7 +252,6 @@ class _Run:
             raise
         finally:
             tracker.finish(status)  # type: ignore[arg-type]
-            self._workers.close()
         return result_of(config, folder, stopped, comparison)
 
     def _start_tracking(self) -> Tracker:
