@@ -156,14 +156,25 @@ def _begun(
         nonlocal config, prepared
         if write_given is not None:
             config = write_given(folder, config)
-            folder.write_config(config)
         prepared = prepared or _checked(config, console)
         save_problems(prepared.splits, folder)
         record_input(folder, prepared.policy)
+        config = _with_steps(config, prepared, console)
+        folder.write_config(config)
+        folder.update(problems=prepared.counts, steps=config.steps)
 
     with new_run(config, config_name, fill) as folder:
         assert prepared is not None
         yield config, folder, prepared
+
+
+def _with_steps(config: TrainConfig, prepared: Preparation, console: Console) -> TrainConfig:
+    """The configuration with the steps that its epochs come to, from here on known everywhere."""
+    problems = len(prepared.splits.train)
+    config = config.with_steps(problems)
+    if config.epochs is not None:
+        say(console, f"epochs={config.epochs:g} of {problems:,} problems: {config.steps:,} steps")
+    return config
 
 
 def _checked(config: TrainConfig, console: Console) -> Preparation:
