@@ -61,7 +61,7 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
             )
         ),
     }
-    checked = not counts[Outcome.SCORED]  # else nothing says what is correct
+    checked = reward.says_what_is_correct and not counts[Outcome.SCORED]
     if checked:
         metrics["solved_groups"] = float(np.mean([Outcome.CORRECT in group.outcomes for group in groups]))
     if mode == "beam":

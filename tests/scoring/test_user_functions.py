@@ -98,6 +98,21 @@ def test_what_is_no_list_of_values_is_refused(function: Callable[..., Any], mess
         reward_function(function)(ATTEMPTS)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda prompt, completion, ground_truth: 1.0,
+        lambda prompt, completion, *, ground_truth: 1.0,
+        lambda completions, ground_truth: [1.0] * len(completions),
+        lambda prompts, completions, ground_truth, **columns: [1.0] * len(completions),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_those_that_are(function: Callable[..., Any]) -> None:
+    told = r"takes 'ground_truth', which is no column of the problem: it has 'answer', 'answers', 'category'"
+    with pytest.raises(MisreturnedError, match=told):
+        reward_function(function)(ATTEMPTS)
+
+
 def test_trls_own_reward_functions_run_unchanged() -> None:
     from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
