@@ -22,6 +22,8 @@ from bgrpo.api.given import Given
 from bgrpo.cli.app import main
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import UserError
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.tasks.base import Outcome, load_task
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
@@ -136,6 +138,14 @@ def test_the_task_on_the_page_generates_loads_checks_and_is_measured(
     assert task.check("P 1 2 ⁇", "1 2") == Outcome.WRONG
     with pytest.raises(UserError, match="fewer than 11"):
         task.generate({"digits": 1}, 11, seed=1)
+
+
+def test_the_sweep_on_its_page_is_one(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "sweeps.md").read_text("utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "sweep.yaml").write_text(block)
+    sweep = load_config(SweepConfig, str(tmp_path / "sweep.yaml"))
+    TrialConfigs(sweep, tmp_path).check()
 
 
 def test_the_moved_script_and_its_command_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
