@@ -34,8 +34,9 @@ from bgrpo.policies.io import LoadedPolicy
 from bgrpo.runs.stopping import StopSignals
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.training import driver
-from bgrpo.training.driver import OnStep, WriteGiven
+from bgrpo.training.driver import OnStep
 from bgrpo.training.machinery import Machinery, RunParts, Workers
+from bgrpo.training.owned_run import WriteGiven
 from bgrpo.training.run_result import RunResult
 
 START_S = 180.0
