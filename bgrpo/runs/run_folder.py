@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import LostRunError, UserError, brief
-from bgrpo.files import is_file, parse_object, write_atomically
+from bgrpo.files import is_file, parse_object, read_file, write_atomically
 from bgrpo.policies.source import absolute_policy
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, check_free, has_owner, newest_owner, own
@@ -201,7 +201,7 @@ class RunFolder:
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says: status, config, started, versions, and what :meth:`update` added."""
         try:
-            return parse_object((self.path / "run.json").read_bytes())
+            return parse_object(read_file(self.path / "run.json"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError, brief
-from bgrpo.files import is_file, write_atomically
+from bgrpo.files import is_file, read_file, write_atomically
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, own
 from bgrpo.runs.redaction import redact_tree
@@ -113,7 +113,7 @@ class SweepFolder:
             UserError: damaged, or of a version that kept other things.
         """
         try:
-            return TypeAdapter(SavedPlan).validate_json((self.path / TRIALS).read_bytes())
+            return TypeAdapter(SavedPlan).validate_json(read_file(self.path / TRIALS))
         except FileNotFoundError:
             return SavedPlan()
         except OSError as error:

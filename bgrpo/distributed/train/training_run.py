@@ -28,6 +28,7 @@ from bgrpo.distributed.rollout.remote import (
     publish_in_spite_of_restarts,
 )
 from bgrpo.distributed.rollout.service import start_service
+from bgrpo.distributed.session.cluster_address import cluster_address
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import training_demand
 from bgrpo.distributed.train.decisions_tail import DecisionsTail
@@ -137,6 +138,7 @@ def run_training(
     """
     console = console or PlainConsole()
     with stop_signals() as signals:
+        cluster_address()  # a wrong one is told before anything is made
         if resume and (done := _finished(config)) is not None:
             say(console, f"run {done.folder.name} has finished: nothing is left to do")
             return done
