@@ -19,6 +19,7 @@ from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
+from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
 from bgrpo.tasks.splits import load_test
 
@@ -47,6 +48,7 @@ class Decoding:
     ) -> Decoding:
         """What a command line asks for; without a configuration, answers may have 64 tokens."""
         loaded = load_config(TrainConfig, config, overrides)
+        remember_secrets_in(loaded.model_dump(mode="json"))
         default = MAX_NEW_TOKENS if config is None else loaded.rollout.max_new_tokens
         return cls(policy, loaded, max_new_tokens or default, threads)
 

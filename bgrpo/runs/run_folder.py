@@ -25,7 +25,7 @@ from bgrpo.files import is_file, parse_object, read_file, write_atomically
 from bgrpo.policies.source import absolute_policy
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, check_free, has_owner, newest_owner, own
-from bgrpo.runs.redaction import REDACTED, redact_tree
+from bgrpo.runs.redaction import REDACTED, redact_tree, remember_secrets_in
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml
 
@@ -355,6 +355,7 @@ def load_new_config(model: type[RunConfig], config: str | None, overrides: Seque
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides)
+    remember_secrets_in(loaded.model_dump(mode="json"))
     check_name(loaded.run.name)
     if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped":
         policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
@@ -396,6 +397,7 @@ def load_resumed_config(
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
     config = load_config(model, str(run.config_path), overrides)
+    remember_secrets_in(config.model_dump(mode="json"))
     run.check_same_result(config)
     refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})

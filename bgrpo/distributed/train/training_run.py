@@ -76,6 +76,7 @@ POLL_S = 0.25
 START_S = 180.0
 WATCHDOG_ANSWER_S = 10.0
 SHUTDOWN_S = 5.0
+STOPPED_SHUTDOWN_S = 1.0  # a service that is still starting does not answer, and ends with us
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 
@@ -287,8 +288,9 @@ class _Run:
             raise
         finally:
             tracker.finish(status)  # type: ignore[arg-type]
+            limit_s = STOPPED_SHUTDOWN_S if status == "KILLED" else SHUTDOWN_S
             with suppress(RayActorError, GetTimeoutError):  # gone, or it ends with us; what made us end is raised
-                ray.get(self._service.shutdown.remote(), timeout=SHUTDOWN_S)
+                ray.get(self._service.shutdown.remote(), timeout=limit_s)
         return _result(config, folder, stopped, comparison)
 
     def _start_tracking(self) -> Tracker:
