@@ -19,6 +19,7 @@ from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
+from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
 from bgrpo.tasks.splits import load_test, place_of_split
 
@@ -47,6 +48,7 @@ class Decoding:
     ) -> Decoding:
         """What a command line asks for; without a configuration, answers may have 64 tokens."""
         loaded = load_config(TrainConfig, config, overrides)
+        remember_secrets_in(loaded.model_dump(mode="json"))
         says = config is not None or "max_new_tokens" in loaded.rollout.model_fields_set
         default = loaded.rollout.max_new_tokens if says else MAX_NEW_TOKENS
         return cls(policy, loaded, max_new_tokens or default, threads)

@@ -32,6 +32,7 @@ from bgrpo.distributed.session.ray_session import rollout_demand
 from bgrpo.distributed.watch.run_log import start_run_log
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
+from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.scoring.attempts import Attempt, attempts_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.seeds import rollout_seed
@@ -88,6 +89,7 @@ class RolloutService:
         self._request_s: deque[float] = deque(maxlen=REQUEST_TIMES_KEPT)
         self._reported = 0.0
         self._telling: asyncio.Task[None] | None = None
+        remember_secrets_in(config.model_dump(mode="json"))
         self._log = start_run_log(run, "rollout service")
         self._metrics = ServiceMetrics(run)
         self._weights = WeightStore()
