@@ -21,13 +21,14 @@ from bgrpo.files import parse_object
 from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.batch import check_drawn
 from bgrpo.learning.prompt_order import indices_of_draw
-from bgrpo.policies.io import write_policy
+from bgrpo.policies.io import load_policy, write_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
 _OPTIMIZER_FILE = "optimizer.pt"
 _RUN_FILE = "run.json"
 _AHEAD_FILE = "rollouts.json"
+_REFERENCE = "reference"
 _REQUIRED = ("policy/config.json", _OPTIMIZER_FILE, _RUN_FILE)
 _DAMAGE = (
     OSError,
@@ -61,6 +62,7 @@ def write_checkpoint(
     config: TrainConfig,
     problems: int,
     ahead: Sequence[ScoredGroup] | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> None:
     """Fill a checkpoint folder. No random state is kept: every draw is a pure function of seed, step and index.
 
@@ -73,12 +75,16 @@ def write_checkpoint(
         config: of the run.
         problems: number of training problems.
         ahead: groups of the next step, where other weights than the checkpoint's decoded them.
+        reference: of the KL, where it is not the starting policy any more.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     policy_folder(folder).mkdir()
     write_policy(model, tokenizer, policy_folder(folder))
+    if reference is not None:
+        (folder / _REFERENCE).mkdir()
+        write_policy(reference, tokenizer, folder / _REFERENCE)
     buffer = io.BytesIO()  # torch.save to a file reports a full disk as a bare RuntimeError
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, buffer)
     (folder / _OPTIMIZER_FILE).write_bytes(buffer.getbuffer())
@@ -128,6 +134,16 @@ def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRSche
             f"{path}: holds no optimizer state, or more than that ({reason}); remove this checkpoint to resume from "
             f"the one before it"
         ) from error
+
+
+def load_reference(checkpoint: Path, reference: PreTrainedModel) -> None:
+    """Give ``reference`` the weights that the checkpoint has for it, if any: else it has not moved.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if (checkpoint / _REFERENCE).is_dir():
+        reference.load_state_dict(load_policy(str(checkpoint / _REFERENCE)).model.state_dict())
 
 
 def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems: int) -> list[ScoredGroup] | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl.trainer.callbacks import SyncRefModelCallback
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import Completion, ScoredGroup
-from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups
+from bgrpo.learning.batch import LearningStep, ReferenceLogprobs, choose_groups, draw_groups
 from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, write_checkpoint
 from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
@@ -40,6 +41,7 @@ class OuterLoop(TrainerCallback):
     Attributes:
         step: training steps done, which is also the version of the weights that the next rollouts need.
         meter: statistics of the present step's updates, filled by the trainer.
+        reference: the reference policy where it follows the policy; set by the trainer.
 
     Args: see :class:`bgrpo.learning.trainer.BGRPOTrainer`.
     """
@@ -60,6 +62,7 @@ class OuterLoop(TrainerCallback):
     ) -> None:
         self.step = 0 if resume is None else CheckpointStore.step_of(resume)
         self.meter = LearnerMeter()
+        self.reference: PreTrainedModel | None = None
         self._config = config
         self._tokenizer = tokenizer
         self._source = source
@@ -91,13 +94,17 @@ class OuterLoop(TrainerCallback):
         """Training steps that the whole run will have made, as far as can be told now."""
         return expected_steps(self._config, self._spent, self._batches)
 
-    def begin_step(self) -> LearningStep:
-        """Collect this step's groups, and have those of the next one begun where they are decoded ahead."""
+    def begin_step(self, reference_logprobs: ReferenceLogprobs | None = None) -> LearningStep:
+        """Collect this step's groups, and have those of the next one begun where they are decoded ahead.
+
+        Args:
+            reference_logprobs: see :func:`bgrpo.learning.batch.choose_groups`.
+        """
         self.meter = LearnerMeter()
         with self._clock.measure("rollout"):
             groups = self._draw() if self._ahead is None else self._ahead
             self._ahead = None
-            self._scored = choose_groups(groups, self._config)
+        self._scored = choose_groups(groups, self._config, reference_logprobs)
         self._spent, self._batches = self._spent.with_rollouts(self._scored.groups), self._batches + 1
         ahead = self.step + 1
         if self._publishes and self._config.rollout.max_staleness and ahead < self._config.steps:
@@ -132,6 +139,7 @@ class OuterLoop(TrainerCallback):
         model = kwargs["model"]
         metrics = self._step_metrics()
         self.step += 1
+        self._move_reference(model)
         if self._publishes:
             if self._keep_samples is not None and self._scored is not None:  # before the checkpoint: none is missing
                 self._keep_samples(self.step, self._scored.groups, self._scored.advantages)
@@ -158,6 +166,12 @@ class OuterLoop(TrainerCallback):
             **self.meter.result(),
             "learning_rate": self._learning_rate,
         }
+
+    def _move_reference(self, model: PreTrainedModel) -> None:
+        """Every ``learner.reference.sync_every`` steps, alike on every learner."""
+        section = self._config.learner.reference
+        if self.reference is not None and self.step % section.sync_every == 0:
+            SyncRefModelCallback.sync_target_model(model, self.reference, section.mixing)
 
     def _planned_version(self, step: int) -> int:
         return max(self._first_version, step - self._config.rollout.max_staleness)
@@ -202,7 +216,15 @@ class OuterLoop(TrainerCallback):
             self._store.save(
                 self.step,
                 lambda folder: write_checkpoint(
-                    folder, model, self._tokenizer, optimizer, lr_scheduler, self._config, self._problems, self._ahead
+                    folder,
+                    model,
+                    self._tokenizer,
+                    optimizer,
+                    lr_scheduler,
+                    self._config,
+                    self._problems,
+                    self._ahead,
+                    self.reference,
                 ),
                 metrics,
                 self._config.checkpoint_metric,

@@ -24,12 +24,12 @@ from transformers import PreTrainedModel
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
-from bgrpo.learning.batch import LearningGroup
+from bgrpo.learning.batch import LearningGroup, Minibatch
 from bgrpo.learning.learner_state import policy_folder
 from bgrpo.learning.packing import packed_logps
 from bgrpo.learning.prompt_order import indices_of_draw
+from bgrpo.learning.rollout_mismatch import RolloutCorrection
 from bgrpo.learning.rollout_source import LocalRolloutSource
-from bgrpo.learning.trainer import _rollout_logps
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.scoring.attempts import Attempt
@@ -171,10 +171,12 @@ def test_places_of_the_rollouts_log_probs(tmp_path: Path) -> None:
     """Ragged completions, a row beyond them, and an empty cut."""
     trainer = make_trainer(train_config(rollout={"max_staleness": 1}), ScriptedSource(), tmp_path)
     group = LearningGroup([3], [[5, 6, 1], [7, 1]], [[-1.0, -2.0, -3.0], [-4.0, -5.0]], [0.5, -0.5])
-    inputs = trainer._loss_inputs([group], rows=3, tokens=5)
-    assert inputs["old_per_token_logps"].tolist() == [[-1, -2, -3], [-4, -5, 0], [0, 0, 0]]
-    empty = trainer._loss_inputs([], rows=2, tokens=5)
-    assert not _rollout_logps([], empty["packed"]).any()
+    minibatch = Minibatch([[group], []], tokens=5, rows=2, cut_tokens=[5, 9], cut_rows=[3, 2], cut_completions=[2, 4])
+    whole, empty = trainer._make_inputs.of_step(
+        [minibatch], RolloutCorrection(trainer._run_config.learner.rollout_correction)
+    )[0]
+    assert whole["old_per_token_logps"].tolist() == [[-1, -2, -3], [-4, -5, 0], [0, 0, 0]]
+    assert not empty["old_per_token_logps"].any() and not empty["completion_mask"].any()
 
 
 def test_interrupted_equals_uninterrupted_bit_for_bit(whole: WholeRun, tmp_path: Path) -> None:

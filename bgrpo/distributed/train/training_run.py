@@ -179,7 +179,8 @@ def _own(
         prepared = check_input(config, None, show)
     for note in prepared.splits.notes:
         say(console, note)
-    check_place(config.run.dir, config.run.name, room=ROOM + checkpoint_room(prepared.policy))
+    room = ROOM + checkpoint_room(prepared.policy, config.learner.reference.sync_every > 0)
+    check_place(config.run.dir, config.run.name, room=room)
 
     def fill(folder: RunFolder) -> None:
         save_problems(prepared.splits, folder)
