@@ -11,11 +11,13 @@ import psutil
 import pytest
 from tiny_rewards import TEMPLATE, WORDS, write_model
 
+import bgrpo
 from bgrpo.chaos.faults import at_steps, hit
 from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.distributed.train.training_run import RunResult, run_training
 from bgrpo.errors import UserError
+from bgrpo.files import sha256
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.samples import SampleReader
 
@@ -123,3 +125,31 @@ def test_what_scores_nothing_ends_the_run_with_the_cause(here: Path) -> None:
         parts = {"x": {"function": f"reward_functions:{name}", "score_truncated": True}}
         with pytest.raises(UserError, match=message):
             run_training(config(here, name, parts=parts))
+
+
+def test_from_python_a_lambda_and_a_model_score_on_ray_as_in_this_process(here: Path) -> None:
+    rows = [{"prompt": f"{WORDS[i]} {WORDS[i + 1]}"} for i in range(24)]
+    short = {"function": lambda prompt, completion: 1.0 / (1 + len(completion.split())), "score_truncated": True}
+    judge = {"model": str(here / "judge"), "score_truncated": True}
+    keys = {"rollout": {"actors": 1, "prompts_per_step": 4, "max_new_tokens": 5}, "learner.threads": 1}
+    keys |= {"evaluation": {"beam_widths": [1], "samples": 0}, "tracking.enabled": False}
+    runs = [
+        bgrpo.train(
+            here / "policy",
+            rows,
+            {"short": short, "judge": (judge, 0.3)},
+            algorithm="grpo",
+            steps=3,
+            group_size=4,
+            config=keys,
+            name=f"python-{local}",
+            runs=here / "runs",
+            local=local,
+        )
+        for local in (False, True)
+    ]
+    assert [run.status for run in runs] == ["finished", "finished"]
+    digests = [sha256(run.folder / "policy" / "model.safetensors") for run in runs]
+    assert digests[0] == digests[1] != sha256(here / "policy" / "model.safetensors")
+    assert compare_metrics(runs[0].metrics(), runs[1].metrics()) == []
+    assert runs[0].table().splitlines()[1:] == runs[1].table().splitlines()[1:]
