@@ -64,8 +64,8 @@ class RolloutSection(Section):
     timeout_s: Seconds = Field(300.0, description="longest wait for one request")
     skip_uninformative: bool = Field(True, description="leave groups whose rewards are all equal out of the update")
     max_extra_draws: FewOrNone = Field(0, description="times to draw further prompts to replace uninformative groups")
-    max_staleness: Annotated[int, Field(ge=0, le=1)] = Field(
-        0, description="1: decode a step's rollouts while the step before is learned, with weights one version old"
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="n: decode a step's rollouts while the n steps before are learned, with weights n versions old"
     )
 
     keep_samples: Annotated[int, Field(ge=0, le=1000)] = Field(

@@ -103,16 +103,19 @@ def pack_groups(
     )
 
 
-def packed_logps(model: nn.Module, packed: PackedGroups, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def packed_logps(
+    model: nn.Module, packed: PackedGroups, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probability of every completion token, and the entropy of its distribution, in nats.
 
     Args:
         model: without dropout; a causal language model that :func:`bgrpo.decoding.support.check_supported` accepts, or
             its DDP wrapper.
         temperature: that the completions were drawn at; divides the logits.
+        entropy_gradient: the entropies are differentiable too.
 
     Returns:
-        ``logps_BC`` (differentiable) and ``entropies_BC`` (not), at least fp32, and 0 outside the completions.
+        ``logps_BC`` (differentiable) and ``entropies_BC``, at least fp32, and 0 outside the completions.
     """
     with _packed_attention(model), OneDNNProducts():
         logits_1SV = model(
@@ -127,7 +130,7 @@ def packed_logps(model: nn.Module, packed: PackedGroups, temperature: float = 1.
     logps_SV = (logits_SV if temperature == 1 else logits_SV / temperature).log_softmax(-1)
     vocabulary = logps_SV.shape[-1]
     logps_BC = logps_SV.view(-1)[packed.source_BC * vocabulary + packed.tokens_BC]
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies_S = -(logps_SV.exp() * logps_SV).sum(-1)
         entropies_BC = entropies_S[packed.source_BC]
     return logps_BC.masked_fill(~packed.mask_BC, 0.0), entropies_BC.masked_fill(~packed.mask_BC, 0.0)
@@ -223,7 +226,8 @@ def _scatter_map(
         for group, trie in enumerate(tries)
         for path in trie.paths
     ]
-    shape = (max(len(completions), rows), max(len(completion) for completion in completions))
+    longest = max(len(completion) for completion in completions)
+    shape = (max(len(completions), rows), max(2, longest))  # TRL takes a single column for figures of completions
     source_BC, tokens_BC, mask_BC = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     for row, (completion, path) in enumerate(zip(completions, paths, strict=True)):
         source_BC[row, : len(path)] = path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from bgrpo.config import TrainConfig
 from bgrpo.decoding.support import check_supported
@@ -53,6 +54,11 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
         UserError: what is wrong, where, and what would be right.
     """
     check_installed(config.tracking.also)
+    if config.learner.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise UserError(
+            "learner.optimizer=adamw_8bit: bitsandbytes is not installed here: pip install bitsandbytes, or take "
+            "another; adafactor needs little memory too"
+        )
     policy = check_policy(config.policy.path)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
@@ -80,9 +86,10 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()})
 
 
-def checkpoint_room(policy: LoadedPolicy) -> int:
-    """Bytes that the disk must have for one checkpoint and the final policy."""
-    return (CHECKPOINT_BYTES + 4) * sum(weight.numel() for weight in policy.model.parameters())
+def checkpoint_room(policy: LoadedPolicy, has_reference: bool) -> int:
+    """Bytes that the disk must have for one checkpoint, which may hold a reference too, and the final policy."""
+    each = CHECKPOINT_BYTES + 4 + (4 if has_reference else 0)
+    return each * sum(weight.numel() for weight in policy.model.parameters())
 
 
 def record_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:

@@ -86,5 +86,6 @@ def _checked(config: TrainConfig, console: Console) -> Preparation:
         prepared = check_input(config, None, show)
     for note in prepared.splits.notes:
         say(console, note)
-    check_place(config.run.dir, None, room=ROOM + checkpoint_room(prepared.policy))
+    room = ROOM + checkpoint_room(prepared.policy, config.learner.reference.sync_every > 0)
+    check_place(config.run.dir, None, room=room)
     return prepared

@@ -154,7 +154,7 @@ def test_log_probs_are_those_that_trl_computes_from_padded_rows(tmp_path: Path, 
     config = train_config(steps=1, algorithm="grpo", rollout={"temperature": temperature})
     trainer = make_trainer(config, ScriptedSource(), tmp_path)
     completions = [[5, 6, EOS], [7, 3, EOS], [5, 9, EOS]]
-    trainer._packed = pack_groups([([3, 4], completions)], "cpu")
+    trainer._inputs = {"packed": pack_groups([([3, 4], completions)], "cpu")}
     rows = torch.tensor([[3, 4, *completion] for completion in completions])
     with torch.no_grad():
         ours, our_entropies, _ = trainer._get_per_token_logps_and_entropies(trainer._policy)

@@ -51,7 +51,6 @@ Numbered = list[tuple[int, Problem]]
 again has nothing to find again, and holds no more than what it works on."""
 
 TICK_S = 0.1
-STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
 REQUEST_TIMES_KEPT = 256
 logger = logging.getLogger(__name__)
@@ -92,7 +91,10 @@ class RolloutService:
         remember_secrets_in(config.model_dump(mode="json"))
         self._log = start_run_log(run, "rollout service")
         self._metrics = ServiceMetrics(run)
-        self._weights = WeightStore()
+        # Steps whose groups may still be asked for are those begun ahead and the present one; with further draws, as
+        # many that are over may have been asked for later than these.
+        self._steps_kept = 2 * max(1, config.rollout.max_staleness)
+        self._weights = WeightStore(kept=max(2, config.rollout.max_staleness + 1))
         rollout = config.rollout
         self._rollouts = ActorPool(
             "rollout actor",
@@ -261,7 +263,9 @@ class RolloutService:
             task.add_done_callback(_know_outcome)
             self._collections[key] = indices, task
             newest = list(dict.fromkeys((old, of.publication) for old, _, of in reversed(self._collections)))
-            for old in [old for old in self._collections if (old[0], old[2].publication) not in newest[:STEPS_KEPT]]:
+            for old in [
+                old for old in self._collections if (old[0], old[2].publication) not in newest[: self._steps_kept]
+            ]:
                 self._collections.pop(old)[1].cancel()
         asked, task = self._collections[key]
         if asked != indices:
