@@ -7,8 +7,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from bgrpo.errors import UserError
 
-SUPPORTED_MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
-"""Decoder-only models whose attention reads positions from ``position_ids`` and nothing from key indices."""
+SUPPORTED_MODEL_TYPES = (
+    *("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2"),
+    *("olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+)
+"""Decoder-only models whose attention is a registered function, which gets window and cap of the scores as arguments,
+and reads positions from ``position_ids`` and nothing from key indices."""
 
 SUPPORTED_ATTENTION = ("eager", "sdpa")
 """Attention implementations that take a 4-D additive mask."""
@@ -42,12 +46,16 @@ def _reason_to_refuse(config: PretrainedConfig) -> str | None:
         return f"supported model types are {', '.join(SUPPORTED_MODEL_TYPES)}"
     if getattr(config, "add_cross_attention", False):
         return "it has cross-attention; decoder-only models are supported"
-    layer_types = getattr(config, "layer_types", None) or []
-    if set(layer_types) - {"full_attention"} or (not layer_types and getattr(config, "sliding_window", None)):
-        return "it has sliding-window layers; set sliding_window=None if its contexts are shorter than the window"
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        return f"it has layers of type {', '.join(sorted(unknown))}"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention is bidirectional"
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") not in SUPPORTED_ROPE_TYPES:
-        return f"rope_type {rope['rope_type']!r} depends on the longest sequence of the batch"
+    by_layer = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for rope_type in (entry.get("rope_type", "default") for entry in by_layer):
+        if rope_type not in SUPPORTED_ROPE_TYPES:
+            return f"rope_type {rope_type!r} depends on the longest sequence of the batch"
     if config._attn_implementation not in SUPPORTED_ATTENTION:
         return (
             f"attn_implementation {config._attn_implementation!r} takes no tree-shaped mask; load it with "

@@ -173,6 +173,9 @@ def _attention_layout(
     prompt_GP, prompt_slot = _padded([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
     nodes = [np.arange(start, end) for start, end in itertools.pairwise(starts)]
     node_GM, node_slot = _padded(nodes, ends - 1)
+    node_position_GM = np.zeros(node_GM.shape, np.int64)
+    for row, size, trie in zip(node_position_GM, sizes, tries, strict=True):
+        row[: len(trie.depths)] = size - 1 + np.asarray(trie.depths, np.int64)
     paths: list[np.ndarray] = []
     owning: list[np.ndarray] = []  # for each node, which path
     for trie, start in zip(tries, starts, strict=False):
@@ -186,11 +189,13 @@ def _attention_layout(
         prompt_GP=_tensor(prompt_GP, device),
         prompt_valid_GP=_tensor(np.arange(prompt_GP.shape[1]) < np.array(sizes)[:, None], device),
         node_GM=_tensor(node_GM, device),
+        node_position_GM=_tensor(node_position_GM, device),
         path_RC=_tensor(path_RC, device),
         prompt_slot=_tensor(prompt_slot, device),
         node_slot=_tensor(node_slot, device),
         path_slot=_tensor(path_slot, device),
         ragged=len(set(sizes)) > 1,
+        longest=max(max(sizes), int(node_position_GM.max(initial=0)) + 1),
     )
 
 

@@ -23,7 +23,10 @@ from bgrpo.policies.model_files import (
     special_ids,
 )
 
-MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = (
+    *("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2"),
+    *("olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+)
 
 _OTHER_NAMES = {"embed_out.weight": "lm_head.weight"}
 """What files of a GPT-NeoX call a weight, and what the model calls it."""

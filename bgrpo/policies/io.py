@@ -98,7 +98,7 @@ def _build(found: PolicyFolder) -> Any:
     """
     disable_dropout(found.config)
     model = model_class(found.config).from_pretrained(
-        None, config=found.config, state_dict=found.weights(), dtype=torch.float32, attn_implementation="sdpa"
+        None, config=found.config, state_dict=found.weights(), dtype=torch.float32, attn_implementation=None
     )
     model.generation_config.pad_token_id = found.tokenizer.pad_token_id
     tokens = len(found.tokenizer)
