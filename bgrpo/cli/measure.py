@@ -194,11 +194,14 @@ def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Ite
     from bgrpo.scoring.judge import Judge
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    policy = check_policy(decoding.policy)
+    rollout = decoding.config.rollout
+    policy, note = check_policy(decoding.policy, rollout.engine, rollout.dtype)
+    if note:
+        print(note, file=sys.stderr)
     if problems:  # evaluating none is refused by name
         check_prompts(problems, policy, decoding.max_new_tokens, where, "--max-new-tokens")
     with Judge(decoding.config).start(trial_of(problems)) as checks:
-        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens, decoding.config.rollout.dtype)
+        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens, rollout.dtype, rollout.engine)
 
 
 @contextmanager

@@ -52,6 +52,10 @@ class PackedGroups:
     tokens_BC: Tensor
     mask_BC: Tensor
 
+    def logps(self, model: nn.Module, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """See :func:`packed_logps`."""
+        return packed_logps(model, self, temperature)
+
 
 @dataclass(frozen=True, slots=True)
 class _Trie:
@@ -107,8 +111,8 @@ def packed_logps(model: nn.Module, packed: PackedGroups, temperature: float = 1.
     """Log-probability of every completion token, and the entropy of its distribution, in nats.
 
     Args:
-        model: without dropout; a causal language model that :func:`bgrpo.decoding.support.check_supported` accepts, or
-            its DDP wrapper.
+        model: without dropout; a causal language model that :func:`bgrpo.decoding.support.service_of` gives to the
+            tree, or its DDP wrapper.
         temperature: that the completions were drawn at; divides the logits.
 
     Returns:
@@ -123,14 +127,21 @@ def packed_logps(model: nn.Module, packed: PackedGroups, temperature: float = 1.
             logits_to_keep=packed.scored_S,
             packed_layout=packed.layout,
         ).logits
-    logits_SV = logits_1SV[0].to(torch.promote_types(logits_1SV.dtype, torch.float32))
+    return picked_logps(logits_1SV[0], packed.source_BC, packed.tokens_BC, packed.mask_BC, temperature)
+
+
+def picked_logps(
+    logits_SV: Tensor, source_BC: Tensor, tokens_BC: Tensor, mask_BC: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """What :func:`packed_logps` returns, from the logits of all scored places and which of them predicts what."""
+    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
     logps_SV = (logits_SV if temperature == 1 else logits_SV / temperature).log_softmax(-1)
     vocabulary = logps_SV.shape[-1]
-    logps_BC = logps_SV.view(-1)[packed.source_BC * vocabulary + packed.tokens_BC]
+    logps_BC = logps_SV.view(-1)[source_BC * vocabulary + tokens_BC]
     with torch.no_grad():
         entropies_S = -(logps_SV.exp() * logps_SV).sum(-1)
-        entropies_BC = entropies_S[packed.source_BC]
-    return logps_BC.masked_fill(~packed.mask_BC, 0.0), entropies_BC.masked_fill(~packed.mask_BC, 0.0)
+        entropies_BC = entropies_S[source_BC]
+    return logps_BC.masked_fill(~mask_BC, 0.0), entropies_BC.masked_fill(~mask_BC, 0.0)
 
 
 @contextmanager

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import GRPOTrainer
 
 from bgrpo.config import TrainConfig
-from bgrpo.decoding.support import check_supported
+from bgrpo.decoding.support import service_of
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import LearningGroup, Minibatch, split_update
 from bgrpo.learning.learner_state import check_resumable
 from bgrpo.learning.outer_loop import KeepSamples, OnStep, OuterLoop, ShouldStop, Validate
-from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
+from bgrpo.learning.padded_rows import LaidOutGroups, lay_out_of
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import UpdateReport
 from bgrpo.learning.trl_arguments import grpo_arguments, learning_rate_factor
@@ -57,7 +57,7 @@ class BGRPOTrainer(GRPOTrainer):
         keep_samples: called on learner 0 with each step's groups, before its weights and checkpoint are out.
 
     Raises:
-        UserError: a model that packing does not score exactly; a checkpoint of another run; resume without reference.
+        UserError: a model that cannot be scored exactly; a checkpoint of another run; resume without reference.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class BGRPOTrainer(GRPOTrainer):
         should_stop: ShouldStop | None = None,
         keep_samples: KeepSamples | None = None,
     ) -> None:
-        check_supported(model)
+        self._lay_out = lay_out_of(service_of(model, config.rollout.engine))
         if resume is not None:
             check_resumable(resume, config, problems)
             if reference is None and config.learner.beta > 0:
@@ -115,7 +115,7 @@ class BGRPOTrainer(GRPOTrainer):
         self._minibatches: list[Minibatch] = []
         self._step_inputs: list[list[dict[str, Any]]] = []
         self._minibatch, self._cut = 0, 0
-        self._packed: PackedGroups | None = None
+        self._packed: LaidOutGroups | None = None
         self._detached_logps: Tensor | None = None
 
     def run(self) -> None:
@@ -163,10 +163,10 @@ class BGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: nn.Module, *_padded: Any, **_options: Any
     ) -> tuple[Tensor, Tensor, None]:
-        """Of the micro-batch at hand, packed; TRL's padded rows, which it would give wrong positions, are not read."""
+        """Of the micro-batch at hand; TRL's padded rows, which it would give wrong positions, are not read."""
         if self._packed is None:
             raise RuntimeError("log-probabilities are asked for outside the loss")
-        logps_BC, entropies_BC = packed_logps(model, self._packed, self.temperature)
+        logps_BC, entropies_BC = self._packed.logps(model, self.temperature)
         self._detached_logps = logps_BC.detach()
         return logps_BC, entropies_BC, None
 
@@ -215,7 +215,7 @@ class BGRPOTrainer(GRPOTrainer):
         """
         device, pad = self.accelerator.device, self._tokenizer.pad_token_id
         real = [(group.prompt, group.completions) for group in groups]
-        packed = pack_groups(real or [([pad], [[pad]])], device, rows)
+        packed = self._lay_out(real or [([pad], [[pad]])], device, rows)
         nothing_B0 = packed.tokens_BC[:, :0]
         values = [value for group in groups for value in group.advantages]
         advantages_B = torch.zeros(len(nothing_B0), dtype=torch.float32, device=device)
@@ -231,11 +231,11 @@ class BGRPOTrainer(GRPOTrainer):
         }
         with torch.no_grad():
             if self.ref_model is not None:
-                inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed, self.temperature)[0]
+                inputs["ref_per_token_logps"] = packed.logps(self.ref_model, self.temperature)[0]
             if self._run_config.rollout.max_staleness:  # older weights than these decoded
                 inputs["old_per_token_logps"] = _rollout_logps(groups, packed)
             elif self._run_config.learner.minibatches > 1:
-                inputs["old_per_token_logps"] = packed_logps(self._policy, packed, self.temperature)[0]
+                inputs["old_per_token_logps"] = packed.logps(self._policy, self.temperature)[0]
         return inputs
 
     def _divergence_message(self, update: UpdateReport) -> str:
@@ -249,7 +249,7 @@ class BGRPOTrainer(GRPOTrainer):
         )
 
 
-def _rollout_logps(groups: list[LearningGroup], packed: PackedGroups) -> Tensor:
+def _rollout_logps(groups: list[LearningGroup], packed: LaidOutGroups) -> Tensor:
     """What decoding gave each completion token, laid out as ``packed.tokens_BC``; 0 outside the completions.
 
     With ``rollout.dtype=bf16`` these differ from the learner's log-probs even where the weights are equal; the clipped

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bgrpo.config import TrainConfig
-from bgrpo.decoding.support import check_supported
+from bgrpo.decoding.support import EngineName, context_of, service_of
 from bgrpo.errors import UserError
 from bgrpo.files import sha256
 from bgrpo.groups import Verdict
@@ -35,10 +35,12 @@ class Preparation:
     Attributes:
         policy: the starting policy.
         splits: disjoint problems, whose prompts the policy can read.
+        notes: what the user should know before the run starts.
     """
 
     policy: LoadedPolicy
     splits: Splits
+    notes: tuple[str, ...] = ()
 
 
 def check_input(config: TrainConfig, splits: Splits | None = None, progress: Progress | None = None) -> Preparation:
@@ -53,7 +55,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
         UserError: what is wrong, where, and what would be right.
     """
     check_installed(config.tracking.also)
-    policy = check_policy(config.policy.path)
+    policy, note = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
     for name in SPLITS:
@@ -74,7 +76,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     judge.start(trial_of(splits.train)).close()
-    return Preparation(policy, splits)
+    return Preparation(policy, splits, (*splits.notes, *filter(None, [note])))
 
 
 def checkpoint_room(policy: LoadedPolicy) -> int:
@@ -128,15 +130,19 @@ def load_problems(folder: RunFolder) -> Splits:
     return Splits(train, validation, test)
 
 
-def check_policy(path: str) -> LoadedPolicy:
+def check_policy(path: str, engine: EngineName = "auto", precision: str = "fp32") -> tuple[LoadedPolicy, str]:
     """Load a policy and check all that can be known of it before a process starts.
 
+    Returns:
+        The policy, and what the user should know of how it is decoded; empty where that is the fast way.
+
     Raises:
-        UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.check_supported`.
+        UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.service_of`.
     """
     policy = load_policy(path)
-    check_supported(policy.model)
-    return policy
+    service = service_of(policy.model, engine)
+    service.check_precision(precision)
+    return policy, service.note
 
 
 def check_prompts(
@@ -159,8 +165,8 @@ def check_prompts(
         UserError: names the line or problem.
     """
     longest, tokens = _longest(problems, policy, where)
-    context = policy.model.config.max_position_embeddings
-    if tokens + max_new_tokens > context:
+    context = context_of(policy.model.config)
+    if context is not None and tokens + max_new_tokens > context:
         raise UserError(
             f"{place(where, problems, longest)} has {tokens} tokens + {option}={max_new_tokens} "
             f"= {tokens + max_new_tokens}, but the policy's context is {context}: leave "

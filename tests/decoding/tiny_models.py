@@ -62,12 +62,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """One of each type that the tree serves, with a window shorter than most rows where the type has one."""
 
+PLAIN: dict[str, dict[str, Any]] = {
+    "bloom": {"num_attention_heads": 4},
+    "falcon": {"num_attention_heads": 4},
+    "gptj": {"num_attention_heads": 4, "rotary_dim": 4},
+    "mamba": {"state_size": 4},
+    "qwen2_moe": {
+        **GROUPED,
+        **_MIXTURE,
+        "num_experts": 3,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "rwkv": {},
+}
+"""Some that it does not: other attention, mixtures of experts, recurrent ones."""
+
+_ONLY_EAGER = ("bloom", "gemma2", "mamba", "rwkv")
+
 
 def tiny_model(
     kind: str = "gpt2", vocabulary: int = 7, seed: int = 0, attention: str = "sdpa", context: int = 64, **options: Any
 ) -> PreTrainedModel:
     """A two-layer model whose next-token distributions are far from uniform and depend on the whole context."""
-    options = {**FAMILIES.get(kind, {}), **options}
+    options = {**FAMILIES.get(kind, {}), **PLAIN.get(kind, {}), **options}
     config = AutoConfig.for_model(
         kind,
         vocab_size=vocabulary,
@@ -77,7 +95,7 @@ def tiny_model(
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=0,
-        attn_implementation="eager" if kind == "gemma2" else attention,
+        attn_implementation="eager" if kind in _ONLY_EAGER else attention,
         **options,
     )
     with torch.random.fork_rng(devices=[]):

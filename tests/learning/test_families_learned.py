@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
-from decoding.tiny_models import FAMILIES, ragged_prompts, tiny_model
+from decoding.tiny_models import FAMILIES, PLAIN, ragged_prompts, tiny_model
 from transformers import PreTrainedModel
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
-from bgrpo.learning.packing import pack_groups, packed_logps
+from bgrpo.learning.packing import pack_groups
+from bgrpo.learning.padded_rows import pad_groups
 
 VOCABULARY = 11
 
@@ -26,23 +27,25 @@ def separate_rows(model: PreTrainedModel, prompt: list[int], completion: list[in
     return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
 
 
-@pytest.mark.parametrize("kind", sorted(FAMILIES))
+@pytest.mark.parametrize("kind", sorted(FAMILIES | PLAIN))
 def test_the_first_step_has_no_kl_and_the_gradient_of_separate_rows(kind: str) -> None:
     model = tiny_model(kind, VOCABULARY, seed=1)
     prompts = ragged_prompts(3, VOCABULARY, seed=0, longest=14)
     decoded = DecodeEngine(model).decode(prompts, DecodeSettings("sample", 4, 8, 2, 0), seeds=range(3))
     groups = [(group.prompt_ids, [completion.tokens for completion in group.completions]) for group in decoded]
-    packed = pack_groups(groups, "cpu")
-    logps_BC, _ = packed_logps(model, packed)
     old = torch.tensor([logp for group in decoded for completion in group.completions for logp in completion.logprobs])
-    difference = logps_BC[packed.mask_BC].double() - old
-    assert (difference.exp() - difference - 1).mean() < 1e-6
-
-    weights_BC = torch.randn(logps_BC.shape, generator=torch.Generator().manual_seed(0))
-    (logps_BC * weights_BC).sum().backward()
+    weights_BC = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
     exact = copy.deepcopy(model).double()
-    exact.zero_grad()
     rows = [(prompt, completion) for prompt, completions in groups for completion in completions]
     for (prompt, completion), weights_C in zip(rows, weights_BC, strict=True):
         (separate_rows(exact, prompt, completion) * weights_C[: len(completion)]).sum().backward()
-    assert (gradient(model) - gradient(exact)).norm() <= 1e-5 * gradient(exact).norm()
+
+    for lay_out in (pad_groups, *([pack_groups] if kind in FAMILIES else [])):
+        laid_out = lay_out(groups, "cpu", rows=13)
+        logps_BC, entropies_BC = laid_out.logps(model)
+        difference = logps_BC[laid_out.mask_BC].double() - old
+        assert (difference.exp() - difference - 1).mean() < 1e-6
+        assert not logps_BC[12].any() and not entropies_BC[12].any() and not laid_out.mask_BC[12].any()
+        model.zero_grad()
+        (logps_BC[:12] * weights_BC[:, : logps_BC.shape[1]]).sum().backward()
+        assert (gradient(model) - gradient(exact)).norm() <= 1e-5 * gradient(exact).norm()

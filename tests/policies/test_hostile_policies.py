@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from decoding.tiny_models import FAMILIES, PLAIN, tiny_model
 from hostile_files import mutated
 from hostile_folders import Change, becomes, in_parts, index, network, refusal, says, sparse, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
-from bgrpo.decoding.support import SUPPORTED_MODEL_TYPES
+from bgrpo.decoding.support import service_of
 from bgrpo.errors import UserError
-from bgrpo.policies.folder import MODEL_TYPES
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.policies.text import decode_completion, encode_texts, end_tokens
@@ -65,7 +65,7 @@ def test_any_mutation_of_any_file_is_used_or_refused_in_one_line(
         for name, content in files.items():
             (broken / name).write_bytes(mutated(content, draw) if name == chosen else content)
         try:
-            policy = check_policy(str(broken))
+            policy, _ = check_policy(str(broken))
             prompts = encode_texts(policy.tokenizer, ["+ P 1"])
             settings = DecodeSettings("beam", 2, 2, end_tokens(policy.tokenizer), policy.tokenizer.pad_token_id)
             group = DecodeEngine(policy.model, compiled=False).decode(prompts, settings)[0]
@@ -214,12 +214,11 @@ def test_ids_that_are_no_tokens_are_refused(folder: Path, file: str, key: str, v
     assert key in refusal(folder, load_policy)
 
 
-@pytest.mark.parametrize("kind", MODEL_TYPES)
-@pytest.mark.parametrize("mode", ["beam", "sample"])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [*((kind, "beam") for kind in sorted(FAMILIES | PLAIN)), ("gpt2", "sample"), ("falcon", "sample")]
+)
 def test_ids_without_a_text_are_never_generated(kind: str, mode: Any, tmp_path: Path) -> None:
-    from decoding.tiny_models import tiny_model
-
-    from bgrpo.learning.packing import pack_groups, packed_logps
+    from bgrpo.learning.padded_rows import lay_out_of
 
     model = tiny_model(kind, vocabulary=33, seed=3)
     save_policy(model, TOKENIZER, tmp_path / kind)
@@ -233,7 +232,7 @@ def test_ids_without_a_text_are_never_generated(kind: str, mode: Any, tmp_path: 
     assert max(map(max, tokens)) < len(TOKENIZER)
     ended = {tuple(completion.tokens) for completion in group.completions if completion.finished}
     assert len({decode_completion(policy.tokenizer, tokens) for tokens in ended}) == len(ended)
-    logps_BC, _ = packed_logps(policy.model, pack_groups([([2, 6, 9], tokens)], "cpu"))
+    logps_BC, _ = lay_out_of(service_of(policy.model))([([2, 6, 9], tokens)], "cpu").logps(policy.model)
     for row, completion in zip(logps_BC, group.completions, strict=True):
         assert row[: len(completion.tokens)].tolist() == pytest.approx(completion.logprobs, abs=1e-4)
     save_policy(policy.model, policy.tokenizer, tmp_path / "again")
@@ -271,10 +270,6 @@ def test_texts_that_no_tokenizer_can_read_are_one_line() -> None:
         with pytest.raises(UserError) as caught:
             encode_texts(TOKENIZER, [text])
         assert str(caught.value).isprintable() and len(str(caught.value)) < 400
-
-
-def test_what_is_loaded_can_be_decoded() -> None:
-    assert MODEL_TYPES == SUPPORTED_MODEL_TYPES
 
 
 def test_a_tokenizer_with_a_gap_is_refused(folder: Path) -> None:

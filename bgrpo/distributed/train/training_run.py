@@ -162,6 +162,8 @@ def _own(
             with progress_bar("reading problems") as show:
                 prepared = check_input(config, load_problems(folder), show)
             check_same_input(folder, prepared.policy)
+            for note in prepared.notes:
+                say(console, note)
             training_store(config, folder).latest(lambda line: say(console, line))
             folder.metrics()  # says which lines are damaged
             steps = folder.load_config(TrainConfig).steps
@@ -177,7 +179,7 @@ def _own(
     check_place(config.run.dir, config.run.name)
     with progress_bar("reading problems") as show:
         prepared = check_input(config, None, show)
-    for note in prepared.splits.notes:
+    for note in prepared.notes:
         say(console, note)
     check_place(config.run.dir, config.run.name, room=ROOM + checkpoint_room(prepared.policy))
 
