@@ -109,6 +109,7 @@ class BGRPOTrainer(GRPOTrainer):
         self._policy = model
         self._run_config = config
         self.beta = config.learner.beta  # TRL was told 0, lest it load a reference of its own
+        self.aux_loss_enabled = False  # how often a shared token counted would depend on the layout
         self.ref_model = None
         if config.learner.beta > 0 and reference is not None:
             self.ref_model = reference.to(self.accelerator.device).eval().requires_grad_(False)

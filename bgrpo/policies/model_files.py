@@ -48,7 +48,7 @@ _OLDER_KEYS = {  # read by transformers besides a configuration's own fields
     *("rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "layer_types"),
     *("global_rope_theta", "local_rope_theta", "rope_local_base_freq", "global_attn_every_n_layers", "n_embed"),
     *("sliding_window_pattern", "first_k_dense_replace", "moe_layer_freq", "full_attention_interval"),
-    *("pooler_hidden_size", "attention_windows"),
+    *("pooler_hidden_size", "attention_windows", "head_dim"),
 }
 _REFUSED_KEYS = {
     "quantization_config": "save plain weights",
@@ -228,7 +228,7 @@ def model_config(files: ModelFiles, kinds: Collection[str], further: Collection[
     model_type = raw.get("model_type")
     if raw.get("auto_map") and model_type not in CONFIG_MAPPING_NAMES:
         raise UserError(
-            f"model_type {shortened(model_type)} needs code of its own (auto_map), and no code of a model's is run here"
+            f"model_type {shortened(model_type)} cannot be loaded: it needs code of its own (auto_map); none is run"
         )
     if not isinstance(model_type, str) or model_type not in kinds:
         name = CONFIG_MAPPING_NAMES.get(str(model_type), "unknown")
@@ -241,7 +241,7 @@ def model_config(files: ModelFiles, kinds: Collection[str], further: Collection[
     own = {field.name for field in dataclasses.fields(kind)} - {
         field.name for field in dataclasses.fields(PretrainedConfig)
     }
-    read = own | set(kind.attribute_map) | _GENERIC_KEYS | _OLDER_KEYS | set(further)
+    read = own | set(kind.attribute_map) | set(kind.attribute_map.values()) | _GENERIC_KEYS | _OLDER_KEYS | set(further)
     kept = {key: value for key, value in raw.items() if key in read}
     sizes = {size for shape in files.shapes.values() for size in shape}
     for key, number in _integers("", kept):
