@@ -36,7 +36,7 @@ class DecodeEngine:
             token, and rounds these only: norms, the arithmetic of attention, head and scores are fp32 in both.
         max_rows: most completions decoded at once; bounds memory.
         compiled: use the compiled attention kernel where there is one (on the CPU, with a C++ compiler).
-        engine: the tree or the plain path, see :func:`bgrpo.decoding.support.service_of`.
+        engine: the tree or the plain path, as ``rollout.engine`` says.
 
     Raises:
         UserError: the model cannot be decoded exactly, or not in this precision.

@@ -37,7 +37,7 @@ class LocalDecoder:
         check: what judges, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
         max_new_tokens: longest completion, end token included; longer ones are ``truncated``.
         precision: of the layers' matrix products.
-        engine: the tree or the plain path, see :func:`bgrpo.decoding.support.service_of`.
+        engine: the tree or the plain path, as ``rollout.engine`` says.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class RolloutActor(PooledActor):
         precision: of the layers' matrix products.
         threads: torch threads.
         device: ``cpu`` or ``cuda``.
-        engine: the tree or the plain path, see :func:`bgrpo.decoding.support.service_of`.
+        engine: the tree or the plain path, as ``rollout.engine`` says.
     """
 
     def __init__(
