@@ -22,9 +22,10 @@ FLOORS = {
     4: "scoring",
     5: "runs evaluation",
     6: "learning pretraining cluster display",
-    7: "distributed",
-    8: "bench chaos sweep",
-    9: "cli",
+    7: "training",
+    8: "distributed",
+    9: "bench chaos sweep",
+    10: "cli api",
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 MAY_KNOW_RAY = (
@@ -119,7 +120,7 @@ def test_no_domain_is_known_outside_its_folder() -> None:
         (
             "ray",
             "learning.trainer learning.rollout_source evaluation.metrics display.run_report pretraining.pretrain "
-            "runs.preparation",
+            "runs.preparation training.driver training.in_process",
         ),
         ("torch transformers flint ray trl mlflow pydantic accelerate datasets", "cli.app"),
     ],

@@ -140,14 +140,19 @@ def train(
     submit: Annotated[
         str | None, typer.Option("--submit", metavar="URL", help="Run as a job on the Ray cluster with this dashboard.")
     ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Train in this process, without Ray: one learner, the same result.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Train a policy by reinforcement learning; with --submit, on a cluster, following the job's log."""
     from bgrpo.cli.train import submit_training, train_policy
 
+    if submit is not None and local:
+        raise UserError("--local trains in this process, --submit on a cluster: give one of them")
     if submit is not None:
         return submit_training(submit, config, overrides or [], resume, as_json)
-    return train_policy(config, overrides or [], resume, as_json)
+    return train_policy(config, overrides or [], resume, as_json, local)
 
 
 @app.command()

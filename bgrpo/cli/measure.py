@@ -188,20 +188,17 @@ def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Ite
     """A local decoder with its judge's process, both tried on the problems."""
     import torch
 
-    from bgrpo.evaluation.decoders import LocalDecoder
-    from bgrpo.runs.preparation import check_policy, check_prompts
-    from bgrpo.scoring.attempts import trial_of
-    from bgrpo.scoring.judge import Judge
+    from bgrpo.decoding.support import service_of
+    from bgrpo.runs.preparation import check_policy
+    from bgrpo.training.measuring import judged_decoder
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    rollout = decoding.config.rollout
-    policy, note = check_policy(decoding.policy, rollout.engine, rollout.dtype)
-    if note:
+    rollout, longest = decoding.config.rollout, decoding.max_new_tokens
+    policy = check_policy(decoding.policy, rollout.engine, rollout.dtype)
+    if note := service_of(policy.model, rollout.engine).note:
         print(note, file=sys.stderr)
-    if problems:  # evaluating none is refused by name
-        check_prompts(problems, policy, decoding.max_new_tokens, where, "--max-new-tokens")
-    with Judge(decoding.config).start(trial_of(problems)) as checks:
-        yield LocalDecoder(policy, checks.judge, decoding.max_new_tokens, rollout.dtype, rollout.engine)
+    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens") as decode:
+        yield decode
 
 
 @contextmanager

@@ -14,10 +14,17 @@ from bgrpo.runs.stopping import stop_signals
 from bgrpo.settings.strict_yaml import read_text
 
 
-def train_policy(config: str | None, overrides: list[str], resume: str | None, as_json: bool) -> int:
-    """Reinforcement learning. Mistakes in the configuration are told before the slow imports."""
+def train_policy(
+    config: str | None, overrides: list[str], resume: str | None, as_json: bool, local: bool = False
+) -> int:
+    """Reinforcement learning, ``local`` without Ray. Mistakes in the configuration are told before slow imports."""
     with stop_signals():
         loaded = load_run_config(TrainConfig, config, overrides, resume)
+        if local:
+            from bgrpo.training.driver import train_and_announce as train_somewhere
+            from bgrpo.training.in_process import InProcess
+
+            return train_somewhere(InProcess(), loaded, config, resume is not None, as_json)
         from bgrpo.distributed.train.training_run import train_and_announce
 
         return train_and_announce(loaded, config, resume is not None, as_json)

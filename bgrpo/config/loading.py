@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +16,16 @@ from bgrpo.errors import UserError, one_line
 from bgrpo.settings.messages import explain, shown
 from bgrpo.settings.paths import expanded
 from bgrpo.settings.strict_yaml import dump_yaml, read_yaml
-from bgrpo.settings.typed import UNKNOWN, below, override_value, settle
+from bgrpo.settings.typed import UNKNOWN, alternatives, below, is_section, override_value, settle
 from bgrpo.settings.values import Section
 
 SHIPPED_CONFIGS = Path(__file__).resolve().parents[2] / "ray_jobs" / "configs"
 C = TypeVar("C", bound=Section)
 
 
-def load_config(model: type[C], config: str | None, overrides: Sequence[str] = ()) -> C:
+def load_config(
+    model: type[C], config: str | None, overrides: Sequence[str] = (), keys: Mapping[str, Any] | None = None
+) -> C:
     """Read a configuration.
 
     Args:
@@ -31,6 +33,7 @@ def load_config(model: type[C], config: str | None, overrides: Sequence[str] = (
         config: name of a shipped configuration (``quickstart``), path of a YAML file, or None for the defaults.
         overrides: ``key.path=value`` each. The type of a key says how its value is read: text as it stands, everything
             else as YAML. One that names another task than the file does leaves out what the file tells its own task.
+        keys: likewise from Python, after them: dotted keys or nested sections, and their values.
 
     Raises:
         UserError: missing file, bad YAML, unknown key (with the one that was probably meant), or a value that does not
@@ -39,6 +42,7 @@ def load_config(model: type[C], config: str | None, overrides: Sequence[str] = (
     source = config or "defaults"
     tree = read_yaml(_find(config)) if config is not None else {}
     parsed = [_parse(model, text, overrides[i + 1 : i + 2]) for i, text in enumerate(overrides)]
+    parsed += _from_python(model, keys or {})
     names = {tuple(path[:-1]): value for path, value in parsed if path[-2:] == ["task", "name"]}
     for path, name in names.items():
         _leave_to_its_task(tree, path, name, source)
@@ -115,6 +119,26 @@ def _parse(model: type[Section], override: str, following: Sequence[str]) -> tup
         example = "rollout.group_size=10" if below(model, name) is UNKNOWN else f"{name}={values[0]}"
         raise UserError(f"override {shown(override)}: expected key=value, for example {example}")
     return path, override_value(text, reduce(below, path, model), one_line(override, 100))
+
+
+def _from_python(model: type[Section], keys: Mapping[str, Any], above: str = "") -> Iterator[tuple[list[str], Any]]:
+    """The paths of keys, and their values as YAML could hold them: lists for tuples, text for paths."""
+    for name, value in keys.items():
+        if not isinstance(name, str):
+            raise UserError(f"configuration key {shown(name)}: expected text, as 'learner.learning_rate'")
+        key = f"{above}{name}"
+        if isinstance(value, Mapping) and any(is_section(part) for part in alternatives(below(model, key))):
+            yield from _from_python(model, value, f"{key}.")
+        else:
+            yield key.split("."), _as_in_yaml(value)
+
+
+def _as_in_yaml(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_in_yaml(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_in_yaml(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -78,7 +78,8 @@ class Display:
         self._interval_s = interval_s
         self._clock = clock
         self._printed_at = clock()
-        self._live = Live(console=console, refresh_per_second=refresh_per_second) if console.is_terminal else None
+        live = console.is_terminal or console.is_jupyter
+        self._live = Live(console=console, refresh_per_second=refresh_per_second) if live else None
 
     def __enter__(self) -> Self:
         if self._live is not None:

@@ -271,11 +271,11 @@ def _k(name: str) -> int:
 def _outcome_table(evaluation: Evaluation) -> Table:
     table = Table(title="outcomes (completions)")
     table.add_column("search")
-    names = list(next(iter(evaluation.outcomes.values()), {}))
+    names = list(dict.fromkeys(name for counts in evaluation.outcomes.values() for name in counts))
     for name in names:
         table.add_column(name, justify="right")
     for search, counts in evaluation.outcomes.items():
-        table.add_row(search, *(f"{counts[name]:,}" for name in names))
+        table.add_row(search, *(f"{counts.get(name, 0):,}" for name in names))
     return table
 
 

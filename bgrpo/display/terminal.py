@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,16 @@ PLAIN_WIDTH = 160
 
 
 class PlainConsole(Console):
-    """A console for text that users wrote: no markup, no emoji codes. Style comes from objects, see ``rich.text``."""
+    """A console for text that users wrote: no markup, no emoji codes. Style comes from objects, see ``rich.text``.
+
+    In a notebook it draws with ipywidgets, or where those are not installed prints plain lines.
+    """
 
     def __init__(self, *, stderr: bool = False, width: int | None = None, file: IO[str] | None = None) -> None:
-        super().__init__(stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False)
+        notebook = None if importlib.util.find_spec("ipywidgets") else False
+        super().__init__(
+            stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False, force_jupyter=notebook
+        )
 
     def on_broken_pipe(self) -> NoReturn:
         """The reader has gone: the entry point ends, see ``bgrpo.cli.app.main``."""
@@ -33,10 +40,10 @@ def table_console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int | None], None]]:
+def progress_bar(title: str, shown: bool = True) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on a terminal's standard error, gone when done; yields what moves it: (done, total)."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     console = PlainConsole(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         bar = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

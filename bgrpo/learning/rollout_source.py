@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from bgrpo.config import TrainConfig
-from bgrpo.groups import ScoredGroup
+from bgrpo.evaluation.decoders import Decode, DecodeMode
+from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.scoring.attempts import attempts_of
 from bgrpo.scoring.judge import Check, Judge
 from bgrpo.scoring.readable_groups import complete
@@ -54,21 +57,31 @@ class RolloutSource(Protocol):
 class LocalRolloutSource:
     """Decodes and checks in this process: one learner, no Ray.
 
+    Problems are decoded in the same cuts of ``rollout.prompts_per_request`` and with the same number of threads as on
+    rollout actors, so the result is the same too.
+
     Args:
         problems: the training problems; indices point into them.
         tokenizer: of the policy.
-        config: its ``rollout`` section and ``seed`` are read.
+        config: its ``rollout`` and ``reward_model`` sections and ``seed`` are read.
         check: judges completions, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
+        device: that decodes; default: the published model's.
     """
 
     def __init__(
-        self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, config: TrainConfig, check: Check
+        self,
+        problems: Sequence[Problem],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TrainConfig,
+        check: Check,
+        device: str | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._check = check
         self._judge = Judge(config)
         self._problems = problems
+        self._device = device
         self._settings = decode_settings(config, tokenizer)
         self._buffers: dict[int, np.ndarray] = {}  # published weights by version, oldest first
         self._loaded = -1  # the version that the replica holds
@@ -81,7 +94,7 @@ class LocalRolloutSource:
         from bgrpo.policies.flat_weights import flatten_parameters
 
         if self._replica is None:
-            self._replica = _empty_replica(model)
+            self._replica = _empty_replica(model, self._device)
             rollout = self._config.rollout
             self._engine = DecodeEngine(self._replica, precision=rollout.dtype, engine=rollout.engine)
         self._loaded = -1
@@ -100,8 +113,38 @@ class LocalRolloutSource:
         """
         problems = [self._problems[index] for index in indices]
         seeds = [rollout_seed(self._config.seed, step, index, draw) for index in indices]
-        groups = complete(self._engine_with(version), self._tokenizer, problems, self._settings, seeds)
-        return self._judge.score(indices, groups, self._check(attempts_of(problems, groups)), version)
+        return self._scored(indices, problems, self._settings, version, seeds)
+
+    def decoder(self, version: int) -> Decode:
+        """What decodes any problems with a published version, and judges, for evaluations."""
+
+        def decode(
+            problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
+        ) -> list[list[Completion]]:
+            settings = replace(self._settings, mode=mode, group_size=group_size, temperature=1.0)
+            indices, seeds = range(len(problems)), seeds or [0] * len(problems)
+            return [group.completions for group in self._scored(indices, problems, settings, version, seeds)]
+
+        return decode
+
+    def _scored(
+        self,
+        indices: Sequence[int],
+        problems: Sequence[Problem],
+        settings: DecodeSettings,
+        version: int,
+        seeds: Sequence[int],
+    ) -> list[ScoredGroup]:
+        engine, size = self._engine_with(version), self._config.rollout.prompts_per_request
+        scored: list[ScoredGroup] = []
+        for start in range(0, len(problems), size):
+            cut = slice(start, start + size)
+            with torch_threads(self._config.rollout.threads):
+                groups = complete(engine, self._tokenizer, problems[cut], settings, seeds[cut])
+            with torch_threads(self._config.reward_model.threads):
+                verdicts = self._check(attempts_of(problems[cut], groups))
+            scored += self._judge.score(indices[cut], groups, verdicts, version)
+        return scored
 
     def _engine_with(self, version: int) -> DecodeEngine:
         """The engine, its replica holding ``version``."""
@@ -113,6 +156,19 @@ class LocalRolloutSource:
             load_flat_parameters(self._replica, self._buffers[version])
             self._loaded = version
         return self._engine
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch computes with so many threads in the block, and as before after it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> DecodeSettings:
@@ -130,10 +186,10 @@ def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def _empty_replica(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same configuration on the same device, in fp32, its weights still to be loaded."""
+def _empty_replica(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
+    """A model of the same configuration on that device, or the same one, in fp32, its weights still to be loaded."""
     import torch
     from transformers import AutoModelForCausalLM
 
     replica = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
-    return replica.to(model.device).eval()
+    return replica.to(device or model.device).eval()

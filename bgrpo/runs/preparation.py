@@ -55,7 +55,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
         UserError: what is wrong, where, and what would be right.
     """
     check_installed(config.tracking.also)
-    policy, note = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
+    policy = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
     for name in SPLITS:
@@ -76,6 +76,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     judge.start(trial_of(splits.train)).close()
+    note = service_of(policy.model, config.rollout.engine).note
     return Preparation(policy, splits, (*splits.notes, *filter(None, [note])))
 
 
@@ -130,19 +131,15 @@ def load_problems(folder: RunFolder) -> Splits:
     return Splits(train, validation, test)
 
 
-def check_policy(path: str, engine: EngineName = "auto", precision: str = "fp32") -> tuple[LoadedPolicy, str]:
+def check_policy(path: str, engine: EngineName = "auto", precision: str = "fp32") -> LoadedPolicy:
     """Load a policy and check all that can be known of it before a process starts.
-
-    Returns:
-        The policy, and what the user should know of how it is decoded; empty where that is the fast way.
 
     Raises:
         UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.service_of`.
     """
     policy = load_policy(path)
-    service = service_of(policy.model, engine)
-    service.check_precision(precision)
-    return policy, service.note
+    service_of(policy.model, engine).check_precision(precision)
+    return policy
 
 
 def check_prompts(

@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -65,6 +65,7 @@ CHANGEABLE_ON_RESUME = (
     "keep",
 )
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
+GIVEN = "given"
 RECORDED_PACKAGES = ("bgrpo", "torch", "transformers", "trl", "ray", "mlflow")
 
 ROOM = 16 * 2**20
@@ -105,7 +106,7 @@ class RunFolder:
             run = cls(path.resolve())
             for folder in (run.data, run.checkpoints):
                 folder.mkdir()
-            run._write_config(config)
+            run.write_config(config)
             run.update(status="running", config=config_name, started=_now(), versions=installed_versions())
             made = True
         except OSError as error:
@@ -153,6 +154,11 @@ class RunFolder:
     def data(self) -> Path:
         """Folder of the problems that the run uses."""
         return self.path / "data"
+
+    @property
+    def given(self) -> Path:
+        """Folder of what the run was given as objects: a policy, problems, functions."""
+        return self.path / GIVEN
 
     @property
     def samples(self) -> Path:
@@ -285,10 +291,10 @@ class RunFolder:
             UserError: ``config`` changes what the run computes; names each key with both values.
         """
         self.check_same_result(config)
-        self._write_config(config)
+        self.write_config(config)
         self.update(status="running", resumed=_now(), versions=installed_versions())
 
-    def _write_config(self, config: TrainConfig | PretrainConfig) -> None:
+    def write_config(self, config: TrainConfig | PretrainConfig) -> None:
         tree = redact_tree(config.model_dump(mode="json"))
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
         write_atomically(self.config_path, dump_yaml(tree))
@@ -349,12 +355,14 @@ def settle_runs(directory: str) -> Path:
     return path.absolute()
 
 
-def load_new_config(model: type[RunConfig], config: str | None, overrides: Sequence[str]) -> RunConfig:
+def load_new_config(
+    model: type[RunConfig], config: str | None, overrides: Sequence[str], keys: Mapping[str, Any] | None = None
+) -> RunConfig:
     """The configuration of a new run, see :func:`bgrpo.config.load_config`; folders in it become absolute.
 
     Learners and rollout actors work in other folders than the driver.
     """
-    loaded = load_config(model, config, overrides)
+    loaded = load_config(model, config, overrides, keys)
     check_name(loaded.run.name)
     if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped":
         policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
@@ -372,7 +380,11 @@ def load_run_config(
 
 
 def load_resumed_config(
-    model: type[RunConfig], resume: str, overrides: Sequence[str], config_name: str | None = None
+    model: type[RunConfig],
+    resume: str,
+    overrides: Sequence[str],
+    config_name: str | None = None,
+    keys: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The configuration of a run that goes on: its own ``config.yaml`` with the user's overrides on top.
 
@@ -381,6 +393,7 @@ def load_resumed_config(
         resume: the run's name (in ``run.dir`` of the overrides, ``runs`` by default), or the path of its folder.
         overrides: ``key.path=value`` each.
         config_name: what the user gave as ``--config``, if anything; must be what the run was started with.
+        keys: likewise from Python, see :func:`bgrpo.config.load_config`.
 
     Raises:
         UserError: unknown run, another configuration than the run's, or an override that does not fit.
@@ -395,7 +408,7 @@ def load_resumed_config(
             f"run {run.name} was started with {f'--config {started_with}' if started_with else 'no --config'}, not "
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
-    config = load_config(model, str(run.config_path), overrides)
+    config = load_config(model, str(run.config_path), overrides, keys)
     run.check_same_result(config)
     refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})

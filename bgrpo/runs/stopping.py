@@ -64,9 +64,13 @@ class StopSignals:
     Attributes:
         asked: name of the first signal that came; None before.
         insisted: a second Ctrl-C came: nothing more is to be saved.
+
+    Args:
+        ends_process: the process is a command's own, to be ended when it does not end in time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends_process: bool = True) -> None:
+        self._ends_process = ends_process
         self.asked: str | None = None
         self.insisted = False
         self._raised: Stopped | None = None
@@ -155,7 +159,8 @@ class StopSignals:
         os.set_blocking(writer, False)
         previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         thread = threading.Thread(target=self._watch, args=(reader,), name="stop signals", daemon=True)
-        thread.start()
+        if self._ends_process:
+            thread.start()
         try:
             with self.translated():
                 yield
@@ -163,7 +168,8 @@ class StopSignals:
             self._over.set()
             signal.set_wakeup_fd(previous)
             os.close(writer)  # ends the thread
-            thread.join()
+            if self._ends_process:
+                thread.join()
             os.close(reader)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -197,15 +203,19 @@ _active: list[StopSignals] = []
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """SIGTERM and Ctrl-C raise :class:`bgrpo.errors.Stopped` in the block; one inside another is that other one."""
+def stop_signals(ends_process: bool = True) -> Iterator[StopSignals]:
+    """SIGTERM and Ctrl-C raise :class:`bgrpo.errors.Stopped` in the block; one inside another is that other one.
+
+    Args:
+        ends_process: as of :class:`StopSignals`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield _NoSignals()
         return
     if _active:
         yield _active[-1]
         return
-    signals = StopSignals()
+    signals = StopSignals(ends_process)
     _active.append(signals)
     try:
         with signals._installed():

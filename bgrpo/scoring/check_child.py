@@ -19,10 +19,12 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from json.encoder import encode_basestring_ascii as _quoted
+from pathlib import Path
 from typing import Any
 
 from bgrpo.errors import UserError, summary
 from bgrpo.scoring.attempts import Attempt, from_json
+from bgrpo.scoring.kept_functions import PREFIX, load_function
 from bgrpo.scoring.user_functions import MisreturnedError, as_score, reward_function, takes_groups
 from bgrpo.tasks.base import Outcome, checker, import_named, load_task
 
@@ -42,7 +44,8 @@ _receive, _send = socket.socket.recv, socket.socket.sendall
 
 
 def _load(target: str, options: dict[str, Any]) -> tuple[str, Score]:
-    """What to call: ``task:NAME`` is the task's own check, ``module:function`` a user's reward function.
+    """What to call: ``task:NAME`` is the task's own check, ``module:function`` a user's reward function, ``kept:PATH``
+    one that the run keeps, whose digest is an option.
 
     Returns:
         :data:`ITEMS` where it is to be called with one attempt at a time, :data:`GROUPS` with whole groups.
@@ -53,7 +56,10 @@ def _load(target: str, options: dict[str, Any]) -> tuple[str, Score]:
     if target.startswith(TASK_PREFIX):
         check = checker(load_task(target.removeprefix(TASK_PREFIX), options))
         return ITEMS, lambda attempts: [(_as_outcome(check(each.problem, each.text)), None, "") for each in attempts]
-    function = _import_function(target)
+    if target.startswith(PREFIX):
+        function = load_function(Path(target.removeprefix(PREFIX)), str(options["digest"]))
+    else:
+        function = _import_function(target)
     scores = reward_function(function)
     form = GROUPS if takes_groups(function) else ITEMS
     return form, lambda attempts: [_judgement(value) for value in scores(attempts)]

@@ -37,8 +37,8 @@ class CheckProcess:
             ``"module:function"`` for a user's reward function, see :mod:`bgrpo.scoring.user_functions`: its outcomes
             are ``scored`` and, for None, ``unscored``. An exception, and a value
             that is no finite number of at most 1e12 in size, is an ``error``. Functions are taken to be
-            deterministic.
-        options: arguments of the task.
+            deterministic. ``"kept:PATH"`` for one that the run keeps, see :mod:`bgrpo.scoring.kept_functions`.
+        options: arguments of the task; of what the run keeps, its ``digest``.
         timeout_s: limit of one call in seconds.
         memory_bytes: limit of the child's data (RLIMIT_DATA; past it, MemoryError or an abort); None for no limit.
         trial: what to try the target on; None tries nothing.

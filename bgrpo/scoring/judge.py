@@ -15,6 +15,7 @@ from bgrpo.groups import Group, ScoredGroup, Verdict
 from bgrpo.scoring.attempts import Attempt, by_group
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.scoring.failed_checks import FAILED
+from bgrpo.scoring.kept_functions import PREFIX, kept_function
 from bgrpo.scoring.rewards import RewardRule, Rewards, group_rewards, ranks_by
 from bgrpo.scoring.scored_text import Item, Score
 from bgrpo.scoring.text_metrics import Metric, TextGroup, text_metric
@@ -216,6 +217,9 @@ class Scorer:
 def _process(config: TrainConfig, part: PartSection, trial: Attempt | None) -> CheckProcess:
     """Shipped tasks get a memory limit; a user's function or task may be a model of any size and gets none."""
     timeout_s = part.timeout_s or config.verifier.timeout_s
+    if part.function is not None and part.function.startswith(PREFIX):
+        path, digest = kept_function(part.function, config.run.dir, config.run.name)
+        return CheckProcess(f"{PREFIX}{path}", {"digest": digest}, timeout_s, trial=trial)
     if part.function is not None:
         return CheckProcess(part.function, timeout_s=timeout_s, trial=trial)
     memory_bytes = None if ":" in config.task.name else SHIPPED_TASK_MEMORY_BYTES

@@ -17,8 +17,6 @@ from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import PlainConsole
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import check_room_here, missing_room, training_demand
-from bgrpo.distributed.train.driving import Background
-from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import Stopped, UserError
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
@@ -35,6 +33,8 @@ from bgrpo.sweep.sweep_plan import Plan, Trial, retry_failed
 from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.sweep.tune.tune_run import run_on_tune
 from bgrpo.sweep.tune.tune_searcher import PlanSearcher, cluster_nodes, trial_bundles
+from bgrpo.training.metrics_tail import MetricsTail
+from bgrpo.training.run_attempt import Background
 
 POLL_S = 0.5
 SAVE_S = 60.0

@@ -21,8 +21,8 @@ from bgrpo.chaos.faults import alive, hit
 from bgrpo.distributed.pool.actor_pool import ActorPool, PoolError, remote_class
 from bgrpo.distributed.pool.pool_records import ActorState, PoolLimits
 from bgrpo.distributed.pool.pool_scaling import ScalingLimits
-from bgrpo.distributed.watch.stacks import NO_ANSWER
 from bgrpo.errors import UserError
+from bgrpo.training.stacks import NO_ANSWER
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 LIMITS = PoolLimits(respawns=2, backoff_s=0.05)

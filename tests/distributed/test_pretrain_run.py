@@ -11,13 +11,13 @@ import pytest
 
 from bgrpo.chaos.faults import at_steps, find, hit
 from bgrpo.config import PretrainConfig, build_config
-from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.distributed.train.pretraining_run import run_pretrain
 from bgrpo.errors import UserError
 from bgrpo.policies.io import flatten_parameters, load_policy
 from bgrpo.pretraining.pretrain import make_data, train
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.training.run_attempt import STOP_FILE
 from ray_jobs.pretrain import main
 
 TREE: dict[str, Any] = {

@@ -18,7 +18,6 @@ from bgrpo.chaos.faults import at_steps, find, hit, wait_until
 from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.distributed.train import training_run
-from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.distributed.train.learner_places import read_learners
 from bgrpo.distributed.train.training_run import RunResult, run_training
 from bgrpo.errors import LostRunError, RunError, UserError
@@ -26,6 +25,9 @@ from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
+from bgrpo.training import driver
+from bgrpo.training.in_process import InProcess
+from bgrpo.training.run_attempt import STOP_FILE
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 STEPS = 8
@@ -112,6 +114,25 @@ def test_losing_any_process_stopping_and_resuming_changes_nothing(
         result = run_training(run, resume=True)
     assert begun == [5, 7] and not result.stopped
     assert torch.equal(weights(result), weights(undisturbed))
+    assert compare_metrics(undisturbed.folder.metrics(), result.folder.metrics()) == []
+
+
+def test_a_local_run_goes_on_with_ray_and_back_and_all_come_to_the_same(
+    undisturbed: RunResult, policy: Path, tmp_path: Path
+) -> None:
+    here = InProcess()
+    local = driver.run_training(here, config(policy, tmp_path, "local"))
+    assert torch.equal(weights(local), weights(undisturbed))
+    assert compare_metrics(undisturbed.folder.metrics(), local.folder.metrics()) == []
+    evaluations = [json.loads(run.folder.evaluation_path.read_text()) for run in (local, undisturbed)]
+    assert evaluations[0] == evaluations[1]
+    run, folder = config(policy, tmp_path, "both"), tmp_path / "both"
+    with at_steps(folder / "metrics.jsonl", {2: (folder / STOP_FILE).touch}):
+        assert driver.run_training(here, run).stopped
+    with at_steps(folder / "metrics.jsonl", {4: (folder / STOP_FILE).touch}):
+        assert run_training(run, resume=True).stopped
+    result = driver.run_training(here, run, resume=True)
+    assert not result.stopped and torch.equal(weights(result), weights(undisturbed))
     assert compare_metrics(undisturbed.folder.metrics(), result.folder.metrics()) == []
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bgrpo.chaos.faults import wait_until
 from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record, describe_learners, read_open_ends
-from bgrpo.distributed.watch.watchdog import Silence, Watchdog
+from bgrpo.training.watchdog import Silence, Watchdog
 
 LEARNER = """
 import ctypes, os, signal, sys, time

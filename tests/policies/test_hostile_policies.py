@@ -65,7 +65,7 @@ def test_any_mutation_of_any_file_is_used_or_refused_in_one_line(
         for name, content in files.items():
             (broken / name).write_bytes(mutated(content, draw) if name == chosen else content)
         try:
-            policy, _ = check_policy(str(broken))
+            policy = check_policy(str(broken))
             prompts = encode_texts(policy.tokenizer, ["+ P 1"])
             settings = DecodeSettings("beam", 2, 2, end_tokens(policy.tokenizer), policy.tokenizer.pad_token_id)
             group = DecodeEngine(policy.model, compiled=False).decode(prompts, settings)[0]

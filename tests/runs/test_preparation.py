@@ -10,6 +10,7 @@ import pytest
 from transformers import FalconConfig, FalconForCausalLM
 
 from bgrpo.config import TrainConfig, build_config
+from bgrpo.decoding.support import service_of
 from bgrpo.errors import UserError
 from bgrpo.policies.io import SHIPPED_POLICY, save_policy
 from bgrpo.policies.model import build_policy
@@ -87,7 +88,7 @@ def test_policies_are_refused_before_anything_else(tmp_path: Path) -> None:
         vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0, eos_token_id=1
     )
     save_policy(FalconForCausalLM(shape), build_tokenizer(0, 0), tmp_path / "falcon")
-    assert "the slow path" in check_policy(str(tmp_path / "falcon"))[1]
+    assert "the slow path" in service_of(check_policy(str(tmp_path / "falcon")).model).note
     with pytest.raises(UserError, match=r"rollout\.engine=tree: the fast tree does not know this type"):
         check_policy(str(tmp_path / "falcon"), "tree")
     with pytest.raises(UserError, match="dtype bf16 is for the fast tree"):

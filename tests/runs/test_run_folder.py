@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
-from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.runs.run_folder import (
     RAY_JOB_VARIABLE,
@@ -21,6 +20,7 @@ from bgrpo.runs.run_folder import (
     load_resumed_config,
     load_run_config,
 )
+from bgrpo.training.metrics_tail import MetricsTail
 
 
 def _config(tmp_path: Path, *overrides: str) -> TrainConfig:

@@ -14,7 +14,6 @@ from fabricated_sweep import Arm, Fabrication, fabricate_sweep
 from sweep_configs import sweep_config
 
 from bgrpo.config import TrainConfig
-from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import UserError
 from bgrpo.evaluation import intervals
 from bgrpo.evaluation.comparison import EvaluationComparison
@@ -31,6 +30,7 @@ from bgrpo.sweep.sweep_plan import Plan, retry_failed
 from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.problem_files import write_problems
+from bgrpo.training.metrics_tail import MetricsTail
 
 CASES = 1000
 LONGEST = 1500  # characters of a message

@@ -35,8 +35,8 @@ from bgrpo.distributed.pool.pool_records import (
 from bgrpo.distributed.pool.pool_scaling import ScalingLimits
 from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.session.ray_errors import explain, is_node_loss
-from bgrpo.distributed.watch.stacks import NO_ANSWER, current_stacks, describe_processes
 from bgrpo.errors import RunError, UserError
+from bgrpo.training.stacks import NO_ANSWER, current_stacks, describe_processes
 
 WATCH_GROUP = "watch"
 WATCH_THREADS = 3  # linger holds one

@@ -30,13 +30,13 @@ from bgrpo.distributed.rollout.service_metrics import ServiceMetrics
 from bgrpo.distributed.rollout.weights import Weights, WeightStore
 from bgrpo.distributed.session.ray_session import rollout_demand
 from bgrpo.distributed.watch.run_log import start_run_log
-from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
 from bgrpo.scoring.attempts import Attempt, attempts_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem
+from bgrpo.training.watchdog import SUSPECT_SHARE
 
 if TYPE_CHECKING:
     from bgrpo.decoding import DecodeSettings

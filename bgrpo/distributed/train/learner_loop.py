@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.train
 
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.rollout.remote import ServiceDecoder, ServiceRolloutSource
-from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.distributed.train.failures import final_failure, is_owned, record_failure
 from bgrpo.distributed.train.learner_places import record_learner
 from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.watch.prometheus import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.watch.run_log import RunLog, start_run_log
-from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.run_folder import RunFolder
-from bgrpo.runs.samples import SampleWriter
 from bgrpo.scoring.failed_checks import failures_of_steps
-from bgrpo.tasks.problem_files import read_problems
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from bgrpo.training.learner import learn
 
 logger = logging.getLogger(__name__)
 
@@ -67,43 +60,21 @@ def learner_loop(settings: dict[str, LearnerJob]) -> None:
 
 
 def _learn(job: LearnerJob, rank: int, log: RunLog, watch: LearnerWatch) -> None:
-    import torch
-
-    from bgrpo.learning.trainer import BGRPOTrainer
-    from bgrpo.policies.io import load_policy
-
     config, folder = job.config, job.folder
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(config.learner.threads or max(1, cores // config.learner.workers))
-    torch.manual_seed(config.seed)
-    store = training_store(config, folder)
-    resume = store.latest()
-    start = load_policy(config.policy.path)
-    policy = start if resume is None else load_policy(str(policy_folder(resume)))
-    reference = start.model if config.learner.beta > 0 and resume is not None else None
-    problems = read_problems(folder.data / "train.jsonl")
-    samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
-    log.step = 0 if resume is None else store.step_of(resume)
-    if rank == 0:
-        folder.truncate_after(log.step)
-        samples.truncate_after(log.step)
-    record_learner(folder.path, rank, log.step)
-    trainer = BGRPOTrainer(
+
+    def begin(step: int) -> None:
+        log.step = step
+        record_learner(folder.path, rank, step)
+
+    learn(
         config,
-        policy.model,
-        policy.tokenizer,
-        ServiceRolloutSource(job.service, config, problems),
-        len(problems),
-        output_dir=folder.path / "trl",
-        reference=reference,
-        store=store,
-        resume=resume,
+        folder,
+        rank,
+        source=lambda problems: ServiceRolloutSource(job.service, config, problems),
+        decoder=lambda version, tokenizer: ServiceDecoder(job.service, config, version, tokenizer),
+        on_start=begin,
         on_step=_StepReporter(config, log, watch, folder if rank == 0 else None),
-        validate=_Validator(job, policy.tokenizer) if config.evaluation.every else None,
-        should_stop=(folder.path / STOP_FILE).exists,
-        keep_samples=samples.write,
     )
-    trainer.run()
 
 
 class _StepReporter:
@@ -136,23 +107,3 @@ class _StepReporter:
             self._recorder.record(step_samples(metrics))
             for line in self._signal.note(self._log.step, metrics):
                 logger.warning(line)
-
-
-class _Validator:
-    """Held-out metrics of the present weights, decoded by the rollout actors."""
-
-    def __init__(self, job: LearnerJob, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._job = job
-        self._tokenizer = tokenizer
-        problems = read_problems(job.folder.data / "validation.jsonl")
-        self._problems = problems[: job.config.evaluation.problems]
-
-    def __call__(self, version: int) -> dict[str, float]:
-        from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
-
-        decode = ServiceDecoder(self._job.service, self._job.config, version, self._tokenizer)
-        samples, seed = self._job.config.evaluation.validation_samples, self._job.config.seed
-        evaluation = evaluate(decode, self._problems, [RANK_WIDTH], samples, seed, Measures.of(self._job.config))
-        for line in evaluation.failures():
-            logger.warning("validation of version %d: %s", version, line)
-        return evaluation.metrics()

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bgrpo.distributed.watch.stacks import current_stacks, describe_processes
-from bgrpo.distributed.watch.watchdog import SUSPECT_SHARE, Watchdog
 from bgrpo.files import parse_object, write_atomically
+from bgrpo.training.stacks import current_stacks, describe_processes
+from bgrpo.training.watchdog import SUSPECT_SHARE, Watchdog
 
 FOLDER = "learners"
 AGAIN_SHARE = 0.1

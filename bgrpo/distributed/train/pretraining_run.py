@@ -17,20 +17,9 @@ from bgrpo.display.progress import PRETRAINING_COLUMNS, TrainingProgress
 from bgrpo.display.terminal import PlainConsole
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import pretraining_demand
-from bgrpo.distributed.train.driving import (
-    STOP_FILE,
-    Background,
-    ask_learners_to_stop,
-    fit_workers,
-    new_run,
-    raise_failure,
-    recorded_attempt,
-    resumed_run,
-    say,
-)
+from bgrpo.distributed.train.driving import fit_workers, raise_failure
 from bgrpo.distributed.train.failures import final_failure, is_owned, record_failure
 from bgrpo.distributed.train.learner_watch import crash_record
-from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.errors import Stopped
 from bgrpo.policies.io import check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, pretraining_store, train
@@ -40,6 +29,16 @@ from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import check_same_input, record_input
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
+from bgrpo.training.metrics_tail import MetricsTail
+from bgrpo.training.run_attempt import (
+    STOP_FILE,
+    Background,
+    ask_learners_to_stop,
+    new_run,
+    recorded_attempt,
+    resumed_run,
+    say,
+)
 
 POLL_S = 0.25
 NOT_OF_THE_RESULT = ("run.", "tracking.")  # left out of the command that makes a policy again

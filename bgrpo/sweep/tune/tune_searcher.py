@@ -13,7 +13,6 @@ from ray.tune.search import Searcher
 
 from bgrpo.config import TrainConfig
 from bgrpo.distributed.session.ray_session import training_demand
-from bgrpo.distributed.train.driving import STOP_FILE
 from bgrpo.errors import UserError
 from bgrpo.sweep.cluster_room import Bundle, fits, total
 from bgrpo.sweep.sweep_config import SweepConfig
@@ -21,6 +20,7 @@ from bgrpo.sweep.sweep_folder import SweepFolder, last_validation
 from bgrpo.sweep.sweep_plan import EndState, Plan, SavedPlan, Trial
 from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.sweep.tune.tune_trial import OUTCOME, PERCENT, PROCESS_LOSSES, REASON, TrialJob
+from bgrpo.training.run_attempt import STOP_FILE
 
 
 class PlanSearcher(Searcher):

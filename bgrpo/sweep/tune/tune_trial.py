@@ -13,10 +13,10 @@ from ray.tune import Trainable
 
 from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import PLAIN_WIDTH, PlainConsole
-from bgrpo.distributed.train.driving import STOP_FILE, Background
 from bgrpo.errors import DivergenceError, RunError, UserError
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.redaction import redact_credentials, redacted
+from bgrpo.training.run_attempt import STOP_FILE, Background
 
 if TYPE_CHECKING:
     from bgrpo.distributed.train.training_run import RunResult

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgrpo.distributed.watch.stacks import (
+from bgrpo.training.stacks import (
     FRAMES_SHOWN,
     PROCESSES_SHOWN,
     current_stacks,

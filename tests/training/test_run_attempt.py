@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.train.driving import JOB_SAVE_S, STOP_FILE, ask_learners_to_stop, new_run, recorded_attempt
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
 from bgrpo.runs.stopping import SAVE_S, StopSignals
+from bgrpo.training.run_attempt import JOB_SAVE_S, STOP_FILE, ask_learners_to_stop, new_run, recorded_attempt
 
 
 @pytest.fixture

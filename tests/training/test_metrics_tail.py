@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from bgrpo.distributed.train.metrics_tail import MetricsTail
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.training.metrics_tail import MetricsTail
 
 
 def lines(*steps: int) -> str:

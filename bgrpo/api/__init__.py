@@ -1,0 +1,1 @@
+"""What ``import bgrpo`` offers: train, evaluate and decode from Python."""

@@ -1,0 +1,269 @@
+"""A policy in this process: a model of transformers, its tokenizer, and exact beam search and sampling."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from bgrpo.errors import UserError, one_line
+from bgrpo.groups import Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from bgrpo.policies.io import LoadedPolicy
+
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Mapping[str, str]]"
+"""Text; token ids; or a chat: messages ``{"role": …, "content": …}``."""
+
+PolicyLike: TypeAlias = "str | PathLike[str] | Policy | LoadedPolicy | tuple[PreTrainedModel, PreTrainedTokenizerBase]"
+"""``"shipped"``, a folder or a model id of the Hub; what :func:`load_policy` gave; a model with its tokenizer."""
+
+MAX_NEW_TOKENS = 64
+AT_ONCE = 64  # prompts
+LARGEST_SEED = 2**32 - 1
+
+
+class Policy:
+    """A policy that is loaded.
+
+    Args:
+        loaded: the policy.
+        max_new_tokens: longest completion, unless a call asks for another.
+    """
+
+    def __init__(self, loaded: LoadedPolicy, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
+        self.loaded = loaded
+        self.max_new_tokens = max_new_tokens
+
+    def __repr__(self) -> str:
+        return f"Policy({self.path!r}, {type(self.model).__name__}, {self.model.num_parameters():,} parameters)"
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, in fp32 and evaluation mode: whatever transformers does with models can be done with it."""
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer."""
+        return self.loaded.tokenizer
+
+    @property
+    def path(self) -> str:
+        """Where it came from."""
+        return self.loaded.path
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """One completion of each prompt, as text without the end token.
+
+        Args:
+            prompts: one or several, as of :meth:`decode`.
+            max_new_tokens: longest completion, end token included.
+            temperature: of sampling; 0 takes the likeliest token each time.
+            seed: of the samples.
+
+        Raises:
+            UserError: see :meth:`decode`.
+        """
+        how: dict[str, Any] = {"search": "sample", "temperature": temperature} if temperature else {"search": "beam"}
+        groups = self.decode(prompts, group_size=1, max_new_tokens=max_new_tokens, seed=seed, **how)
+        return [group.completions[0].text for group in groups]
+
+    def decode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        search: Literal["beam", "sample"] = "beam",
+        group_size: int = 10,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+    ) -> list[Group]:
+        """A group of completions for each prompt, see :func:`bgrpo.decode`.
+
+        Raises:
+            UserError: a prompt is empty, too long, of another kind, or holds tokens that the policy does not know; or
+                an argument is out of range.
+        """
+        from bgrpo.decoding import DecodeEngine, DecodeSettings
+        from bgrpo.policies.text import end_tokens
+        from bgrpo.scoring.readable_groups import with_texts
+        from bgrpo.seeds import rollout_seed
+
+        longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        settings = DecodeSettings(
+            mode=search,
+            group_size=whole("group_size", group_size, 1),
+            max_new_tokens=whole("max_new_tokens", longest, 1),
+            eos_token_id=end_tokens(self.tokenizer),
+            pad_token_id=_pad_token(self.tokenizer),
+            temperature=_number("temperature", temperature),
+        )
+        whole("seed", seed, 0, LARGEST_SEED)
+        encoded = _encode(self.loaded, _several(prompts), settings.max_new_tokens)
+        engine, groups = DecodeEngine(self.model), list[Group]()
+        for start in range(0, len(encoded), AT_ONCE):
+            part = encoded[start : start + AT_ONCE]
+            seeds = [rollout_seed(seed, 0, start + position) for position in range(len(part))]
+            groups += engine.decode(part, settings, seeds)
+        return [with_texts(group, self.tokenizer) for group in groups]
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write it so that :func:`load_policy` and ``from_pretrained`` of transformers read it.
+
+        Raises:
+            UserError: the folder holds something else, or cannot be written.
+        """
+        from bgrpo.policies.io import save_policy
+
+        save_policy(self.model, self.tokenizer, Path(folder))
+
+
+def load_policy(policy: PolicyLike) -> Policy:
+    """A policy in this process.
+
+    Args:
+        policy: ``"shipped"``, a folder in Hugging Face format, a model id of the Hugging Face Hub; or a model of
+            transformers with its tokenizer, which are copied, and stay as they are.
+
+    Raises:
+        UserError: there is no such policy, or it cannot be decoded exactly; what was wrong, in one line.
+    """
+    from bgrpo.policies.io import LoadedPolicy, save_policy
+    from bgrpo.runs.preparation import check_policy
+
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, LoadedPolicy):
+        return Policy(policy)
+    if isinstance(policy, str | PathLike):
+        return Policy(check_policy(fspath(policy)))
+    model, tokenizer = _pair(policy)
+    with tempfile.TemporaryDirectory(prefix="bgrpo-policy-") as folder:
+        path = Path(folder) / "policy"
+        try:
+            save_policy(model, tokenizer, path)
+            found = check_policy(str(path))
+        except UserError as error:
+            raise UserError(f"policy: {str(error).replace(f'policy {path}: ', '')}") from error
+    return Policy(LoadedPolicy(found.model, found.tokenizer, type(model).__name__))
+
+
+def whole(name: str, value: Any, least: int, most: int = 10**6) -> int:
+    """A whole number within bounds.
+
+    Raises:
+        UserError: something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{name}={one_line(repr(value), 60)}: expected a whole number from {least} to {most:,}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name}={one_line(repr(value), 60)}: expected a number")
+    return float(value)
+
+
+def _pair(policy: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    if isinstance(policy, tuple | list) and len(policy) == 2:
+        model, tokenizer = policy
+        if isinstance(model, PreTrainedModel) and isinstance(tokenizer, PreTrainedTokenizerBase):
+            return model, tokenizer
+    kind = type(policy).__name__
+    if isinstance(policy, tuple | list):
+        kind += f" of {', '.join(type(part).__name__ for part in policy[:5])}"
+    raise UserError(
+        f"policy: is a {kind}: expected 'shipped', a folder, a model id of the Hugging Face Hub, what "
+        f"bgrpo.load_policy gave, or a model of transformers with its tokenizer, (model, tokenizer)"
+    )
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    token = tokenizer.pad_token_id
+    if not isinstance(token, int):
+        raise UserError("policy: its tokenizer has no pad token: set tokenizer.pad_token")
+    return token
+
+
+def _several(prompts: Any) -> list[Any]:
+    """A list of prompts, also of one alone."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise UserError(f"prompts: are a {type(prompts).__name__}: expected a list of texts, chats or token ids")
+    if not prompts:
+        raise UserError("prompts: are empty: expected at least one")
+    return [prompts] if isinstance(prompts[0], Mapping) or _is_token(prompts[0]) else list(prompts)
+
+
+def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> list[list[int]]:
+    """Token ids of each prompt, whatever its form."""
+    from bgrpo.policies.text import UnreadableText, encode_chats, encode_texts
+
+    texts: dict[int, str] = {}
+    chats: dict[int, list[dict[str, str]]] = {}
+    found: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            texts[place] = prompt
+        elif isinstance(prompt, Sequence) and prompt and all(isinstance(each, Mapping) for each in prompt):
+            chats[place] = [_message(place, each) for each in prompt]
+        elif isinstance(prompt, Sequence) and prompt and all(map(_is_token, prompt)):
+            found[place] = list(prompt)
+        else:
+            raise UserError(
+                f"prompts[{place}]: is {one_line(repr(prompt), 60)}: expected text, token ids, or a chat of "
+                "{'role': …, 'content': …}"
+            )
+    for part, encode in ((texts, encode_texts), (chats, encode_chats)):
+        places = list(part)
+        try:
+            encoded = encode(policy.tokenizer, [part[place] for place in places])  # type: ignore[operator]
+        except UnreadableText as error:
+            raise UserError(f"prompts[{places[error.index]}]: {error}") from error
+        found |= dict(zip(places, encoded, strict=True))
+    encoded = [found[place] for place in range(len(prompts))]
+    _check(policy, encoded, max_new_tokens)
+    return encoded
+
+
+def _check(policy: LoadedPolicy, encoded: list[list[int]], max_new_tokens: int) -> None:
+    from bgrpo.decoding.support import context_of
+
+    vocabulary, context = policy.model.config.vocab_size, context_of(policy.model.config)
+    for place, ids in enumerate(encoded):
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            wrong = next(token for token in ids if not 0 <= token < vocabulary)
+            raise UserError(f"prompts[{place}]: has token {wrong}: the policy's vocabulary is 0 to {vocabulary - 1}")
+        if context is not None and (total := len(ids) + max_new_tokens) > context:
+            raise UserError(
+                f"prompts[{place}]: has {len(ids)} tokens + max_new_tokens={max_new_tokens} = {total}, but the "
+                f"policy's context is {context}: shorten it, or take fewer new tokens"
+            )
+
+
+def _message(place: int, message: Mapping[Any, Any]) -> dict[str, str]:
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not isinstance(content, str):
+        shown = one_line(repr(dict(message)), 60)
+        raise UserError(f"prompts[{place}]: message {shown}: expected {{'role': text, 'content': text}}")
+    return {"role": role, "content": content}
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,378 @@
+"""One training run from start to finish: check, evaluate, train, evaluate, report. Where the work is done is
+:mod:`bgrpo.training.machinery`'s."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from bgrpo.config import TrainConfig
+from bgrpo.display.progress import TrainingProgress
+from bgrpo.display.run_report import plot_report
+from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
+from bgrpo.errors import Stopped, UserError
+from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
+from bgrpo.learning.learner_state import policy_folder, training_store
+from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
+from bgrpo.runs.budget import is_spent
+from bgrpo.runs.learning_signal import SignalWatch
+from bgrpo.runs.mlflow_tracking import Tracker
+from bgrpo.runs.preparation import (
+    Preparation,
+    check_input,
+    check_same_input,
+    checkpoint_room,
+    load_problems,
+    record_input,
+    save_problems,
+)
+from bgrpo.runs.run_folder import ROOM, RunFolder, check_place, flatten, write_atomically
+from bgrpo.runs.samples import sample_table
+from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
+from bgrpo.training.machinery import Machinery, RunParts
+from bgrpo.training.metrics_tail import MetricsTail
+from bgrpo.training.run_attempt import (
+    STOP_FILE,
+    Background,
+    ask_learners_to_stop,
+    new_run,
+    recorded_attempt,
+    resumed_run,
+    say,
+)
+from bgrpo.training.run_result import RunResult, announce, result_of, spent_so_far, summary
+from bgrpo.training.watchdog import Watchdog
+
+POLL_S = 0.25
+
+OnStep = Callable[[int, Mapping[str, float]], None]
+WriteGiven = Callable[[RunFolder, TrainConfig], TrainConfig]
+"""Writes what was given as objects into a new run's folder, and names it in the configuration that it returns."""
+
+
+def train_and_announce(
+    machinery: Machinery, config: TrainConfig, config_name: str | None, resume: bool, as_json: bool
+) -> int:
+    """What ``bgrpo train`` does; arguments as of :func:`run_training`. Returns the exit status."""
+    console = table_console(stderr=as_json)
+    result = run_training(machinery, config, config_name, resume, console)
+    if as_json:
+        print(json.dumps(summary(result)))
+    else:
+        announce(result, config, console, machinery.command)
+    return STOPPED_STATUS if result.stopped else 0
+
+
+def run_training(
+    machinery: Machinery,
+    config: TrainConfig,
+    config_name: str | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    tags: Mapping[str, str] | None = None,
+    on_step: OnStep | None = None,
+    write_given: WriteGiven | None = None,
+) -> RunResult:
+    """Train as ``config`` says.
+
+    Args:
+        machinery: where the work is done.
+        config: of the run; on resume, ``run.dir`` and ``run.name`` say which.
+        config_name: part of a new run's default name.
+        resume: go on with an existing run from its newest complete checkpoint.
+        console: for the progress display.
+        tags: of the MLflow run, besides those that every run has.
+        on_step: called with each training step and its metrics, soon after a learner wrote them.
+        write_given: of a new run that is made from objects.
+
+    Raises:
+        UserError: bad input, before any process starts; or a divergence, a full disk.
+        RunError: the run failed; the message holds the first cause.
+        LostRunError: the run's folder was removed, or another process took it over.
+        Stopped: a signal came before there was a run, or a second Ctrl-C.
+    """
+    console = console or PlainConsole()
+    machinery.check(config)
+    with stop_signals() as signals:
+        if resume and (done := _finished(config)) is not None:
+            say(console, f"run {done.folder.name} has finished: nothing is left to do")
+            return done
+        owned = _resumed(config, console) if resume else _begun(config, config_name, console, write_given)
+        with owned as (config, folder, prepared):
+            result: RunResult | None = None
+            with recorded_attempt(folder, resume, signals, console) as attempt:
+                if machinery.begins:
+                    say(console, f"starting {machinery.begins}")
+                with machinery.session(config, signals, console):
+                    attempt.begun = True
+                    say(console, f"run {folder.name} in {folder.path}")
+                    run = RunParts(config, folder, prepared, time.time())
+                    result = _Run(run, machinery, console, tags or {}, on_step, signals).go()
+                    attempt.ended = "stopped" if result.stopped else "finished"
+            return result or result_of(config, folder, stopped=True)
+
+
+Owned = tuple[TrainConfig, RunFolder, Preparation]
+
+
+@contextmanager
+def _resumed(config: TrainConfig, console: Console) -> Iterator[Owned]:
+    """The folder of a run that goes on, which is nobody else's meanwhile, and its input: all of it is checked here."""
+    with resumed_run(config, console) as folder:
+        with progress_bar("reading problems") as show:
+            prepared = check_input(config, load_problems(folder), show)
+        check_same_input(folder, prepared.policy)
+        for note in prepared.notes:
+            say(console, note)
+        training_store(config, folder).latest(lambda line: say(console, line))
+        folder.metrics()  # says which lines are damaged
+        steps = folder.load_config(TrainConfig).steps
+        if config.steps != steps and config.learner.schedule != "constant":
+            say(
+                console,
+                f"steps={config.steps}, where the run had {steps}: its {config.learner.schedule} schedule of the "
+                f"learning rate is stretched over {config.steps} steps from here on",
+            )
+        folder.resume(config)
+        yield config, folder, prepared
+
+
+@contextmanager
+def _begun(
+    config: TrainConfig, config_name: str | None, console: Console, write_given: WriteGiven | None
+) -> Iterator[Owned]:
+    """The same of a new run. Its folder is made when its input is known to be good, or to be written there first."""
+    check_place(config.run.dir, config.run.name)
+    prepared = None if write_given is not None else _checked(config, console)
+
+    def fill(folder: RunFolder) -> None:
+        nonlocal config, prepared
+        if write_given is not None:
+            config = write_given(folder, config)
+            folder.write_config(config)
+        prepared = prepared or _checked(config, console)
+        save_problems(prepared.splits, folder)
+        record_input(folder, prepared.policy)
+
+    with new_run(config, config_name, fill) as folder:
+        assert prepared is not None
+        yield config, folder, prepared
+
+
+def _checked(config: TrainConfig, console: Console) -> Preparation:
+    with progress_bar("reading problems") as show:
+        prepared = check_input(config, None, show)
+    for note in prepared.notes:
+        say(console, note)
+    check_place(config.run.dir, None, room=ROOM + checkpoint_room(prepared.policy))
+    return prepared
+
+
+def _finished(config: TrainConfig) -> RunResult | None:
+    """The result of a run that has nothing left to do; None for any other."""
+    folder = RunFolder.open(config.run.dir, str(config.run.name))
+    if folder.status != "finished" or not folder.policy.is_dir():
+        return None
+    if not is_spent(config, spent_so_far(training_store(config, folder))):
+        return None
+    comparison = None
+    if config.evaluation.final:
+        try:
+            comparison = EvaluationComparison.load(folder.evaluation_path)
+        except UserError:
+            return None  # to be made again
+    return result_of(config, folder, False, comparison)
+
+
+class _Run:
+    """The parts of one attempt at a run, in the order in which :meth:`go` uses them."""
+
+    def __init__(
+        self,
+        run: RunParts,
+        machinery: Machinery,
+        console: Console,
+        tags: Mapping[str, str],
+        on_step: OnStep | None,
+        signals: StopSignals,
+    ) -> None:
+        self._run = run
+        self._machinery = machinery
+        self._signals = signals
+        self._config = run.config
+        self._folder = run.folder
+        self._console = console
+        self._tags = tags
+        self._on_step = on_step
+        self._store = training_store(run.config, run.folder)
+        (run.folder.path / STOP_FILE).unlink(missing_ok=True)  # of an earlier attempt
+        self._doing, self._learning = "", False
+        stall_s = run.config.watchdog.stall_s
+        self._watchdog = Watchdog(stall_s, stall_s, self._tell_stall)
+
+    def go(self) -> RunResult:
+        config, folder = self._config, self._folder
+        tracker = self._start_tracking()
+        status = "FAILED"
+        self._workers = self._machinery.start(self._run)
+        self._doing = f"waiting for {self._workers.begins}"
+        self._tell_start(self._workers.begins)
+        try:
+            with self._watchdog:
+                self._workers.wait()
+                before = self._evaluate_before()
+                stopped = self._train(tracker)
+                comparison = None
+                if not stopped:
+                    self._export_policy()
+                    if before is not None:
+                        comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
+                        folder.check_owner()
+                        comparison.save(folder.evaluation_path)
+            steps = folder.metrics()
+            if not stopped:
+                plot_report(config, steps, comparison, folder.name, folder.report_path)
+                self._record_products(tracker, comparison)
+            status = "KILLED" if stopped else "FINISHED"
+        except Stopped:
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)  # type: ignore[arg-type]
+            self._workers.close()
+        return result_of(config, folder, stopped, comparison)
+
+    def _start_tracking(self) -> Tracker:
+        config, folder = self._config, self._folder
+        params = flatten(config.model_dump(mode="json"))
+        tags = {"algorithm": config.algorithm, "seed": str(config.seed), "run_folder": folder.name, **self._tags}
+        known = folder.info().get("mlflow_run_id")
+        tracker = Tracker.start(config.tracking, config.run.dir, folder.name, params, tags, run_id=known)
+        folder.update(mlflow_run_id=tracker.run_id or known)
+        return tracker
+
+    def _evaluate(self, policy: LoadedPolicy, version: int, label: str) -> Evaluation:
+        """Measure weights on the test problems."""
+        config = self._config
+        decode = self._workers.decoder(policy, version)
+        section = config.evaluation
+        self._begin(f"evaluating {label} training")
+        with self._console.status(self._doing) as status:
+
+            def show(done: int, total: int) -> None:
+                self._watchdog.moved()
+                if (self._folder.path / STOP_FILE).exists():
+                    raise Stopped("the file stop", STOPPED_STATUS)
+                status.update(f"{self._doing}: {done / total:.0%}")
+
+            evaluation = evaluate(
+                decode,
+                self._run.prepared.splits.test,
+                section.beam_widths,
+                section.samples,
+                config.seed,
+                Measures.of(config),
+                on_progress=show,
+            )
+        for line in evaluation.failures():
+            self._console.print(f"{self._doing}: {line}", soft_wrap=True, highlight=False, markup=False)
+        return evaluation
+
+    def _evaluate_before(self) -> Evaluation | None:
+        """The starting policy on the test problems; measured once, then kept in the run's folder."""
+        if not self._config.evaluation.final:
+            return None
+        kept = self._folder.path / "evaluation-before.json"
+        if kept.exists():
+            try:
+                return Evaluation.load(kept)
+            except UserError as error:
+                say(self._console, f"{error}: measuring the starting policy again")
+        before = self._evaluate(self._run.prepared.policy, 0, "before")
+        self._folder.check_owner()
+        write_atomically(kept, json.dumps(before.to_dict()))
+        return before
+
+    def _evaluate_after(self) -> Evaluation:
+        return self._evaluate(load_policy(str(self._folder.policy)), spent_so_far(self._store).steps, "after")
+
+    def _train(self, tracker: Tracker) -> bool:
+        """Run the learners to the last step, showing and recording what they write; True when asked to stop before."""
+        spent = spent_so_far(self._store)
+        if is_spent(self._config, spent):
+            return False
+        start = spent.steps
+        self._tell_start(f"{self._workers.learners}, then step {start + 1}")
+        self._begin(f"after step {start}", learning=True)
+        learners = Background(self._workers.learn)
+        tail = MetricsTail(self._folder.metrics_path, start)
+        signal = SignalWatch(self._config)
+        step_s = 0.0
+
+        def ask(name: str) -> float:
+            saved = self._store.newest_step()
+            return ask_learners_to_stop(self._folder, name, tail.last_step, saved, step_s, self._console)
+
+        with (
+            TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress,
+            self._signals.gently(ask),
+        ):
+            finished = False
+            while not finished:
+                finished = learners.wait(POLL_S)
+                self._signals.check()
+                self._folder.check_owner()
+                for step, metrics, details in tail.new_steps():
+                    progress.update(step, metrics, details)
+                    for line in signal.note(step, metrics):
+                        progress.note(line)
+                    tracker.log(step, metrics)
+                    step_s = metrics.get("seconds/total", step_s)
+                    if self._on_step is not None:
+                        self._on_step(step, metrics)
+                    self._begin(f"after step {step}", learning=True)
+                for line in self._workers.news():
+                    progress.note(line)
+        self._workers.raise_failure(learners.error)
+        asked = self._signals.asked is not None or (self._folder.path / STOP_FILE).exists()
+        if asked and is_spent(self._config, spent_so_far(self._store)):
+            self._signals.raise_asked()
+        return asked and not is_spent(self._config, spent_so_far(self._store))
+
+    def _tell_start(self, what: str) -> None:
+        self._console.print(f"starting {what}", highlight=False, soft_wrap=True)
+
+    def _begin(self, doing: str, learning: bool = False) -> None:
+        self._doing, self._learning = doing, learning
+        self._watchdog.moved()
+
+    def _tell_stall(self, silent_s: float) -> None:
+        """Say who waits for whom, and what those do that hold up the others."""
+        why = self._workers.why_silent(self._learning)
+        say(self._console, f"{self._doing}: nothing has come for {silent_s:.0f} s\n{why}")
+
+    def _export_policy(self) -> None:
+        """The newest checkpoint's policy becomes the run's."""
+        newest = self._store.latest()
+        if newest is None:
+            raise RuntimeError(f"{self._folder.checkpoints}: training ended without a complete checkpoint")
+        policy = load_policy(str(policy_folder(newest)))
+        self._folder.check_owner()
+        save_policy(policy.model, policy.tokenizer, self._folder.policy)
+
+    def _record_products(self, tracker: Tracker, comparison: EvaluationComparison | None) -> None:
+        steps = spent_so_far(self._store).steps
+        if comparison is not None:
+            table = {row.metric: (row.before.mean, row.after.mean) for row in comparison.rows()}
+            tracker.log(0, {f"test/{metric}": before for metric, (before, _) in table.items()})
+            tracker.log(steps, {f"test/{metric}": after for metric, (_, after) in table.items()})
+            tracker.artifact(self._folder.evaluation_path)
+        tracker.table(sample_table(self._folder), f"samples-to-step-{steps}.json")
+        for path in (self._folder.config_path, self._folder.report_path):
+            tracker.artifact(path)
+        tracker.artifact(self._folder.policy, "policy")

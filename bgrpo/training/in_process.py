@@ -1,0 +1,184 @@
+"""A training run in this process, without Ray: one learner, which decodes, scores and learns in turns.
+
+Its folder is that of a run on Ray with one learner, and so is its result, bit for bit on the same machine: either goes
+on where the other stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from bgrpo.config import TrainConfig
+from bgrpo.errors import LostRunError, RunError, Stopped, UserError
+from bgrpo.evaluation.decoders import Decode
+from bgrpo.groups import ScoredGroup
+from bgrpo.learning.rollout_source import LocalRolloutSource, torch_threads
+from bgrpo.policies.io import LoadedPolicy
+from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals
+from bgrpo.scoring.attempts import trial_of
+from bgrpo.scoring.judge import Judge
+from bgrpo.tasks.base import Problem
+from bgrpo.training.learner import learn
+from bgrpo.training.machinery import Machinery, RunParts, Workers
+from bgrpo.training.stacks import current_stacks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CLOSE_S = 5.0
+_OF_RAY = (
+    "learner.gpus_per_worker",
+    "learner.node_resource",
+    "rollout.gpus_per_actor",
+    "rollout.node_resource",
+    "rollout.stand_ins",
+    "reward_model.gpus_per_actor",
+    "reward_model.node_resource",
+    "verifier.node_resource",
+)
+
+
+class InProcess(Machinery):
+    """This process. A GPU that it sees is used by the policy, and by nothing else."""
+
+    command = "bgrpo train --local"
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse what only Ray has; numbers of its processes say nothing here.
+
+        Raises:
+            UserError: names the key.
+        """
+        workers = config.learner.workers
+        if workers > 1:
+            raise UserError(f"learner.workers={workers}: a local run has one learner; leave it out, or train on Ray")
+        for key in _OF_RAY:
+            section, name = key.split(".")
+            if value := getattr(getattr(config, section), name):
+                raise UserError(f"{key}={value}: a local run reserves nothing of Ray's; leave it out, or train on Ray")
+
+    @contextmanager
+    def session(self, config: TrainConfig, signals: StopSignals, console: Console) -> Iterator[None]:
+        """PyTorch has its number of threads again afterwards, and its random state."""
+        import torch
+
+        with torch_threads(torch.get_num_threads()), torch.random.fork_rng():
+            yield
+
+    def start(self, run: RunParts) -> Workers:
+        """What scores is started, in killable processes of its own."""
+        return LocalWorkers(run)
+
+
+class LocalWorkers(Workers):
+    """This process, which learns in a thread, so that the main thread can show progress and take signals."""
+
+    begins = "what scores completions"
+    learners = "the learner"
+
+    def __init__(self, run: RunParts) -> None:
+        import torch
+
+        config, splits = run.config, run.prepared.splits
+        self._run = run
+        self._closed = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._problems: Sequence[Problem] = splits.train
+        with torch_threads(config.reward_model.threads):
+            self._scorer = Judge(config).start(trial_of(splits.train))
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # as the trainer chooses
+        self._source = _EndableSource(
+            self._closed, splits.train, run.prepared.policy.tokenizer, config, self._scorer.judge, device
+        )
+
+    def wait(self) -> None:
+        """Nothing: what scores was tried when it was started."""
+
+    def decoder(self, policy: LoadedPolicy, version: int) -> Decode:
+        """In this process."""
+        self._source.publish(version, policy.model)
+        return self._source.decoder(version)
+
+    def learn(self) -> None:
+        """In the calling thread."""
+        config, folder = self._run.config, self._run.folder
+
+        def report(metrics: dict[str, Any]) -> None:
+            self._source.refuse_closed()
+            folder.append_metrics(int(metrics["step"]), metrics)
+
+        self._idle.clear()
+        try:
+            learn(
+                config,
+                folder,
+                0,
+                source=lambda problems: self._source,
+                decoder=lambda version, tokenizer: self._source.decoder(version),
+                on_start=lambda step: None,
+                on_step=report,
+            )
+        finally:
+            self._idle.set()
+
+    def news(self) -> Sequence[str]:
+        """None: there is nothing that grows or shrinks."""
+        return ()
+
+    def why_silent(self, learning: bool) -> str:
+        """The stacks of this process."""
+        return current_stacks()
+
+    def raise_failure(self, error: BaseException | None) -> None:
+        """What the learner raised, as it is where the user can mend it."""
+        if error is None:
+            return
+        if isinstance(error, UserError | RunError | LostRunError):
+            raise error
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        raise RunError(f"training failed; the last complete checkpoint is kept.\n{trace}") from error
+
+    def close(self) -> None:
+        """End what scores. A learner that is still at a step ends with it, and writes nothing more."""
+        self._closed.set()
+        self._idle.wait(CLOSE_S)
+        self._scorer.close()
+
+
+class _EndableSource(LocalRolloutSource):
+    """A rollout source that ends the learner when its run is over.
+
+    Args:
+        closed: set when it is.
+        further: as of :class:`LocalRolloutSource`.
+    """
+
+    def __init__(self, closed: threading.Event, *further: Any) -> None:
+        super().__init__(*further)
+        self._closed = closed
+
+    def refuse_closed(self) -> None:
+        """To be called before anything is written.
+
+        Raises:
+            Stopped: the run is over.
+        """
+        if self._closed.is_set():
+            raise Stopped("the end of the run", STOPPED_STATUS)
+
+    def publish(self, version: int, model: PreTrainedModel) -> None:
+        """As without an end; a checkpoint is written after it."""
+        self.refuse_closed()
+        super().publish(version, model)
+
+    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
+        """As without an end."""
+        self.refuse_closed()
+        return super().collect(step, version, indices, draw)

@@ -1,0 +1,103 @@
+"""One learner of a training run, wherever it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bgrpo.config import TrainConfig
+from bgrpo.evaluation.decoders import Decode
+from bgrpo.learning.learner_state import policy_folder, training_store
+from bgrpo.runs.run_folder import RunFolder
+from bgrpo.runs.samples import SampleWriter
+from bgrpo.tasks.base import Problem
+from bgrpo.tasks.problem_files import read_problems
+from bgrpo.training.run_attempt import STOP_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from bgrpo.learning.rollout_source import RolloutSource
+
+logger = logging.getLogger(__name__)
+
+
+def learn(
+    config: TrainConfig,
+    folder: RunFolder,
+    rank: int,
+    source: Callable[[Sequence[Problem]], RolloutSource],
+    decoder: Callable[[int, PreTrainedTokenizerBase], Decode],
+    on_start: Callable[[int], None],
+    on_step: Callable[[dict[str, Any]], None],
+) -> None:
+    """Train from the newest complete checkpoint to the last step, or until the stop file is there.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        rank: of this learner; 0 writes.
+        source: makes what decodes and scores the training problems.
+        decoder: makes what decodes and scores with a published version, for validations.
+        on_start: called with the number of steps that were made before.
+        on_step: called with each step's metrics.
+    """
+    import torch
+
+    from bgrpo.learning.trainer import BGRPOTrainer
+    from bgrpo.policies.io import load_policy
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.learner.threads or max(1, cores // config.learner.workers))
+    torch.manual_seed(config.seed)
+    store = training_store(config, folder)
+    resume = store.latest()
+    start = load_policy(config.policy.path)
+    policy = start if resume is None else load_policy(str(policy_folder(resume)))
+    reference = start.model if config.learner.beta > 0 and resume is not None else None
+    problems = read_problems(folder.data / "train.jsonl")
+    samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
+    begun = 0 if resume is None else store.step_of(resume)
+    if rank == 0:
+        folder.truncate_after(begun)
+        samples.truncate_after(begun)
+    on_start(begun)
+    trainer = BGRPOTrainer(
+        config,
+        policy.model,
+        policy.tokenizer,
+        source(problems),
+        len(problems),
+        output_dir=folder.path / "trl",
+        reference=reference,
+        store=store,
+        resume=resume,
+        on_step=on_step,
+        validate=_validator(config, folder, lambda version: decoder(version, policy.tokenizer)),
+        should_stop=(folder.path / STOP_FILE).exists,
+        keep_samples=samples.write,
+    )
+    trainer.run()
+
+
+def _validator(
+    config: TrainConfig, folder: RunFolder, decoder: Callable[[int], Decode]
+) -> Callable[[int], dict[str, float]] | None:
+    """Measures a version on held-out problems; None where no validations are asked for."""
+    section = config.evaluation
+    if not section.every:
+        return None
+    problems = read_problems(folder.data / "validation.jsonl")[: section.problems]
+
+    def validate(version: int) -> dict[str, float]:
+        from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
+
+        samples, measures = section.validation_samples, Measures.of(config)
+        evaluation = evaluate(decoder(version), problems, [RANK_WIDTH], samples, config.seed, measures)
+        for line in evaluation.failures():
+            logger.warning("validation of version %d: %s", version, line)
+        return evaluation.metrics()
+
+    return validate
