@@ -16,6 +16,7 @@ class Verdict:
         parts: value of each part of the reward, by name; None where a part does not apply, or failed.
         failures: of the parts that failed, one line each that says what happened.
         cut: parts whose reward model read only the end of the text.
+        seconds: that each part took for this completion: its share of the call that scored it.
     """
 
     outcome: str
@@ -24,6 +25,7 @@ class Verdict:
     parts: dict[str, float | None] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     cut: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,3 +106,9 @@ def fails_later(completions: list, answer: list, **_: list) -> list[float]:
     if [completion[0]["content"] for completion in completions] != answer:
         raise ValueError("no such")
     return [1.0] * len(completions)
+
+
+def slow(prompt: str, completion: str) -> float:
+    """Takes its time."""
+    time.sleep(0.1)
+    return 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
@@ -209,9 +210,7 @@ def _stem(reward: Any) -> str:
 
 
 def _checked_rows(split: str, rows: Any) -> Any:
-    from datasets import Dataset
-
-    if isinstance(rows, Dataset):
+    if _is_data_set(rows):
         return rows
     if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
         raise UserError(
@@ -227,12 +226,18 @@ def _checked_rows(split: str, rows: Any) -> Any:
     return rows
 
 
+def _is_data_set(rows: Any) -> bool:
+    """Of the ``datasets`` library, which is slow to import: whoever has one has imported it."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(rows, library.Dataset)
+
+
 def _write_rows(stem: Path, split: str, rows: Any) -> Path:
     """A data set as the library saves it; rows as JSON lines."""
-    from datasets import Dataset, disable_progress_bars, enable_progress_bars
-    from datasets.utils import are_progress_bars_disabled
+    if _is_data_set(rows):
+        from datasets import disable_progress_bars, enable_progress_bars
+        from datasets.utils import are_progress_bars_disabled
 
-    if isinstance(rows, Dataset):
         shown = not are_progress_bars_disabled()
         disable_progress_bars()
         try:

@@ -44,7 +44,7 @@ class Policy:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The model, in fp32 and evaluation mode: whatever transformers does with models can be done with it."""
+        """The model, in fp32 and evaluation mode. Whatever transformers does with models can be done with it."""
         return self.loaded.model
 
     @property
@@ -230,13 +230,13 @@ def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> li
                 f"prompts[{place}]: is {one_line(repr(prompt), 60)}: expected text, token ids, or a chat of "
                 "{'role': …, 'content': …}"
             )
-    for part, encode in ((texts, encode_texts), (chats, encode_chats)):
-        places = list(part)
-        try:
-            encoded = encode(policy.tokenizer, [part[place] for place in places])  # type: ignore[operator]
-        except UnreadableText as error:
-            raise UserError(f"prompts[{places[error.index]}]: {error}") from error
-        found |= dict(zip(places, encoded, strict=True))
+    places = list(texts)
+    try:
+        found |= zip(texts, encode_texts(policy.tokenizer, list(texts.values())), strict=True)
+        places = list(chats)
+        found |= zip(chats, encode_chats(policy.tokenizer, list(chats.values())), strict=True)
+    except UnreadableText as error:
+        raise UserError(f"prompts[{places[error.index]}]: {error}") from error
     encoded = [found[place] for place in range(len(prompts))]
     _check(policy, encoded, max_new_tokens)
     return encoded

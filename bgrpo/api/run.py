@@ -37,7 +37,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its name: of its folder."""
+        """Its name, which is its folder's."""
         return self._folder.name
 
     @property

@@ -98,7 +98,8 @@ def train(
         arguments = {"policy": policy, "problems": problems, "rewards": rewards, "config": base, "name": name}
         if extra := [key for key, value in arguments.items() if value is not None]:
             raise UserError(f"resume: a run goes on with its own {', '.join(extra)}: leave out {', '.join(extra)}")
-        loaded = load_resumed_config(TrainConfig, _run_path(resume, runs), [], keys=_without_place(given.keys))
+        further = {key: value for key, value in given.keys.items() if key != "run.dir"}
+        loaded = load_resumed_config(TrainConfig, _run_path(resume, runs), [], keys=further)
     else:
         given.add_policy(policy)
         given.add_problems(problems, names_task(base, given.keys))
@@ -143,10 +144,6 @@ def _run_path(resume: Any, runs: Any) -> str:
     if not isinstance(resume, str | PathLike):
         raise UserError(f"resume: is a {type(resume).__name__}: expected a run, its name or its folder")
     return str(RunFolder.open(settle_runs(fspath(runs or "runs")), fspath(resume)).path)
-
-
-def _without_place(keys: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in keys.items() if key != "run.dir"}
 
 
 def _run(

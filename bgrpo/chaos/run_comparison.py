@@ -12,6 +12,7 @@ from bgrpo.runs.run_folder import RunFolder
 
 TIMED = ("time", "rollouts_per_s", "used/seconds")
 TIMED_PREFIX = "seconds/"
+TIMED_SUFFIX = "/seconds"
 DIFFERENCES_SHOWN = 5
 
 
@@ -77,4 +78,4 @@ def _compare_policies(expected: Path, found: Path) -> tuple[bool, float | None]:
 
 
 def _is_timed(name: str) -> bool:
-    return name in TIMED or name.startswith(TIMED_PREFIX)
+    return name in TIMED or name.startswith(TIMED_PREFIX) or name.endswith(TIMED_SUFFIX)

@@ -158,6 +158,8 @@ def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
 
 def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     """Write a sweep's or a run's report from its folder, and print what it says and where it is."""
+    from rich.table import Table
+
     from bgrpo.runs.run_folder import RunFolder
     from bgrpo.sweep.report.sweep_records import is_sweep, read_sweep
     from bgrpo.sweep.report.sweep_report import find_folder, finite, summary_tree, write_report_of, write_run_report
@@ -166,18 +168,21 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     folder = find_folder(name, runs)
     result: dict[str, Any] = {}
     lines: list[str] = []
+    parts: Table | None = None
     with PlainConsole(stderr=True).status("drawing"):
         if is_sweep(folder):
             summary = summarize(read_sweep(folder))
             path, result = write_report_of(summary), summary_tree(summary)
             lines = [summary.verdict.headline, *summary.verdict.sentences, *summary.verdict.cautions]
         else:
-            path, lines = write_run_report(RunFolder(folder.resolve()))
+            path, lines, parts = write_run_report(RunFolder(folder.resolve()))
             result = {"conclusions": lines}
     if as_json:
         print(json.dumps({"report": str(path)} | finite(result)))
         return 0
     console = PlainConsole()
+    if parts is not None:
+        console.print(parts)
     for line in [*lines, f"report: {path}"]:
         console.print(line, soft_wrap=True)
     return 0

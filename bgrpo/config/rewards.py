@@ -11,9 +11,17 @@ from bgrpo.settings.values import Batch, Cores, Few, Fraction, PathText, Scale, 
 
 RANK_WIDTH = 10
 """Width of the search behind the metrics top1 and beam_rank_score."""
+
+WIN_RATE = "win_rate"
+"""Share of problems on which a policy does better than the one that training started from; equals count half."""
+
 Reward = Annotated[float, Field(ge=-(10**6), le=10**6)]
 PART_SOURCES = ("check", "function", "metric", "model", "url")
-_OF_SOURCE = {"model": ("label", "max_tokens", "too_long", "dtype", "separator"), "url": ("token_variable",)}
+EMBEDDING_SIMILARITY = "embedding_similarity"
+"""The metric that a sentence encoder computes."""
+
+_OF_SOURCE = {"model": ("label", "separator"), "url": ("token_variable",)}
+_OF_MODELS = ("max_tokens", "too_long", "dtype")
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$")]
 
 
@@ -25,15 +33,19 @@ class PartSection(Section):
     metric: Text | None = Field(None, description="a metric of text: exact_match, rouge_l, distinct_2, …")
     model: PathText | None = Field(None, description="a reward model: a directory, or a Hugging Face model id")
     url: Text | None = Field(None, description="a reward server: http://HOST:PORT/PATH")
+    encoder: PathText | None = Field(
+        None, description="of the metric embedding_similarity: a directory, or a Hugging Face model id"
+    )
     weight: Reward = Field(1.0, description="factor in the sum; 0: watched, never learned from")
     timeout_s: Seconds | None = Field(None, description="default: verifier.timeout_s")
     score_truncated: bool = Field(False, description="score completions that max_new_tokens cut off, too")
     label: Text | None = Field(None, description="of a model with several outputs: the one whose probability counts")
-    max_tokens: Batch | None = Field(None, description="of a model: longest text; default: what it takes")
+    max_tokens: Batch | None = Field(None, description="of a model or encoder: longest text; default: what it takes")
     too_long: Literal["refuse", "cut"] | None = Field(
-        None, description="of a model: a longer text fails (refuse, the default), or loses tokens on the left (cut)"
+        None,
+        description="of a model or encoder: a longer text fails (refuse, the default), or is cut on the left (cut)",
     )
-    dtype: Literal["fp32", "bf16"] | None = Field(None, description="of a model; default: fp32")
+    dtype: Literal["fp32", "bf16"] | None = Field(None, description="of a model or encoder; default: fp32")
     separator: Text | None = Field(
         None, description="of a model without chat template: between prompt and completion; default: nothing"
     )
@@ -44,6 +56,11 @@ class PartSection(Section):
         """What gives the score: one of :data:`PART_SOURCES`."""
         return next(name for name in PART_SOURCES if getattr(self, name))
 
+    @property
+    def held_model(self) -> str | None:
+        """Path of the reward model or sentence encoder that reward actors hold for it; None for any other part."""
+        return self.model or self.encoder
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         named = [name for name in PART_SOURCES if getattr(self, name)]
@@ -53,6 +70,11 @@ class PartSection(Section):
             given = [name for name in names if getattr(self, name) is not None]
             if given and source != named[0]:
                 raise ValueError(f"{given[0]} is an option of parts with {source}, but this one has {named[0]}")
+        if (self.metric == EMBEDDING_SIMILARITY) != (self.encoder is not None):
+            raise ValueError(f"metric={EMBEDDING_SIMILARITY} and encoder=PATH_OR_ID belong together: give both")
+        given = [name for name in _OF_MODELS if getattr(self, name) is not None]
+        if given and self.held_model is None:
+            raise ValueError(f"{given[0]} is an option of parts with model or encoder, but this one has {named[0]}")
         return self
 
 
@@ -135,6 +157,10 @@ class RewardSection(Section):
                 names += [f"best_of@{k}" for k in ks if k > 1]
         return names
 
+    def run_metrics(self, widths: Sequence[int], samples: int) -> list[str]:
+        """Names of what the evaluations of a run measure: they know the starting policy, too."""
+        return [*self.metrics(widths, samples), *([WIN_RATE] if self.is_graded else [])]
+
     @property
     def least_correct(self) -> float | None:
         """The score above which a completion counts as correct."""
@@ -144,6 +170,8 @@ class RewardSection(Section):
     def _consistent(self) -> Self:
         if self.parts and self.function is not None:
             raise ValueError(f"function={self.function} and parts are both set: name the function in a part")
+        if "reward" in self.parts and (len(self.parts) > 1 or self.parts["reward"].weight != 1):
+            raise ValueError("parts.reward: metrics call the weighted sum of all parts so: give it another name")
         if not any(part.weight for part in self.named_parts.values()):
             raise ValueError("every part has weight 0: nothing would be learned")
         checks = [name for name, part in self.named_parts.items() if part.check]

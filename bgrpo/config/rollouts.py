@@ -66,6 +66,9 @@ class RolloutSection(Section):
     keep_samples: Annotated[int, Field(ge=0, le=1000)] = Field(
         2, description="groups of each step whose completions are kept for bgrpo show; 0: none"
     )
+    log_groups: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="groups of each step whose rewards and advantages are written to groups.log; 0: none"
+    )
 
     @property
     def least_actors(self) -> int:

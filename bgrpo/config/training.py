@@ -101,7 +101,7 @@ class TrainConfig(Section):
             )
         if rollout.max_extra_draws and not rollout.skip_uninformative:
             raise ValueError("rollout.max_extra_draws needs rollout.skip_uninformative=true")
-        measured = self.reward.metrics([RANK_WIDTH], self.evaluation.validation_samples)
+        measured = self.reward.run_metrics([RANK_WIDTH], self.evaluation.validation_samples)
         if self.checkpoint_metric not in measured:
             meant = nearest(self.checkpoint_metric, measured)
             raise ValueError(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from bgrpo.config import WIN_RATE
+from bgrpo.display.part_report import SHARES_TITLE, draw_shares, parts_with_shares
 from bgrpo.display.png import write_png
 from bgrpo.evaluation.comparison import ComparisonRow, EvaluationComparison
 from bgrpo.evaluation.intervals import Interval
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
 
-    from bgrpo.config import TrainConfig
+    from bgrpo.config import RewardSection, TrainConfig
 
 INK, FAINT, GRID = "#222222", "#777777", "#dddddd"
 BEFORE, AFTER, CURVE, WARNING = "#a9b4c2", "#1f6fb2", "#1f6fb2", "#b03a2e"
@@ -54,14 +56,20 @@ PANELS = (
 MAX_PANELS = 4
 EXACT = ("solved_groups", "top1_accuracy")  # say nothing about a function's graded rewards
 FAMILIES = ("beam@", "pass@")
+SHARES = ("greedy", "top1", WIN_RATE)
 
-METRIC_LABELS = {"top1": "top-1 of 10", "beam_rank_score": "beam-rank score"}
+METRIC_LABELS = {"top1": "top-1 of 10", "beam_rank_score": "beam-rank score", WIN_RATE: "win rate"}
 REWARDS = ("greedy_reward", "best_reward@", "mean_reward@", "sample_reward", "best_of@")
 
 
 def is_fraction(metric: str) -> bool:
     """Whether a metric is a share of problems, shown as a percentage; others are numbers."""
-    return metric in ("greedy", "top1") or metric.startswith(FAMILIES)
+    return metric in SHARES or metric.startswith(FAMILIES)
+
+
+def is_bounded(metric: str) -> bool:
+    """Whether a metric lies in [0, 1] whatever the reward."""
+    return is_fraction(metric) or metric == "beam_rank_score"
 
 
 def comparison_table(comparison: EvaluationComparison, title: str = "before and after") -> Table:
@@ -130,30 +138,36 @@ def plot_report(
     label = "\n".join(line if len(line) <= 150 else f"{line[:150]}…" for line in told)
     figure.supxlabel(label, fontsize=9, color=WARNING, parse_math=False)
     left, *right = figure.subfigures(1, 1 if comparison is None else 2, squeeze=False)[0]
-    _draw_curves(left, metrics, graded=config.reward.is_graded)
+    _draw_curves(left, metrics, config.reward)
     if comparison is not None:
         _draw_bars(right[0], comparison)
     write_png(figure, out)
 
 
-def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]], graded: bool) -> None:
+def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]], reward: RewardSection) -> None:
     known = {key for line in metrics for key, value in line.items() if value is not None}
-    panels = [panel for panel in PANELS if panel.key in known and not (graded and panel.key in EXACT)][:MAX_PANELS]
+    panels = [panel for panel in PANELS if panel.key in known and not (reward.is_graded and panel.key in EXACT)]
+    parts = parts_with_shares(reward, metrics)
+    panels = panels[: MAX_PANELS - bool(parts)]
     if not panels:
         figure.text(0.5, 0.5, "no training step yet", ha="center", va="center", color=FAINT)
         return
-    columns = 1 if len(panels) == 1 else 2
-    grid = figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).ravel()
+    count = len(panels) + bool(parts)
+    columns = 1 if count == 1 else 2
+    grid = figure.subplots(math.ceil(count / columns), columns, squeeze=False).ravel()
+    if parts:
+        draw_shares(grid[len(panels)], metrics, parts, max(1, len(metrics) // SMOOTHING))
+        _finish_panel(grid[len(panels)], SHARES_TITLE, [line["step"] for line in metrics])
     for axes, panel in zip(grid, panels, strict=False):
         lines = [line for line in metrics if line.get(panel.key) is not None]
         _draw_curve(axes, panel, [line["step"] for line in lines], [line[panel.key] for line in lines])
-    for axes in grid[len(panels) :]:
+    for axes in grid[count:]:
         axes.set_visible(False)
 
 
 def _draw_curve(axes: Axes, panel: Panel, steps: Sequence[int], values: Sequence[float]) -> None:
     import numpy as np
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     width = max(1, len(values) // SMOOTHING)
     axes.plot(steps, values, color=CURVE, alpha=0.3 if width > 1 else 1.0, linewidth=1, marker="o" * (len(steps) == 1))
@@ -162,15 +176,21 @@ def _draw_curve(axes: Axes, panel: Panel, steps: Sequence[int], values: Sequence
         starts = np.maximum(np.arange(1, len(values) + 1) - width, 0)
         ends = np.arange(1, len(values) + 1)
         axes.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color=CURVE, linewidth=2)
-    axes.set_title(panel.title, fontsize=10, color=INK, loc="left")
-    axes.set_xlabel("training step", fontsize=9, color=FAINT)
-    axes.set_xlim(min(0, steps[0]), max(1, steps[-1]) * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _finish_panel(axes, panel.title, steps)
     if panel.is_fraction:
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     elif min(values) >= 0:
         axes.set_ylim(0, max(max(values) * 1.08, 1e-6))
+
+
+def _finish_panel(axes: Axes, title: str, steps: Sequence[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    axes.set_xlabel("training step", fontsize=9, color=FAINT)
+    axes.set_xlim(min(0, steps[0]), max(1, steps[-1]) * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     tidy(axes, "y")
 
 
@@ -179,7 +199,7 @@ def _draw_bars(figure: SubFigure, comparison: EvaluationComparison) -> None:
     from matplotlib.ticker import PercentFormatter
 
     rows = _shown_rows(comparison)
-    solved = [row for row in rows if is_fraction(row.metric) or row.metric == "beam_rank_score"]
+    solved = [row for row in rows if is_bounded(row.metric)]
     rewards = [row for row in rows if row.metric.startswith(REWARDS)]
     groups = [group for group in (solved, rewards) if group]
     every = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(group) for group in groups])[:, 0]

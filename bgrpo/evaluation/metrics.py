@@ -16,7 +16,8 @@ Where completions have scores:
 - ``sample_reward``: mean over the samples; ``sample_NAME`` the same of each part; ``best_of@k``: unbiased estimator of
   the best of k samples.
 
-A completion that failed to be scored counts in none of them.
+A completion that failed to be scored counts in none of them. A run adds ``win_rate``: see
+``bgrpo.evaluation.win_rate``.
 """
 
 from __future__ import annotations

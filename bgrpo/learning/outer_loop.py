@@ -24,7 +24,9 @@ from bgrpo.scoring.failed_checks import DETAILS, first_details, refuse_failed_st
 OnStep = Callable[[dict[str, Any]], None]
 """Takes a step's metrics, and under :data:`bgrpo.scoring.failed_checks.DETAILS` what failed in its checks, if any."""
 
-Validate = Callable[[int], dict[str, float]]
+Validate = Callable[[int], dict[str, Any]]
+"""Measures a version of the weights; what it returns is as for :data:`OnStep`."""
+
 ShouldStop = Callable[[], bool]
 KeepSamples = Callable[[int, Sequence[ScoredGroup], Mapping[int, Sequence[float]]], None]
 """Called with the step, its groups, and the advantages of those that the update used, by position."""
@@ -139,14 +141,16 @@ class OuterLoop(TrainerCallback):
         stop = self._settle() or self.is_complete
         control.should_training_stop = control.should_training_stop or stop
         metrics |= self._spent.metrics()
+        details: dict[str, str] = {}
         if self._publishes:
             validation = self._run_validation()
+            details = validation.pop(DETAILS, {})
             if control.should_training_stop or self._checkpoint_due(validation):
                 self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
             metrics |= {f"validation/{name}": value for name, value in validation.items()}
         metrics |= self._clock.restart(len(_completions(self._scored)))
         if self._on_step is not None:
-            details = first_details(_completions(self._scored))
+            details = first_details(_completions(self._scored)) | details
             self._on_step(metrics | ({DETAILS: details} if details else {}))
 
     def _step_metrics(self) -> dict[str, float]:
@@ -154,7 +158,7 @@ class OuterLoop(TrainerCallback):
             raise RuntimeError("a training step ended that collected no rollouts")
         return {
             "step": float(self.step + 1),
-            **rollout_metrics(self._scored, self.step, self._config.decode_mode),
+            **rollout_metrics(self._scored, self.step, self._config.decode_mode, self._config.reward),
             **self.meter.result(),
             "learning_rate": self._learning_rate,
         }
@@ -173,7 +177,7 @@ class OuterLoop(TrainerCallback):
         with self._clock.measure("weights"):
             self._source.publish(self.step, model)
 
-    def _run_validation(self) -> dict[str, float]:
+    def _run_validation(self) -> dict[str, Any]:
         every = self._config.evaluation.every
         if self._validate is None or not every or (self.step % every and not self.is_complete):
             return {}

@@ -12,16 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bgrpo.groups import ScoredGroup
+from bgrpo.config import RewardSection
+from bgrpo.groups import ScoredGroup, Verdict
 from bgrpo.learning.batch import LearningStep
 from bgrpo.scoring.advantages import is_informative
+from bgrpo.scoring.rewards import contributions
 from bgrpo.tasks.base import Outcome
 
 _LOGGED = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_fraction"}
 """TRL's names and ours."""
 
+EQUAL = 1e-12
+"""Differences below this part of the largest value are rounding."""
 
-def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, float]:
+
+def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: RewardSection) -> dict[str, float]:
     """Statistics of all groups drawn for one step.
 
     Args:
@@ -29,6 +34,7 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, 
         version: policy version that the update starts from.
         mode: ``beam`` (adds ``top1_accuracy``: rank 1 is correct) or ``sample`` (adds ``duplicates``: fraction of
             completions equal to an earlier one of their group).
+        reward: of the run.
 
     Returns:
         ``reward_mean`` and ``reward_std`` (within groups, mean over groups); the fractions of groups with a correct
@@ -63,32 +69,66 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str) -> dict[str, 
             metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
     else:
         metrics["duplicates"] = _duplicates(groups)
-    return metrics | part_metrics(groups) | {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}
+    metrics |= {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}
+    return metrics | part_metrics(groups, reward)
 
 
-def part_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """For each named part of the reward, over all completions of a step.
+def part_metrics(groups: Sequence[ScoredGroup], reward: RewardSection) -> dict[str, float]:
+    """What the named parts of the reward say, over all completions of a step; nothing where it has none.
 
     Returns:
-        ``part/NAME/mean`` and ``std``; ``spread``: standard deviation within groups, mean over groups; ``none``,
-        ``failed`` and ``cut``: shares of completions to which it did not apply, for which it failed, and of which a
-        reward model read only the end. Nothing where the reward has no named parts; no mean where no completion has a
-        value.
+        ``score_mean``: of the weighted sums of the parts, before normalising and rank shaping. For each part
+        ``part/NAME/mean`` and ``std``; ``spread``: standard deviation within groups, mean over groups; ``share`` of
+        the variance within groups, see :func:`variance_shares`; ``none``, ``failed`` and ``cut``: shares of
+        completions to which it did not apply, for which it failed, and of which a reward model read only the end;
+        ``seconds`` that it took, those of calls at the same time added up. No mean where no completion has a value.
     """
-    metrics: dict[str, float] = {}
+    if not reward.parts:
+        return {}
     verdicts = [[completion.judged for completion in group.completions] for group in groups]
     count = sum(map(len, verdicts))
-    for name in dict.fromkeys(name for group in verdicts for verdict in group for name in verdict.parts):
+    shares = variance_shares(verdicts, reward)
+    metrics = {"score_mean": _mean([each.score for group in verdicts for each in group if each.score is not None])}
+    for name in reward.parts:
         known = [[value for verdict in group if (value := verdict.parts.get(name)) is not None] for group in verdicts]
         every = [value for values in known for value in values]
         failed = sum(name in verdict.failures for group in verdicts for verdict in group)
         cut = sum(name in verdict.cut for group in verdicts for verdict in group)
         found = {"none": (count - len(every) - failed) / count, "failed": failed / count, "cut": cut / count}
+        found["seconds"] = sum(verdict.seconds.get(name, 0.0) for group in verdicts for verdict in group)
         if every:
             spread = _mean([float(np.std(values)) for values in known if values])
             found |= {"mean": _mean(every), "std": float(np.std(every)), "spread": spread}
+        if name in shares:
+            found["share"] = shares[name]
         metrics |= {f"part/{name}/{key}": value for key, value in found.items()}
     return metrics
+
+
+def variance_shares(groups: Sequence[Sequence[Verdict]], reward: RewardSection) -> dict[str, float]:
+    """How much of what the update learns from comes from each part.
+
+    With c_pk = what part p adds to completion k (its weight × its score; with ``normalize_then_sum`` after it was
+    normalised; 0 where it does not apply) and T_k = Σ_p c_pk, both less their mean in the group, the share is
+    Σ c_pk T_k / Σ T_k² over the completions of all groups that have a score: Cov(c_p, T) / Var(T) within groups.
+    Shares sum to 1. One below 0 belongs to a part that is outvoted: it falls where the sum rises. Rank shaping comes
+    after it.
+
+    Returns:
+        Part -> share; nothing where all sums of each group are equal.
+    """
+    weights = {name: part.weight for name, part in reward.parts.items()}
+    products, total = dict.fromkeys(weights, 0.0), 0.0
+    for group in groups:
+        scored = [verdict for verdict in group if verdict.score is not None]
+        if len(scored) > 1:
+            added = contributions(scored, weights, reward.combine == "normalize_then_sum")
+            centred = {name: column - column.mean() for name, column in added.items()}
+            sums = sum(centred.values(), np.zeros(len(scored)))
+            if np.abs(sums).max() > EQUAL * max(np.abs(column).max() for column in added.values()):
+                products = {name: products[name] + float(centred[name] @ sums) for name in weights}
+                total += float(sums @ sums)
+    return {name: product / total for name, product in products.items()} if total else {}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bgrpo.config import TrainConfig
+from bgrpo.runs.audit import audit
 
 STREAK = 5
 """Steps in a row without an update after which that is said."""
@@ -61,7 +62,8 @@ def steps_without_update(config: TrainConfig, steps: Sequence[Mapping[str, Any]]
 
 
 def conclusions(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the end of a run says about all its steps; nothing where every step made an update and few were cut off.
+    """What the end of a run says about all its steps: those without an update, completions that were cut off, and what
+    looks like reward hacking (:mod:`bgrpo.runs.audit`). Nothing where there is none of it.
 
     Args:
         config: of the run.
@@ -77,7 +79,7 @@ def conclusions(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> list
         )
     elif idle:
         lines.append(f"{len(idle)} of {len(steps)} steps made no update: {_why(config, idle)}")
-    return lines
+    return [*lines, *audit(config.reward, steps)]
 
 
 def _truncated_share(steps: Sequence[Mapping[str, Any]]) -> float:

@@ -68,9 +68,10 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             f"{config.rollout.prompts_per_step}: give more problems or take fewer prompts per step"
         )
     for name, part in config.reward.parts.items():
-        if part.model is not None and _is_policy(config.policy.path, part.model):
+        if part.held_model is not None and _is_policy(config.policy.path, part.held_model):
+            key = "model" if part.encoder is None else "encoder"
             raise UserError(
-                f"reward.parts.{name}.model={part.model}: is the policy itself, which would be paid for what it "
+                f"reward.parts.{name}.{key}={part.held_model}: is the policy itself, which would be paid for what it "
                 "already thinks; name another model"
             )
     judge = Judge(config)

@@ -52,6 +52,7 @@ CHANGEABLE_ON_RESUME = (
     "rollout.gpus_per_actor",
     "rollout.timeout_s",
     "rollout.keep_samples",
+    "rollout.log_groups",
     "learner.cpus_per_worker",
     "learner.gpus_per_worker",
     "learner.max_failures",
@@ -166,6 +167,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def group_log_path(self) -> Path:
+        """Rewards and advantages for debugging, see :mod:`bgrpo.runs.group_log`."""
+        return self.path / "groups.log"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -179,6 +185,11 @@ class RunFolder:
     def evaluation_path(self) -> Path:
         """The before/after comparison."""
         return self.path / "evaluation.json"
+
+    @property
+    def validation_before_path(self) -> Path:
+        """The starting policy's greedy rewards on the validation problems; win rates compare with them."""
+        return self.path / "validation-before.json"
 
     @property
     def report_path(self) -> Path:

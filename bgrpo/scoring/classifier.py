@@ -70,8 +70,8 @@ def read_classifier(folder: Path, dtype: torch.dtype) -> Classifier:
     return Classifier(model, tokenizer)
 
 
-def read_base(folder: Path, seed: int) -> Classifier:
-    """An encoder or decoder, in fp32, with a head of one output, drawn from the seed where the folder has none.
+def read_base(folder: Path, seed: int, dtype: torch.dtype = torch.float32) -> Classifier:
+    """An encoder or decoder with a head of one output, drawn from the seed where the folder has none.
 
     Raises:
         UserError: as :func:`read_classifier`, for weights that are no head.
@@ -81,7 +81,7 @@ def read_base(folder: Path, seed: int) -> Classifier:
     config, tokenizer = _config_and_tokenizer(files)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, missing, unexpected = _build(files, config, torch.float32)
+        model, missing, unexpected = _build(files, config, dtype)
     prefix = f"{model.base_model_prefix}."
     body = {prefix + name for name, _ in model.base_model.named_children()}
     for problem, names in (("lacks", missing), ("has, beyond config.json,", unexpected)):

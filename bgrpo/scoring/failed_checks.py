@@ -41,14 +41,15 @@ def failures_in(step: Mapping[str, Any]) -> Counter[str]:
 
 
 def describe_failures(outcomes: Mapping[str, int], details: Mapping[str, str]) -> list[str]:
-    """One line per kind of failure.
+    """One line per kind of failure; a kind that is not counted here is told as it stands.
 
     Args:
         outcomes: completions by outcome (those that were truncated were not checked), and by part that failed.
         details: of :func:`first_details`.
     """
     checks = sum(outcomes.get(outcome, 0) for outcome in Outcome if outcome != Outcome.TRUNCATED)
-    return [f"{kind} in {outcomes[kind]:,} of {checks:,} checks, the first: {text}" for kind, text in details.items()]
+    counts = {kind: f" in {outcomes[kind]:,} of {checks:,} checks, the first" for kind in details if kind in outcomes}
+    return [f"{kind}{counts.get(kind, '')}: {text}" for kind, text in details.items()]
 
 
 def failures_of_steps(steps: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from bgrpo.errors import one_line
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says in a RuntimeError where a CPU has none left."""
 
 ROWS = 32
 TOKENS = 16_384
 """Most rows, and most tokens with the padding, of one batch on a GPU."""
+
+
+@contextmanager
+def telling_memory(what: str) -> Iterator[None]:
+    """A block that runs a model; where memory ends, the message says whose it was, and what to change.
+
+    Raises:
+        MemoryError: there is too little. An actor dies of it, and its request is done again by a fresh one.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            words in str(error) for words in _NO_MEMORY
+        ):
+            raise
+        reason = one_line(str(error)) or type(error).__name__
+        raise MemoryError(
+            f"{what}: out of memory ({reason}): take a smaller model, dtype=bf16, a lower max_tokens, or fewer "
+            f"reward_model.processes"
+        ) from error
 
 
 class FixedShapes:
@@ -19,17 +48,25 @@ class FixedShapes:
     On a GPU sequences go in batches of a few shapes, always full: rows that are not needed are copies. Kernels are
     chosen by shape, so each row is computed alike wherever it stands, unless a kernel divides its sums by the position
     of a tile. A trial, when a shape is used first, finds that: it is a function of the model and the shape alone. Where
-    the bits of a row change with its place or its neighbours, sequences of that length go alone.
+    the bits of a row change with its place or its neighbours, sequences of that length go alone. A shape for which the
+    GPU has not enough memory has half of the rows, or a quarter, ….
 
     Args:
-        model: a sequence classifier in evaluation mode.
+        model: a sequence classifier or an encoder in evaluation mode.
         limit: longest sequence that it takes, in tokens; None: any.
         rows: most rows of a batch; None: 1 on a CPU, ``ROWS`` elsewhere.
+        outputs: what is read of the model's outputs, given the mask of the tokens: numbers per row.
     """
 
-    def __init__(self, model: PreTrainedModel, limit: int | None, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        limit: int | None,
+        rows: int | None = None,
+        outputs: Callable[[Any, Tensor], Tensor] = lambda outputs, mask_RL: outputs.logits,
+    ) -> None:
         text = model.config.get_text_config()
-        self._model, self._limit = model, limit
+        self._model, self._limit, self._outputs = model, limit, outputs
         self._pad: int | None = text.pad_token_id
         self._vocabulary: int = text.vocab_size
         batched = 1 if model.device.type == "cpu" else ROWS
@@ -56,7 +93,13 @@ class FixedShapes:
         """Rows of a batch of this padded length, by trial when it is asked for first."""
         if length not in self._rows:
             rows = max(1, min(self._most_rows, TOKENS // length))
-            self._rows[length] = rows if rows == 1 or self._independent(rows, length) else 1
+            while rows > 1:
+                try:
+                    rows = rows if self._independent(rows, length) else 1
+                    break
+                except torch.OutOfMemoryError:
+                    rows //= 2
+            self._rows[length] = rows
         return self._rows[length]
 
     def _padded(self, length: int) -> int:
@@ -72,7 +115,9 @@ class FixedShapes:
         device = self._model.device
         with torch.inference_mode():
             if rows == 1:
-                outputs = self._model(input_ids=torch.tensor([list(batch[0])], device=device))
+                ids_RL = torch.tensor([list(batch[0])], device=device)
+                mask_RL = torch.ones_like(ids_RL)
+                outputs = self._model(input_ids=ids_RL)
             else:
                 ids_RL = torch.full((rows, length), self._pad or 0)
                 mask_RL = torch.zeros((rows, length), dtype=torch.long)
@@ -80,8 +125,9 @@ class FixedShapes:
                     ids = batch[row] if row < len(batch) else batch[0]
                     ids_RL[row, : len(ids)] = torch.tensor(ids)
                     mask_RL[row, : len(ids)] = 1
-                outputs = self._model(input_ids=ids_RL.to(device), attention_mask=mask_RL.to(device))
-            return outputs.logits.float().tolist()
+                mask_RL = mask_RL.to(device)
+                outputs = self._model(input_ids=ids_RL.to(device), attention_mask=mask_RL)
+            return self._outputs(outputs, mask_RL).float().tolist()
 
     def _independent(self, rows: int, length: int) -> bool:
         """Whether every row has the same bits in other places and beside other rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ PartVerdicts = Mapping[str, Sequence[Verdict]]
 """Part -> one verdict per attempt, in order."""
 
 SHIPPED_TASK_MEMORY_BYTES = 4 * 1024**3
+THIS = ""  # in the verdict of one part: its own name, which it does not know
 _NOT_ASKED = Verdict(Outcome.TRUNCATED)
 
 
@@ -128,12 +130,13 @@ class Judge:
         several = len(self.parts) > 1
         cut = tuple(name for name, verdict in found.items() if verdict.cut)
         parts = values if self.config.reward.parts else {}
+        seconds = {name: verdict.seconds[THIS] for name, verdict in found.items() if THIS in verdict.seconds}
         failures = {name: verdict.detail for name, verdict in failed.items()}
         if culprit := next((name for name in failed if self._weights[name]), None):
             detail = f"{culprit}: {failed[culprit].detail}" if several else failed[culprit].detail
-            return Verdict(failed[culprit].outcome, None, detail, parts, failures, cut)
+            return Verdict(failed[culprit].outcome, None, detail, parts, failures, cut, seconds)
         score = total if scored else None
-        return Verdict(self._outcome(attempt, found, score), score, "", parts, failures, cut)
+        return Verdict(self._outcome(attempt, found, score), score, "", parts, failures, cut, seconds)
 
     def _outcome(self, attempt: Attempt, found: Mapping[str, Verdict], score: float | None) -> str:
         if not attempt.finished:
@@ -208,9 +211,12 @@ class Scorer:
         wants_all = self._judge.parts[name].score_truncated
         asked = [position for position, attempt in enumerate(attempts) if attempt.finished or wants_all]
         verdicts = [_NOT_ASKED] * len(attempts)
+        start = time.perf_counter()
         found = self._parts[name]([attempts[position] for position in asked]) if asked else []
+        each_s = (time.perf_counter() - start) / max(1, len(asked))
+        timed = bool(self._judge.config.reward.parts)
         for position, verdict in zip(asked, found, strict=True):
-            verdicts[position] = verdict
+            verdicts[position] = replace(verdict, seconds={THIS: each_s}) if timed else verdict
         return verdicts
 
 
@@ -228,6 +234,18 @@ def _process(config: TrainConfig, part: PartSection, trial: Attempt | None) -> C
 
 def _check_of(config: TrainConfig, part: PartSection) -> Check:
     """Of a part that runs nobody's code."""
+    device = "cuda" if config.reward_model.gpus_per_actor > 0 else "cpu"
+    if part.encoder is not None:
+        from bgrpo.scoring.sentence_encoder import EmbeddingSimilarity
+
+        encoder = EmbeddingSimilarity(
+            part.encoder,
+            max_tokens=part.max_tokens,
+            truncate=part.too_long or "refuse",
+            dtype=part.dtype or "fp32",
+            device=device,
+        )
+        return _scores_check(encoder.score)
     if part.metric is not None:
         return _metric_check(text_metric(part.metric))
     if part.url is not None:
@@ -243,7 +261,7 @@ def _check_of(config: TrainConfig, part: PartSection) -> Check:
         max_tokens=part.max_tokens,
         truncate=part.too_long or "refuse",
         dtype=part.dtype or "fp32",
-        device="cuda" if config.reward_model.gpus_per_actor > 0 else "cpu",
+        device=device,
         separator=part.separator or "",
     )
     return _scores_check(model.score)
@@ -251,7 +269,13 @@ def _check_of(config: TrainConfig, part: PartSection) -> Check:
 
 def _try(name: str, check: Check, trial: Attempt | None) -> None:
     """Refuse a part that fails on the trial."""
-    if trial is not None and (found := check([trial])[0]).outcome in FAILED:
+    if trial is None:
+        return
+    try:
+        found = check([trial])[0]
+    except MemoryError as error:
+        raise UserError(f"reward.parts.{name}: {error}") from error
+    if found.outcome in FAILED:
         raise UserError(
             f"reward.parts.{name}: tried on the prompt {one_line(trial.problem.prompt, 60)!r}: {found.detail}"
         )
@@ -266,7 +290,7 @@ def _scores_check(score: Callable[[Sequence[Item]], Sequence[Score]]) -> Check:
 
 
 def _verdict(score: Score) -> Verdict:
-    cut = ("",) if score.cut_tokens else ()
+    cut = (THIS,) if score.cut_tokens else ()
     if score.failure:
         return Verdict(Outcome.ERROR, detail=score.failure, cut=cut)
     if score.value is None:

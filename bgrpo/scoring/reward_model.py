@@ -15,7 +15,7 @@ from bgrpo.errors import UserError, one_line
 from bgrpo.policies.io import loading
 from bgrpo.policies.model_files import read_model_files
 from bgrpo.scoring.classifier import read_classifier
-from bgrpo.scoring.fixed_shapes import FixedShapes
+from bgrpo.scoring.fixed_shapes import FixedShapes, telling_memory
 from bgrpo.scoring.scored_text import Item, Messages, Score, as_messages, is_text, shorten
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -71,10 +71,7 @@ class RewardModel:
             self.model, self.tokenizer = read_classifier(folder, DTYPES[dtype])
             self.label = _output(self.model, label)
         self.path = path
-        limit = token_limit(self.model, self.tokenizer)
-        if max_tokens is not None and (max_tokens < 1 or (limit is not None and max_tokens > limit)):
-            raise UserError(f"reward model {path}: max_tokens={max_tokens}: expected 1 to {limit or 'any number'}")
-        self.limit = max_tokens or limit
+        self.limit = longest_text(f"reward model {path}", self.model, self.tokenizer, max_tokens)
         self._truncate, self._separator = truncate, separator
         self._several = (self.model.config.num_labels or 1) > 1
         self._shapes = FixedShapes(self.model.to(device).eval(), self.limit)  # type: ignore[arg-type]
@@ -90,9 +87,12 @@ class RewardModel:
             else:
                 encoded[position] = ids
         positions = list(encoded)
-        for place, logits in self._shapes.logits([self._kept(ids) for ids in encoded.values()]):
+        texts = [kept_tokens(ids, self.limit, self.tokenizer) for ids in encoded.values()]
+        with telling_memory(f"reward model {self.path}"):
+            outputs = list(self._shapes.logits(texts))
+        for place, logits in outputs:
             position = positions[place]
-            cut = len(encoded[position]) - len(self._kept(encoded[position]))
+            cut = len(encoded[position]) - len(texts[place])
             value = self._value(logits)
             bad = f"the reward model's output is {value}, not a finite number"
             scores[position] = Score(value, "", cut) if math.isfinite(value) else Score(None, bad, cut)
@@ -108,12 +108,6 @@ class RewardModel:
         if self._truncate == "refuse" and self.limit is not None and len(ids) > self.limit:
             return Score(failure=f"the text has {len(ids)} tokens, the reward model takes {self.limit}")
         return ids
-
-    def _kept(self, ids: list[int]) -> list[int]:
-        if self.limit is None or len(ids) <= self.limit:
-            return ids
-        first = ids[:1] if ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
-        return first + ids[len(ids) - self.limit + len(first) :]
 
     def _value(self, logits: list[float]) -> float:
         chosen = logits[self.label]
@@ -142,6 +136,28 @@ def encode(
         encoded = tokenizer(separator.join(message["content"] for message in messages))
     ids: list[int] = encoded["input_ids"]
     return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
+
+
+def kept_tokens(ids: list[int], limit: int | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What is left of a text that may be too long: tokens go on the left, a leading BOS or CLS stays."""
+    if limit is None or len(ids) <= limit:
+        return ids
+    first = ids[:1] if ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id) else []
+    return first + ids[len(ids) - limit + len(first) :]
+
+
+def longest_text(
+    what: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int | None
+) -> int | None:
+    """Longest text that is scored, in tokens: ``max_tokens``, or what the model takes; None: any.
+
+    Raises:
+        UserError: ``max_tokens`` is more than the model takes; ``what`` begins the message.
+    """
+    limit = token_limit(model, tokenizer)
+    if max_tokens is not None and (max_tokens < 1 or (limit is not None and max_tokens > limit)):
+        raise UserError(f"{what}: max_tokens={max_tokens}: expected 1 to {limit or 'any number'}")
+    return max_tokens or limit
 
 
 def token_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:

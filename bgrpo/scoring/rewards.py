@@ -117,17 +117,36 @@ def _unscored(verdict: Verdict, rule: RewardRule) -> float | None:
     return rule.wrong_reward if verdict.outcome == Outcome.TRUNCATED else None
 
 
-def _normal_scores(verdicts: Sequence[Verdict], weights: Mapping[str, float]) -> list[float | None]:
-    """Weighted sums of parts that have mean 0 and deviation 1 within the group; constant parts are 0."""
-    sums = np.zeros(len(verdicts))
+def contributions(verdicts: Sequence[Verdict], weights: Mapping[str, float], normalize: bool) -> dict[str, np.ndarray]:
+    """What each part adds to the weighted sums of one group, before rank shapes them.
+
+    Args:
+        verdicts: one per completion.
+        weights: factor of each part.
+        normalize: each part by the group's mean and deviation first; constant parts then add 0.
+
+    Returns:
+        Part -> one number per completion: 0 where the part does not apply, or the completion has no score. Their sum
+        is the completion's score, or with ``normalize`` what the update uses in its place.
+    """
     scored = [verdict.score is not None for verdict in verdicts]
+    added = {}
     for name, weight in weights.items():
         values = [verdict.parts.get(name) if ok else None for verdict, ok in zip(verdicts, scored, strict=True)]
         there = [i for i, value in enumerate(values) if value is not None]
         column = np.array([values[i] for i in there], np.float64)
-        if weight and len(there) > 1 and np.ptp(column) > 0:
-            sums[there] += weight * (column - column.mean()) / (column.std(ddof=1) + NORMAL_EPSILON)
-    return [float(value) if ok else None for value, ok in zip(sums, scored, strict=True)]
+        added[name] = np.zeros(len(verdicts))
+        if weight and not normalize:
+            added[name][there] = weight * column
+        elif weight and len(there) > 1 and np.ptp(column) > 0:
+            added[name][there] = weight * (column - column.mean()) / (column.std(ddof=1) + NORMAL_EPSILON)
+    return added
+
+
+def _normal_scores(verdicts: Sequence[Verdict], weights: Mapping[str, float]) -> list[float | None]:
+    """Weighted sums of parts that have mean 0 and deviation 1 within the group."""
+    sums = sum(contributions(verdicts, weights, normalize=True).values(), np.zeros(len(verdicts)))
+    return [None if verdict.score is None else float(value) for value, verdict in zip(sums, verdicts, strict=True)]
 
 
 def _balanced(verdicts: Sequence[Verdict], rewards: Rewards) -> Rewards:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from bgrpo.config import EMBEDDING_SIMILARITY
 from bgrpo.errors import UserError
 
 Scores = list[float | None]
@@ -53,7 +54,8 @@ def text_metric(name: str) -> Metric:
     stem, _, n = name.rpartition("_")
     if stem in OF_GRAMS and n in tuple("123456789"):
         return functools.partial(OF_GRAMS[stem], n=int(n))
-    raise UserError(f"metric {name!r}: expected one of {', '.join([*METRICS, *(f'{stem}_N' for stem in OF_GRAMS)])}")
+    known = [*METRICS, *(f"{stem}_N" for stem in OF_GRAMS), EMBEDDING_SIMILARITY]
+    raise UserError(f"metric {name!r}: expected one of {', '.join(known)}")
 
 
 def normalized(text: str) -> str:

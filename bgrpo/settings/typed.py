@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from functools import reduce
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -72,7 +73,7 @@ def below(annotation: Any, key: str | int, *, marked: bool = True) -> Any:
             if name not in part.model_fields:
                 return UNKNOWN
             found = annotation_of(part.model_fields[name])
-            return below(found, rest) if rest else found
+            return reduce(below, rest.split("."), found) if rest else found
     return UNKNOWN
 
 

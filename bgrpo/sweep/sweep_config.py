@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bgrpo.config import RunSection, TrackingSection, TrainConfig
-from bgrpo.settings.key_table import known_keys
 from bgrpo.settings.messages import shown, unknown_key
-from bgrpo.settings.typed import below, is_section
+from bgrpo.settings.typed import UNKNOWN, below, is_section
 from bgrpo.settings.values import Few, KeysOf, Options, PathText, Section, Text
 from bgrpo.sweep.config_keys import flat_keys, is_within
 
@@ -129,8 +128,10 @@ class SweepConfig(Section):
     trials_per_arm: Points | None = Field(None, description="points tried per arm; default: the whole grid")
     search_seeds: Annotated[int, Field(ge=1, le=FIRST_CONFIRM_SEED)] = Field(1, description="seeds of each point")
     confirm_seeds: Points = Field(3, description="fresh seeds of each arm's best point")
-    metric: Literal["beam_rank_score", "greedy", "top1", "beam@10"] = Field(
-        "beam_rank_score", description="validation metric that selects and that schedulers compare"
+    metric: Text = Field(
+        "beam_rank_score",
+        description="validation metric that selects and that schedulers compare, larger being better; it decides on "
+        "the test problems, too. Graded rewards: greedy_reward, greedy_PART, win_rate, …",
     )
     budget: SweepBudget = SweepBudget()
     baseline: Text | None = Field(None, description="arm that the report compares the others with; default: GRPO's")
@@ -190,12 +191,11 @@ def _check_sections(values: dict[str, Any], where: str) -> None:
 
 
 def _check_comparable(keys: Sequence[str], where: str) -> None:
-    known = known_keys(TrainConfig)
     for key in keys:
         if any(is_within(key, name) for name in SAME_FOR_ALL):
             raise ValueError(
                 f"{where}: {key} must be the same for every trial, else they could not be compared: set it in train, "
                 f"or by the sweep's own budget, seed, run and tracking"
             )
-        if key not in known:
+        if below(TrainConfig, key) is UNKNOWN:
             raise ValueError(f"{where}: {unknown_key(key, TrainConfig)}")

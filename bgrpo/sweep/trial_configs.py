@@ -13,6 +13,7 @@ from bgrpo.runs.run_folder import flatten
 from bgrpo.sweep.config_keys import flat_keys, merge, nest
 from bgrpo.sweep.search_space import Point, corner_points, known_points
 from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.sweep_metric import check_metric
 from bgrpo.sweep.sweep_plan import Phase, Trial
 
 STEPS_PER_SECOND = 1000  # no training step is shorter than this allows
@@ -48,16 +49,19 @@ class TrialConfigs:
             UserError: a configuration that does not fit, with the arm and the point.
         """
         sweep, first = self._sweep, []
+        every: dict[str, TrainConfig] = {}
         for arm, entry in sweep.arms.items():
             space = sweep.space_of(arm)
             known = known_points(sweep, arm) if space and sweep.searcher != "optuna" else corner_points(space)
             for point in known or [{}]:
                 where = ", ".join([f"arm {arm}", *(f"{key}={value}" for key, value in point.items())])
                 config = self._build(flat_keys(entry.set) | point, "confirm", sweep.seed, "check", where)
+                every[where] = config
                 if point is (known or [point])[0]:
                     first.append(config)
         if sweep.has_search and not first[0].evaluation.every:
             raise UserError("a search needs validations to select by: set train.evaluation.every, for example 20")
+        check_metric(sweep.metric, every, sweep.has_search)
         return first
 
     def _build(self, overrides: Point, phase: Phase, seed: int, name: str, where: str) -> TrainConfig:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,6 +19,7 @@ from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import Stopped, UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
+from bgrpo.evaluation.win_rate import with_win_rate
 from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import is_spent
@@ -34,6 +37,7 @@ from bgrpo.runs.preparation import (
 from bgrpo.runs.run_folder import ROOM, RunFolder, check_place, flatten, write_atomically
 from bgrpo.runs.samples import sample_table
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
+from bgrpo.tasks.base import Problem
 from bgrpo.training.machinery import Machinery, RunParts
 from bgrpo.training.metrics_tail import MetricsTail
 from bgrpo.training.run_attempt import (
@@ -219,24 +223,25 @@ class _Run:
         config, folder = self._config, self._folder
         tracker = self._start_tracking()
         status = "FAILED"
-        self._workers = self._machinery.start(self._run)
-        self._doing = f"waiting for {self._workers.begins}"
-        self._tell_start(self._workers.begins)
         try:
-            with self._watchdog:
-                self._workers.wait()
-                before = self._evaluate_before()
-                stopped = self._train(tracker)
-                comparison = None
-                if not stopped:
-                    self._export_policy()
-                    if before is not None:
-                        comparison = EvaluationComparison(before, self._evaluate_after(), config.seed)
-                        folder.check_owner()
-                        comparison.save(folder.evaluation_path)
-            steps = folder.metrics()
+            with closing(self._machinery.start(self._run)) as self._workers:
+                self._doing = f"waiting for {self._workers.begins}"
+                self._tell_start(self._workers.begins)
+                with self._watchdog:
+                    self._workers.wait()
+                    before = self._evaluate_before()
+                    self._measure_validation_before()
+                    stopped = self._train(tracker)
+                    comparison = None
+                    if not stopped:
+                        self._export_policy()
+                        if before is not None:
+                            after = with_win_rate(self._evaluate_after(), before)
+                            comparison = EvaluationComparison(with_win_rate(before, before), after, config.seed)
+                            folder.check_owner()
+                            comparison.save(folder.evaluation_path)
             if not stopped:
-                plot_report(config, steps, comparison, folder.name, folder.report_path)
+                plot_report(config, folder.metrics(), comparison, folder.name, folder.report_path)
                 self._record_products(tracker, comparison)
             status = "KILLED" if stopped else "FINISHED"
         except Stopped:
@@ -244,7 +249,6 @@ class _Run:
             raise
         finally:
             tracker.finish(status)  # type: ignore[arg-type]
-            self._workers.close()
         return result_of(config, folder, stopped, comparison)
 
     def _start_tracking(self) -> Tracker:
@@ -256,12 +260,24 @@ class _Run:
         folder.update(mlflow_run_id=tracker.run_id or known)
         return tracker
 
-    def _evaluate(self, policy: LoadedPolicy, version: int, label: str) -> Evaluation:
+    def _evaluate(self, policy: LoadedPolicy, version: int, doing: str) -> Evaluation:
         """Measure weights on the test problems."""
-        config = self._config
+        section, measures = self._config.evaluation, Measures.of(self._config)
+        problems = self._run.prepared.splits.test
+        return self._measure(policy, version, doing, problems, section.beam_widths, section.samples, measures)
+
+    def _measure(
+        self,
+        policy: LoadedPolicy,
+        version: int,
+        doing: str,
+        problems: Sequence[Problem],
+        beam_widths: Sequence[int],
+        samples: int,
+        measures: Measures,
+    ) -> Evaluation:
         decode = self._workers.decoder(policy, version)
-        section = config.evaluation
-        self._begin(f"evaluating {label} training")
+        self._begin(doing)
         with self._console.status(self._doing) as status:
 
             def show(done: int, total: int) -> None:
@@ -270,15 +286,7 @@ class _Run:
                     raise Stopped("the file stop", STOPPED_STATUS)
                 status.update(f"{self._doing}: {done / total:.0%}")
 
-            evaluation = evaluate(
-                decode,
-                self._run.prepared.splits.test,
-                section.beam_widths,
-                section.samples,
-                config.seed,
-                Measures.of(config),
-                on_progress=show,
-            )
+            evaluation = evaluate(decode, problems, beam_widths, samples, self._config.seed, measures, on_progress=show)
         for line in evaluation.failures():
             self._console.print(f"{self._doing}: {line}", soft_wrap=True, highlight=False, markup=False)
         return evaluation
@@ -288,18 +296,35 @@ class _Run:
         if not self._config.evaluation.final:
             return None
         kept = self._folder.path / "evaluation-before.json"
+        return self._once(kept, lambda: self._evaluate(self._run.prepared.policy, 0, "evaluating before training"))
+
+    def _measure_validation_before(self) -> None:
+        """The starting policy's greedy rewards on the validation problems, which win rates compare with."""
+        config, prepared = self._config, self._run.prepared
+        if config.evaluation.every and config.reward.is_graded:
+            problems = prepared.splits.validation[: config.evaluation.problems]
+            measures = replace(Measures.of(config), solved=False, parts=())
+            doing = "validating before training"
+            self._once(
+                self._folder.validation_before_path,
+                lambda: self._measure(prepared.policy, 0, doing, problems, [1], 0, measures),
+            )
+
+    def _once(self, kept: Path, measure: Callable[[], Evaluation]) -> Evaluation:
+        """What is in the file, else what is measured, which is kept there."""
         if kept.exists():
             try:
                 return Evaluation.load(kept)
             except UserError as error:
                 say(self._console, f"{error}: measuring the starting policy again")
-        before = self._evaluate(self._run.prepared.policy, 0, "before")
+        before = measure()
         self._folder.check_owner()
         write_atomically(kept, json.dumps(before.to_dict()))
         return before
 
     def _evaluate_after(self) -> Evaluation:
-        return self._evaluate(load_policy(str(self._folder.policy)), spent_so_far(self._store).steps, "after")
+        policy = load_policy(str(self._folder.policy))
+        return self._evaluate(policy, spent_so_far(self._store).steps, "evaluating after training")
 
     def _train(self, tracker: Tracker) -> bool:
         """Run the learners to the last step, showing and recording what they write; True when asked to stop before."""

@@ -10,26 +10,22 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.evaluation.decoders import Decode
-from bgrpo.groups import ScoredGroup
 from bgrpo.learning.rollout_source import LocalRolloutSource, torch_threads
 from bgrpo.policies.io import LoadedPolicy
+from bgrpo.runs.ownership import Claim
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
-from bgrpo.tasks.base import Problem
 from bgrpo.training.learner import learn
 from bgrpo.training.machinery import Machinery, RunParts, Workers
 from bgrpo.training.stacks import current_stacks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 CLOSE_S = 5.0
 _OF_RAY = (
@@ -90,13 +86,11 @@ class LocalWorkers(Workers):
         self._closed = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._problems: Sequence[Problem] = splits.train
         with torch_threads(config.reward_model.threads):
             self._scorer = Judge(config).start(trial_of(splits.train))
         device = "cuda" if torch.cuda.is_available() else "cpu"  # as the trainer chooses
-        self._source = _EndableSource(
-            self._closed, splits.train, run.prepared.policy.tokenizer, config, self._scorer.judge, device
-        )
+        tokenizer = run.prepared.policy.tokenizer
+        self._source = LocalRolloutSource(splits.train, tokenizer, config, self._scorer.judge, device)
 
     def wait(self) -> None:
         """Nothing: what scores was tried when it was started."""
@@ -108,22 +102,20 @@ class LocalWorkers(Workers):
 
     def learn(self) -> None:
         """In the calling thread."""
-        config, folder = self._run.config, self._run.folder
-
-        def report(metrics: dict[str, Any]) -> None:
-            self._source.refuse_closed()
-            folder.append_metrics(int(metrics["step"]), metrics)
-
+        run, claim = self._run, self._run.folder.claim
+        folder = run.folder
+        if claim is not None:
+            folder = replace(folder, claim=_EndableClaim(claim.folder, claim.owner, self._closed))
         self._idle.clear()
         try:
             learn(
-                config,
+                run.config,
                 folder,
                 0,
                 source=lambda problems: self._source,
                 decoder=lambda version, tokenizer: self._source.decoder(version),
                 on_start=lambda step: None,
-                on_step=report,
+                on_step=lambda metrics: folder.append_metrics(int(metrics["step"]), metrics),
             )
         finally:
             self._idle.set()
@@ -152,33 +144,22 @@ class LocalWorkers(Workers):
         self._scorer.close()
 
 
-class _EndableSource(LocalRolloutSource):
-    """A rollout source that ends the learner when its run is over.
+@dataclass(frozen=True, slots=True)
+class _EndableClaim(Claim):
+    """A claim that ends before its owner's process does: whoever shows it writes no more.
 
-    Args:
-        closed: set when it is.
-        further: as of :class:`LocalRolloutSource`.
+    Attributes:
+        closed: set when it has ended.
     """
 
-    def __init__(self, closed: threading.Event, *further: Any) -> None:
-        super().__init__(*further)
-        self._closed = closed
+    closed: threading.Event = field(compare=False)
 
-    def refuse_closed(self) -> None:
-        """To be called before anything is written.
+    def check(self) -> None:
+        """As before the end.
 
         Raises:
-            Stopped: the run is over.
+            Stopped: it has ended.
         """
-        if self._closed.is_set():
+        if self.closed.is_set():
             raise Stopped("the end of the run", STOPPED_STATUS)
-
-    def publish(self, version: int, model: PreTrainedModel) -> None:
-        """As without an end; a checkpoint is written after it."""
-        self.refuse_closed()
-        super().publish(version, model)
-
-    def collect(self, step: int, version: int, indices: list[int], draw: int) -> list[ScoredGroup]:
-        """As without an end."""
-        self.refuse_closed()
-        return super().collect(step, version, indices, draw)
+        Claim.check(self)

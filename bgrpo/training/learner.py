@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bgrpo.config import TrainConfig
 from bgrpo.evaluation.decoders import Decode
+from bgrpo.groups import ScoredGroup
 from bgrpo.learning.learner_state import policy_folder, training_store
+from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampleWriter
+from bgrpo.scoring.failed_checks import DETAILS
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.problem_files import read_problems
 from bgrpo.training.run_attempt import STOP_FILE
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bgrpo.learning.rollout_source import RolloutSource
-
-logger = logging.getLogger(__name__)
 
 
 def learn(
@@ -59,6 +59,12 @@ def learn(
     reference = start.model if config.learner.beta > 0 and resume is not None else None
     problems = read_problems(folder.data / "train.jsonl")
     samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
+    group_log = GroupLog(folder, config.rollout.log_groups)
+
+    def keep(step: int, groups: Sequence[ScoredGroup], advantages: Mapping[int, Sequence[float]]) -> None:
+        samples.write(step, groups, advantages)
+        group_log.write(step, groups, advantages)
+
     begun = 0 if resume is None else store.step_of(resume)
     if rank == 0:
         folder.truncate_after(begun)
@@ -77,27 +83,31 @@ def learn(
         on_step=on_step,
         validate=_validator(config, folder, lambda version: decoder(version, policy.tokenizer)),
         should_stop=(folder.path / STOP_FILE).exists,
-        keep_samples=samples.write,
+        keep_samples=keep,
     )
     trainer.run()
 
 
 def _validator(
     config: TrainConfig, folder: RunFolder, decoder: Callable[[int], Decode]
-) -> Callable[[int], dict[str, float]] | None:
-    """Measures a version on held-out problems; None where no validations are asked for."""
+) -> Callable[[int], dict[str, Any]] | None:
+    """Measures a version on held-out problems, also against the starting policy; None without validations."""
+    from bgrpo.evaluation.metrics import RANK_WIDTH, Evaluation, Measures, evaluate
+    from bgrpo.evaluation.win_rate import with_win_rate
+
     section = config.evaluation
     if not section.every:
         return None
     problems = read_problems(folder.data / "validation.jsonl")[: section.problems]
 
-    def validate(version: int) -> dict[str, float]:
-        from bgrpo.evaluation.metrics import RANK_WIDTH, Measures, evaluate
+    start = Evaluation.load(folder.validation_before_path) if config.reward.is_graded else None
 
+    def validate(version: int) -> dict[str, Any]:
         samples, measures = section.validation_samples, Measures.of(config)
         evaluation = evaluate(decoder(version), problems, [RANK_WIDTH], samples, config.seed, measures)
-        for line in evaluation.failures():
-            logger.warning("validation of version %d: %s", version, line)
-        return evaluation.metrics()
+        if start is not None:
+            evaluation = with_win_rate(evaluation, start)
+        told = "; ".join(evaluation.failures())
+        return evaluation.metrics() | ({DETAILS: {"validation": told}} if told else {})
 
     return validate

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from bgrpo.config import TrainConfig
+from bgrpo.display.part_report import part_table
 from bgrpo.display.run_report import comparison_table
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.runs.budget import Spent
@@ -30,7 +31,8 @@ class RunResult:
         comparison: before and after on the test problems; None when not asked for, or stopped.
         tracking_uri: where MLflow recorded it; None when it did not.
         steps_without_update: steps that had nothing to learn from.
-        conclusions: what kept it from learning, see :func:`bgrpo.runs.learning_signal.conclusions`.
+        conclusions: what kept it from learning, and what looks like reward hacking, see
+            :func:`bgrpo.runs.learning_signal.conclusions`.
     """
 
     folder: RunFolder
@@ -89,7 +91,10 @@ def announce(result: RunResult, config: TrainConfig, console: Console, command: 
         return
     if result.comparison is not None:
         console.print(comparison_table(result.comparison, f"{folder.name}: before and after"))
-    for line in failures_of_steps(folder.metrics()):
+    steps = folder.metrics()
+    if (parts := part_table(config.reward, steps)) is not None:
+        console.print(parts)
+    for line in failures_of_steps(steps):
         console.print(f"training: {line}", soft_wrap=True, highlight=False, markup=False)
     lines = [("policy", str(folder.policy)), ("plot", str(folder.report_path)), ("run", str(folder.path))]
     if result.tracking_uri is not None:

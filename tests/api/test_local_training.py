@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,35 @@ def test_a_run_that_is_stopped_and_resumed_comes_to_the_same(
         bgrpo.train(resume=cut, group_size=8, local=True)
 
 
+def test_a_callback_that_raises_ends_the_run_and_nothing_is_written_after_it(
+    tmp_path: Path, policy_folder: Path, rows: list[dict[str, Any]], small: dict[str, Any]
+) -> None:
+    def strike(step: int, metrics: Any) -> None:
+        raise ZeroDivisionError(f"at step {step}")
+
+    before = set(threading.enumerate())
+    keys = small | {"checkpoint.every": 1, "evaluation.final": False}
+    with pytest.raises(ZeroDivisionError, match="at step 1"):
+        bgrpo.train(
+            policy_folder,
+            rows,
+            {"metric": "distinct_1", "score_truncated": True},
+            algorithm="grpo",
+            steps=10_000,
+            group_size=4,
+            config=keys,
+            name="raising",
+            runs=tmp_path,
+            local=True,
+            on_step=strike,
+        )
+    run = bgrpo.load_run(tmp_path / "raising")
+    written = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
+    wait_until(lambda: set(threading.enumerate()) <= before, "the end of the learner's thread", 60)
+    assert run.status == "failed" and 1 <= run.steps < 10_000
+    assert written == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file()}
+
+
 SCRIPT = """
 import asyncio, os, signal, sys
 import bgrpo
@@ -186,7 +216,7 @@ def test_local_and_submit_are_not_one_command(capsys: pytest.CaptureFixture[str]
 
 def test_importing_the_package_is_quick_and_heavy_libraries_wait() -> None:
     code = (
-        "import time, sys; start = time.perf_counter(); import bgrpo; took = time.perf_counter() - start\n"
+        "import time, sys; start = time.process_time(); import bgrpo; took = time.process_time() - start\n"
         "heavy = {'torch', 'transformers', 'ray', 'pydantic', 'datasets', 'trl'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert set(bgrpo.__all__) <= set(dir(bgrpo))\n"

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from_python.md"
+FEWER = {"evaluation.samples": 0, "evaluation.beam_widths": [2], "tracking.enabled": False}
 LARGE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -47,7 +48,8 @@ def test_the_code_of_the_page_runs(
     assert len(blocks) == 5 and LARGE in blocks[0] and len(blocks[0].strip().splitlines()) <= 12
     changes = [
         (LARGE, "tiny"),
-        ("steps=20,", "steps=2, config={'evaluation.samples': 0}, name='my_run',"),
+        ("steps=20,", f"steps=2, config={FEWER}, name='my_run',"),
+        ('"task.test.count": 50', '"task.test.count": 4'),
         ("steps=200", "steps=3, local=True"),
     ]
     names: dict[str, Any] = {}

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from bgrpo.display.progress import Pace, TrainingProgress, format_duration
+from bgrpo.display.terminal import PlainConsole
 
 
 class Clock:
@@ -110,3 +111,21 @@ def test_the_first_failed_check_of_each_kind_is_told_once(terminal: bool) -> Non
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+class ZMQInteractiveShell:
+    """What a notebook's ``get_ipython`` gives, by its name."""
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_draws_with_widgets_or_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, widgets: bool) -> None:
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "found" if widgets else None)
+    assert Console().is_jupyter
+    console = PlainConsole(file=io.StringIO())
+    assert console.is_jupyter == widgets
+    assert (TrainingProgress(3, "run", console=console)._live is not None) == widgets
+    if not widgets:
+        with TrainingProgress(1, "run", console=console) as progress:
+            progress.update(1, {"reward_mean": 0.5})
+        assert "run: step 1/1 · reward 0.500" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -193,3 +193,11 @@ def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) 
     drawn[0].draw_without_rendering()
     text = drawn[0].get_supxlabel()
     assert text.startswith("error in 6 of 10 checks, the first: ValueError: $x_$") and len(text) < 160
+
+
+def test_searches_with_different_outcomes_share_a_table() -> None:
+    outcomes = {"beam 1": {"scored": 3, "error": 0}, "sample 2": {"correct": 4, "wrong": 2, "error": 1}}
+    evaluation = Evaluation(["", ""], {"greedy_reward": [1.0, 0.0]}, outcomes, "digest")
+    rows = [line.split() for line in _text(evaluation_tables(evaluation, "x")[-1]).splitlines()]
+    assert ["│", "beam", "1", "│", "3", "│", "0", "│", "0", "│", "0", "│"] in rows
+    assert ["│", "sample", "2", "│", "0", "│", "1", "│", "4", "│", "2", "│"] in rows

@@ -17,7 +17,7 @@ import ray
 import torch
 from learner_cases import scored
 
-from bgrpo.config import TrainConfig
+from bgrpo.config import RewardSection, TrainConfig
 from bgrpo.distributed.pool.pool_records import ActorState, PoolLimits
 from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.rollout import service_metrics
@@ -89,7 +89,7 @@ def real_step(mode: str) -> dict[str, float]:
     meter.end_optimizer_step(1.5)
     return {
         "step": 4.0,
-        **rollout_metrics(LearningStep(groups, []), 4, mode),
+        **rollout_metrics(LearningStep(groups, []), 4, mode, RewardSection()),
         **meter.result(),
         "learning_rate": 1e-4,
         **Spent(steps=4, completions=4).metrics(),

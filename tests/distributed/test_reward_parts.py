@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from signal import SIGKILL
@@ -9,15 +10,25 @@ from typing import Any
 
 import psutil
 import pytest
+from pooled_actors import Starving
 from tiny_rewards import TEMPLATE, WORDS, write_model
 
+import bgrpo
 from bgrpo.chaos.faults import at_steps, hit
 from bgrpo.chaos.run_comparison import compare_metrics
-from bgrpo.config import TrainConfig, build_config
+from bgrpo.config import RunSection, TrainConfig, build_config
+from bgrpo.distributed.pool.actor_pool import PoolError
+from bgrpo.distributed.rollout import scorers
 from bgrpo.distributed.train.training_run import RunResult, run_training
 from bgrpo.errors import UserError
+from bgrpo.evaluation.metrics import Evaluation
+from bgrpo.files import sha256
+from bgrpo.groups import Verdict
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.samples import SampleReader
+from bgrpo.scoring.attempts import Attempt
+from bgrpo.scoring.judge import Judge
+from bgrpo.tasks.base import Problem
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 STEPS = 20
@@ -63,11 +74,11 @@ def config(here: Path, name: str, algorithm: str = "bgrpo", **reward: Any) -> Tr
                 "test": {"share": 0.2},
             },
             "rollout": {"actors": 1, "group_size": 3, "prompts_per_step": 4, "prompts_per_request": 2}
-            | {"max_new_tokens": 5},
+            | {"max_new_tokens": 5, "log_groups": 3},
             "reward": {"parts": parts} | reward,
             "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
             "evaluation": {"beam_widths": [2], "samples": 2, "every": 10},
-            "checkpoint": {"every": 5},
+            "checkpoint": {"every": 5, "metric": "win_rate"},
             "tracking": {"enabled": False},
             "run": {"dir": str(here / "runs"), "name": name},
         },
@@ -85,13 +96,20 @@ def test_a_composite_reward_is_learned_from_and_every_part_is_told(composite: Ru
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     for part in PARTS:
         assert all(step[f"part/{part}/failed"] == 0 for step in steps)
-        assert all(step[f"part/{part}/spread"] >= 0 for step in steps)
+        assert all(step[f"part/{part}/spread"] >= 0 and step[f"part/{part}/seconds"] > 0 for step in steps)
+    shared = [sum(step[f"part/{part}/share"] for part in PARTS) for step in steps if "part/quality/share" in step]
+    assert len(shared) > STEPS / 2 and shared == pytest.approx([1.0] * len(shared))
     assert any(step["groups_used"] > 0 for step in steps)
     table = json.loads(composite.folder.evaluation_path.read_text())["table"]
     assert {"greedy_reward", "greedy_quality", "best_reward@2", "sample_overlap", "best_of@2"} <= table.keys()
     assert "greedy" not in table, "nothing says what is correct"
+    assert table["win_rate"]["before"] == [0.5] * 3 and 0 <= table["win_rate"]["after"][0] <= 1
     validated = [step for step in steps if "validation/greedy_reward" in step]
     assert [step["step"] for step in validated] == [10, 20]
+    start = Evaluation.load(composite.folder.validation_before_path).metrics()
+    assert set(start) == {"greedy_reward"}
+    assert all(0 <= step["validation/win_rate"] <= 1 for step in validated)
+    assert len((composite.folder.path / "groups.log").read_text().splitlines()) == STEPS * 3 * 3
     assert load_policy(str(composite.folder.policy)).tokenizer.chat_template
     samples = list(SampleReader(composite.folder))
     assert set(samples[0].completions[0].parts) == set(PARTS)
@@ -106,6 +124,36 @@ def test_a_reward_actor_that_is_killed_changes_nothing(here: Path, composite: Ru
         result = run_training(disturbed)
     assert begun == [3]
     assert compare_metrics(composite.folder.metrics(), result.folder.metrics()) == []
+
+
+@pytest.mark.parametrize("starved", [2, 3])
+def test_a_reward_model_without_memory_is_asked_again_then_the_cause_is_told(
+    starved: int, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two actors die of it, and a third scores; or three do."""
+    monkeypatch.setattr(scorers, "RewardActor", Starving)
+    (tmp_path / "starve").write_text(str(starved))
+    quality = {"quality": PARTS["quality"]}
+    made = config(here, "starved", parts=quality).model_copy(update={"run": RunSection(dir=str(tmp_path))})
+    attempts = [Attempt(Problem("w1 w2", "w3"), text, (1,)) for text in ("w4", "w5 w6")]
+
+    async def judged() -> list[Verdict]:
+        pools = scorers.ScorerPools(made, None)
+        (pool,) = pools.pools.values()
+        pool.start()
+        work = asyncio.ensure_future(pools.judge(attempts))
+        while not work.done():
+            pool.tick()
+            await asyncio.sleep(0.05)
+        pool.shutdown()
+        return await work
+
+    if starved == 3:
+        with pytest.raises(PoolError, match=r"(?s)3 actors in a row died over it; .*reward model judge: out of memory"):
+            asyncio.run(asyncio.wait_for(judged(), 240))
+        return
+    with Judge(made).start(None) as here_too:
+        assert asyncio.run(asyncio.wait_for(judged(), 240)) == here_too.judge(attempts)
 
 
 @pytest.mark.long
@@ -123,3 +171,31 @@ def test_what_scores_nothing_ends_the_run_with_the_cause(here: Path) -> None:
         parts = {"x": {"function": f"reward_functions:{name}", "score_truncated": True}}
         with pytest.raises(UserError, match=message):
             run_training(config(here, name, parts=parts))
+
+
+def test_from_python_a_lambda_and_a_model_score_on_ray_as_in_this_process(here: Path) -> None:
+    rows = [{"prompt": f"{WORDS[i]} {WORDS[i + 1]}"} for i in range(24)]
+    short = {"function": lambda prompt, completion: 1.0 / (1 + len(completion.split())), "score_truncated": True}
+    judge = {"model": str(here / "judge"), "score_truncated": True}
+    keys = {"rollout": {"actors": 1, "prompts_per_step": 4, "max_new_tokens": 5}, "learner.threads": 1}
+    keys |= {"evaluation": {"beam_widths": [1], "samples": 0}, "tracking.enabled": False}
+    runs = [
+        bgrpo.train(
+            here / "policy",
+            rows,
+            {"short": short, "judge": (judge, 0.3)},
+            algorithm="grpo",
+            steps=3,
+            group_size=4,
+            config=keys,
+            name=f"python-{local}",
+            runs=here / "runs",
+            local=local,
+        )
+        for local in (False, True)
+    ]
+    assert [run.status for run in runs] == ["finished", "finished"]
+    digests = [sha256(run.folder / "policy" / "model.safetensors") for run in runs]
+    assert digests[0] == digests[1] != sha256(here / "policy" / "model.safetensors")
+    assert compare_metrics(runs[0].metrics(), runs[1].metrics()) == []
+    assert runs[0].table().splitlines()[1:] == runs[1].table().splitlines()[1:]

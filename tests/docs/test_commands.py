@@ -16,17 +16,33 @@ import pytest
 from page_commands import PAGES, REPOSITORY, check, commands_of
 
 from bgrpo.cli.app import main
-from bgrpo.config import ProblemSource, TaskSection
+from bgrpo.config import ProblemSource, TaskSection, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome, load_task
 from bgrpo.tasks.splits import load_splits
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = sorted({(command, mark) for page in PAGES for command, mark in commands_of(page.read_text("utf-8"))})
+CONFIGURATIONS = [
+    (page.name, block)
+    for page in PAGES
+    for block in re.findall(r"```yaml\n(algorithm: .*?)```", page.read_text("utf-8"), re.DOTALL)
+]
 CHEAP = ("generate-data", "verify", "evaluate", "decode")
 FEW = {"--count": "30"}
 ENOUGH = {"evaluate": ["--problems", "4", "--samples", "2"], "decode": ["--limit", "3"]}
 FEW_STEPS = ["steps=2", "rollout.prompts_per_step=4", "task.train.count=100", "evaluation.final=false"]
+
+
+@pytest.mark.parametrize(("page", "block"), CONFIGURATIONS, ids=[page for page, _ in CONFIGURATIONS])
+def test_every_configuration_on_a_page_is_one(page: str, block: str, tmp_path: Path) -> None:
+    (tmp_path / "page.yaml").write_text(block)
+    config = load_config(TrainConfig, str(tmp_path / "page.yaml"))
+    assert config.algorithm == "grpo" and config.rollout.group_size == 4
+
+
+def test_the_pages_for_scripts_have_a_configuration() -> None:
+    assert {"from_reward_model_grpo.md", "from_composite_reward.md"} <= {page for page, _ in CONFIGURATIONS}
 
 
 @pytest.mark.parametrize(("command", "mark"), COMMANDS)

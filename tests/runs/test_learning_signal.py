@@ -107,4 +107,4 @@ def test_a_step_makes_no_update_exactly_when_all_its_advantages_are_zero(
         groups.append(replace(group, rewards=values))
     chosen = choose_groups(groups, config)
     nothing = not any(advantage for group in chosen.learning for advantage in group.advantages)
-    assert made_no_update(config, rollout_metrics(chosen, 0, "sample")) == nothing
+    assert made_no_update(config, rollout_metrics(chosen, 0, "sample", config.reward)) == nothing

@@ -29,6 +29,9 @@ def test_each_kind_is_a_line_with_its_share_of_the_checks() -> None:
         "error in 200 of 1,201 checks, the first: why",
         "timeout in 1 of 1,201 checks, the first: late",
     ]
+    assert describe_failures(outcomes, {"validation": "error in 2 of 9 checks, the first: why"}) == [
+        "validation: error in 2 of 9 checks, the first: why"
+    ]
     assert describe_failures(outcomes, {}) == []
 
 

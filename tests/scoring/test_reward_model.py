@@ -23,7 +23,7 @@ from bgrpo.errors import UserError
 from bgrpo.policies.io import SHIPPED_POLICY
 from bgrpo.policies.model_files import read_model_files
 from bgrpo.scoring.fixed_shapes import FixedShapes
-from bgrpo.scoring.reward_model import RewardModel, encode, same_weights
+from bgrpo.scoring.reward_model import RewardModel, encode, kept_tokens, same_weights
 from bgrpo.scoring.scored_text import Item
 
 FAMILIES = [("bert", None), ("llama", TEMPLATE)]
@@ -164,7 +164,7 @@ def test_texts_that_are_too_long_fail_or_are_cut_on_the_left_and_counted(folders
     model = RewardModel(str(folders["bert"]), truncate="cut")
     cut = model.score(items([long, short]))
     assert [score.cut_tokens for score in cut] == [40, 0] and cut[1] == scored
-    kept = model._kept(list(model._encode(Item("w1 w2", long))))  # type: ignore[arg-type]
+    kept = kept_tokens(list(model._encode(Item("w1 w2", long))), model.limit, model.tokenizer)  # type: ignore[arg-type]
     assert len(kept) == 64 and kept[0] == 2 and kept[-1] == 3 and set(kept[1:-1]) == {4 + 6}
     assert RewardModel(str(folders["bert"]), max_tokens=4).score(items([short]))[0].failure
     with pytest.raises(UserError, match="expected 1 to 64"):

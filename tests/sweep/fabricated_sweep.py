@@ -13,6 +13,7 @@ import yaml
 
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation, pass_at_k, rank_score
+from bgrpo.evaluation.win_rate import with_win_rate
 
 WIDTHS = (1, 3, 5, 10)
 SAMPLES = 10
@@ -45,6 +46,7 @@ class Fabrication:
         points: search trials per arm; 0 for no search.
         steps: of each trial, validated every 5.
         number: seed of the fabrication.
+        graded: rewards are graded, and nothing says what is correct.
     """
 
     arms: dict[str, Arm]
@@ -54,7 +56,13 @@ class Fabrication:
     points: int = 0
     steps: int = 20
     number: int = 0
+    graded: bool = False
     extra_config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """By which the sweep decides."""
+        return "greedy_reward" if self.graded else "beam_rank_score"
 
 
 def fabricate_sweep(folder: Path, what: Fabrication) -> Path:
@@ -76,12 +84,15 @@ def fabricate_sweep(folder: Path, what: Fabrication) -> Path:
     for entry in entries:
         arm = what.arms[entry["algorithm"]]
         gain = arm.gain + generator.normal(0, what.seed_noise)
-        _write_run(folder / "trials" / entry["id"], entry, arm, gain, difficulty_N, what.steps, generator)
+        run = folder / "trials" / entry["id"]
+        _write_run(run, entry, arm, gain, difficulty_N, what.steps, generator)
+        if what.graded:
+            _grade(run, gain, difficulty_N, generator)
     selection = {
         name: {
             "trial": f"{name}-search-{what.points - 1:02d}-seed0",
             "point": what.points - 1,
-            "metric": "beam_rank_score",
+            "metric": what.metric,
             "value": 0.80 + 0.01 * (what.points - 1),
             "overrides": {},
         }
@@ -92,7 +103,7 @@ def fabricate_sweep(folder: Path, what: Fabrication) -> Path:
     config = {
         "arms": {name: {"set": {"algorithm": arm.algorithm}} for name, arm in what.arms.items()},
         "budget": {"kind": "steps", "amount": what.steps},
-        "metric": "beam_rank_score",
+        "metric": what.metric,
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(config | what.extra_config), "utf-8")
     (folder / "versions.json").write_text(json.dumps({"packages": {"bgrpo": "0.1.0", "torch": "2.13.0"}}), "utf-8")
@@ -171,6 +182,31 @@ def _write_run(
     (run / "run.json").write_text(json.dumps({"status": "finished"}), "utf-8")
     if entry["phase"] == "confirm":
         comparison(gain, difficulty_N, generator).save(run / "evaluation.json")
+
+
+def _grade(run: Path, gain: float, difficulty_N: np.ndarray, generator: np.random.Generator) -> None:
+    """Put graded results in the place of a run's; the first problem could not be scored."""
+
+    def evaluation(ability_N: np.ndarray, noise: np.random.Generator) -> Evaluation:
+        rewards_N = 3 * ability_N - 5 + noise.normal(0, 0.1, len(ability_N))
+        rewards_N[0] = math.nan
+        values = {"greedy_reward": rewards_N, "greedy_overlap": 0.1 * rewards_N, "best_reward@3": rewards_N + 1}
+        outcomes = {"beam 3": {"scored": 3 * len(ability_N) - 3, "unscored": 3}}
+        return Evaluation([""] * len(ability_N), {k: v.tolist() for k, v in values.items()}, outcomes, "problems")
+
+    before = evaluation(difficulty_N, np.random.default_rng(0))
+    after = with_win_rate(evaluation(difficulty_N + gain, generator), before)
+    if (run / "evaluation.json").is_file():
+        EvaluationComparison(with_win_rate(before, before), after).save(run / "evaluation.json")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for line in lines:
+        for name in ("correct", "wrong"):
+            line["outcome/scored"] = line.get("outcome/scored", 0) + line.pop(f"outcome/{name}")
+        line |= {"outcome/unscored": 2, "part/overlap/share": 0.7}
+        if "validation/greedy" in line:
+            line |= {"validation/greedy_reward": line.pop("validation/greedy") * 9 - 8, "validation/win_rate": 0.6}
+            del line["validation/beam@10"], line["validation/beam_rank_score"]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
 
 
 def _step(step: int, steps: int, arm: Arm, gain: float, generator: np.random.Generator) -> dict[str, Any]:

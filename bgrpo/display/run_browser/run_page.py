@@ -15,6 +15,7 @@ from typing import Any
 from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_path
+from bgrpo.runs.audit import audit
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampledGroup, SampleReader
 
@@ -102,8 +103,9 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
         if (group.step - 1) % every == 0:
             chunks.add(group)
     chunks.close()
-    notes = _notes(config, bool(chunks.steps), every, reader.damaged)
-    metrics = {line["step"]: line for line in run.metrics()}
+    steps = run.metrics()
+    notes = [*_notes(config, bool(chunks.steps), every, reader.damaged), *audit(config.reward, steps)]
+    metrics = {line["step"]: line for line in steps}
     index = {
         "run": run.name,
         "facts": {

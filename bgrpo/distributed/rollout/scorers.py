@@ -85,7 +85,7 @@ class ScorerPools:
 
     def __init__(self, config: TrainConfig, trial: Attempt | None) -> None:
         judge = self._judge = Judge(config)
-        models = [name for name, part in judge.parts.items() if part.model is not None]
+        models = [name for name, part in judge.parts.items() if part.held_model is not None]
         others = [name for name in judge.parts if name not in models]
         limits = PoolLimits(placement_s=config.rollout.placement_s, silence_s=config.watchdog.silence_s)
         self.pools: dict[str, ActorPool] = {}

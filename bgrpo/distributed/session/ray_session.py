@@ -64,7 +64,7 @@ def training_demand(config: TrainConfig) -> list[Demand]:
     if verifier.node_resource is not None:
         share = node_share(verifier.node_resource)
         demands.append(Demand("verifier.processes", verifier.processes, 0.0, 0.0, share))
-    if any(part.model is not None for part in config.reward.named_parts.values()):
+    if any(part.held_model is not None for part in config.reward.named_parts.values()):
         demands.append(reward_demand(config))
     return demands
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from bgrpo.config import WIN_RATE
 from bgrpo.display.png import write_png
 from bgrpo.display.run_report import FAINT, INK, is_fraction, metric_label, tidy
 from bgrpo.sweep.report.beam_widths import solved_by_width
@@ -27,7 +28,10 @@ BEFORE: dict[str, Any] = {"color": "#8a94a0", "linestyle": "--"}
 PANEL = (5.4, 3.3)  # inches
 DPI = 130
 SMOOTHED_POINTS = 20  # a training curve is a mean over steps / 20 steps
-CURVE_METRICS = ("beam_rank_score", "greedy", "beam@", "pass@")
+CURVE_METRICS = ("beam_rank_score", "greedy", "beam@", "pass@", WIN_RATE, "greedy_", "sample_reward", "best_", "mean_")
+"""What is drawn, in this order: these metrics, and those that begin so (of ``greedy_`` the reward and each part)."""
+
+_DRAWN = tuple(name for name in CURVE_METRICS if name != "greedy")
 LEARNING = {
     "kl": "KL to the starting policy (nats per token)",
     "grad_norm": "gradient norm before clipping",
@@ -42,6 +46,8 @@ OUTCOME_COLORS = {
     Outcome.TRUNCATED: "#7b8fa8",
     Outcome.TIMEOUT: "#8c6bb1",
     Outcome.ERROR: "#b03a2e",
+    Outcome.SCORED: "#7fb3d5",
+    Outcome.UNSCORED: "#e8e2d0",
 }
 
 
@@ -93,7 +99,7 @@ def _draw_results(summary: SweepSummary) -> Figure | None:
     if not arms:
         return None
     largest: dict[str, str] = {}  # of each family of metrics the one with the largest k
-    for name in sorted((name for name in summary.metrics if name.startswith(CURVE_METRICS)), key=_metric_order):
+    for name in drawn_metrics(summary.metrics):
         largest[name.partition("@")[0]] = name
     figure, grid = _panels(len(largest), max(1.6, 0.42 * len(arms) + 1.0))
     styles = _arm_styles(summary)
@@ -114,7 +120,7 @@ def _draw_results(summary: SweepSummary) -> Figure | None:
 
 def _draw_validation(summary: SweepSummary, steps: DataFrame, amount: str) -> Figure | None:
     names = [name.removeprefix("validation/") for name in steps if name.startswith("validation/")]
-    metrics = sorted((name for name in names if name.startswith(CURVE_METRICS)), key=_metric_order)
+    metrics = drawn_metrics(names)
     return _draw_curves(summary, steps, {f"validation/{name}": metric_label(name) for name in metrics}, amount)
 
 
@@ -257,11 +263,17 @@ def _finish(
     tidy(axes, grid)
 
 
-def _metric_order(name: str) -> tuple[int, int]:
-    """Sorts the metrics of :data:`CURVE_METRICS` by family, then by k."""
-    family = next(i for i, prefix in enumerate(CURVE_METRICS) if name.startswith(prefix))
-    digits = name.partition("@")[2]
-    return family, int(digits) if digits.isdecimal() else 0
+def drawn_metrics(names: Iterable[str]) -> list[str]:
+    """Those of which there are pictures, by family as in :data:`CURVE_METRICS`, then by k."""
+
+    def place(name: str) -> tuple[int, str, int]:
+        stem, _, k = name.partition("@")
+        family = CURVE_METRICS.index(stem) if stem in CURVE_METRICS else -1
+        if family < 0:
+            family = next(i for i, prefix in enumerate(CURVE_METRICS) if name.startswith(prefix) and prefix != "greedy")
+        return family, "" if stem == "greedy_reward" else stem, int(k) if k.isdecimal() else 0
+
+    return sorted((name for name in names if name == "greedy" or name.startswith(_DRAWN)), key=place)
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from bgrpo.config import TrainConfig
+from bgrpo.display.part_report import part_table
 from bgrpo.display.run_report import plot_report
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
@@ -22,8 +25,17 @@ from bgrpo.sweep.report.sweep_pictures import draw_pictures
 from bgrpo.sweep.report.sweep_records import AMOUNTS, SweepRecord, TrialRecord, is_sweep, read_steps, read_sweep
 from bgrpo.sweep.report.sweep_summary import SweepSummary, summarize
 
-CURVES = ("validation/", "outcome/")  # prefixes
-SINGLE_CURVES = ("reward_mean", "solved_groups", "top1_accuracy", "kl", "entropy", "grad_norm", "learning_rate")
+CURVES = ("validation/", "outcome/", "part/")  # prefixes
+SINGLE_CURVES = (
+    "reward_mean",
+    "score_mean",
+    "solved_groups",
+    "top1_accuracy",
+    "kl",
+    "entropy",
+    "grad_norm",
+    "learning_rate",
+)
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
@@ -55,13 +67,17 @@ def write_report_of(summary: SweepSummary) -> Path:
     return report / "index.html"
 
 
-def write_run_report(run: RunFolder) -> tuple[Path, list[str]]:
-    """Draw a run's ``report.png`` again from its folder, as far as it has come; and what its steps say about it."""
+def write_run_report(run: RunFolder) -> tuple[Path, list[str], Table | None]:
+    """Draw a run's ``report.png`` again from its folder, as far as it has come.
+
+    Returns:
+        The picture, what the steps say about the run, and the table of its reward's parts.
+    """
     config = run.load_config(TrainConfig)
     comparison = EvaluationComparison.load(run.evaluation_path) if run.evaluation_path.is_file() else None
     steps = read_steps(run.metrics_path, [])
     plot_report(config, steps, comparison, run.name, run.report_path)
-    return run.report_path, conclusions(config, steps)
+    return run.report_path, conclusions(config, steps), part_table(config.reward, steps)
 
 
 def find_folder(name: str, runs: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bgrpo.display.run_report import is_bounded
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.intervals import Interval
 from bgrpo.evaluation.metrics import REPEATED
@@ -107,11 +108,12 @@ def _metric_rows(done: Mapping[int, EvaluationComparison]) -> dict[str, MetricRo
     rows = {}
     for name in (name for name in next(iter(after.values())) if name in everywhere and name != REPEATED):
         values = {seed: after[seed][name] for seed in done}
+        after_t = t_test(list(values.values()))[0]
         rows[name] = MetricRow(
             before=float(np.mean([before[seed][name] for seed in done])),
             by_seed=values,
             after=bootstrap_mean(list(values.values())),
-            after_t=within_range(t_test(list(values.values()))[0]),
+            after_t=within_range(after_t) if is_bounded(name) else after_t,
             gain=bootstrap_mean([values[seed] - before[seed][name] for seed in done]),
         )
     return rows

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from bgrpo.display.run_report import metric_label
+from bgrpo.display.run_report import is_fraction, metric_label
 from bgrpo.evaluation.intervals import Interval
 from bgrpo.sweep.report.paired_statistics import PairedEffect, holm, paired_effect
 
@@ -22,8 +22,11 @@ MIN_SEEDS = 3
 LEVEL = 0.05
 BUDGET_TOLERANCE = 0.05
 
-Results = Mapping[str, Mapping[int, Sequence[float]]]
-"""Arm -> seed -> one value per test problem, in the same order everywhere."""
+BySeed = Mapping[int, Sequence[float]]
+"""Seed -> one value per test problem, in the same order everywhere; NaN where nothing could be scored."""
+
+Results = Mapping[str, BySeed]
+"""Arm -> its results."""
 
 
 class Conclusion(StrEnum):
@@ -73,14 +76,22 @@ def compare_arms(results: Results, baseline: str) -> list[ArmComparison]:
     for arm in results:
         if arm != baseline:
             seeds = sorted(set(results[arm]) & set(results[baseline]))
-            differences = [np.subtract(results[arm][seed], results[baseline][seed]) for seed in seeds]
-            effects[arm] = (seeds, paired_effect(np.stack(differences)) if seeds else None)
+            effects[arm] = (seeds, _effect(results[arm], results[baseline], seeds))
     tested = {arm: effect.p_decision for arm, (seeds, effect) in effects.items() if effect and len(seeds) >= MIN_SEEDS}
     adjusted = holm(tested)
     return [
         ArmComparison(arm, seeds, effect, adjusted.get(arm), _conclude(effect, adjusted.get(arm)))
         for arm, (seeds, effect) in effects.items()
     ]
+
+
+def _effect(arm: BySeed, baseline: BySeed, seeds: Sequence[int]) -> PairedEffect | None:
+    """Over the problems that have a value in all these runs; None where there is no such problem, or no seed."""
+    if not seeds:
+        return None
+    differences_SN = np.stack([np.subtract(arm[seed], baseline[seed]) for seed in seeds])
+    differences_SN = differences_SN[:, np.isfinite(differences_SN).all(axis=0)]
+    return paired_effect(differences_SN) if differences_SN.size else None
 
 
 def decide(results: Results, baseline: str, metric: str, circumstances: Circumstances) -> Verdict:
@@ -98,14 +109,18 @@ def decide(results: Results, baseline: str, metric: str, circumstances: Circumst
     problems = {len(values) for by_seed in results.values() for values in by_seed.values()}
     counts = ", ".join(f"{arm} {len(by_seed)} ({_listed(sorted(by_seed))})" for arm, by_seed in results.items())
     basis = f"Metric: {metric_label(metric)} on {max(problems, default=0):,} test problems. Seeds: {counts}."
+    left_out = {c.arm: max(problems) - c.effect.problems for c in comparisons if c.effect is not None}
+    if any(left_out.values()):
+        told = ", ".join(f"{arm} {count:,}" for arm, count in left_out.items() if count)
+        basis += f" Problems without a score in some run, which no comparison counts: {told}."
     if circumstances.budget:
         basis += f" Budget of each trial: {circumstances.budget}."
     return Verdict(headline, winner, [*sentences, basis], _cautions(comparisons, circumstances), comparisons)
 
 
 def difference_text(metric: str, interval: Interval) -> str:
-    """A difference with its interval: in points of a percentage, the beam-rank score as it is."""
-    if metric == "beam_rank_score":
+    """A difference with its interval: of shares in points of a percentage, of scores as it is."""
+    if not is_fraction(metric):
         return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
     mean, low, high = (100 * value for value in interval)
     return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
@@ -158,7 +173,7 @@ def _headline(
 def _comparison_sentence(comparison: ArmComparison, baseline: str, metric: str) -> str:
     effect, seeds = comparison.effect, comparison.seeds
     if effect is None:
-        return f"{comparison.arm} and {baseline} have no finished seed in common."
+        return f"{comparison.arm} and {baseline} have no finished seed, or no scored problem, in common."
     by_problems = len(seeds) == 1 or effect.p_problems > effect.p_seeds  # the noise that weighs more
     numbers = difference_text(metric, effect.problem_interval if by_problems else effect.seed_interval)
     counted = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
@@ -202,8 +217,8 @@ AMOUNT_LABELS = {
 }
 
 
-def _mean(by_seed: Mapping[int, Sequence[float]]) -> float:
-    return float(np.mean([np.mean(values) for values in by_seed.values()]))
+def _mean(by_seed: BySeed) -> float:
+    return float(np.nanmean([np.nanmean(values) for values in by_seed.values()]))
 
 
 def _listed(items: Sequence[object]) -> str:
