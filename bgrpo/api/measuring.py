@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -129,10 +130,17 @@ def evaluate(
         longest = settings.rollout.max_new_tokens if max_new_tokens is None else max_new_tokens
         found = _test_problems(settings)
         where = settings.task.test.file or "task.test"
+        new = whole("max_new_tokens", longest, 1)
         decoder = judged_decoder(
-            loaded_policy.loaded, settings, found, whole("max_new_tokens", longest, 1), where, "max_new_tokens"
+            loaded_policy.loaded,
+            settings,
+            found,
+            new,
+            where,
+            "max_new_tokens",
+            lambda line: warnings.warn(line, stacklevel=2),
         )
-        with decoder as decoding, progress_bar("evaluating", shown=progress) as show:
+        with decoder as (decoding, found), progress_bar("evaluating", shown=progress) as show:
             result = measure(decoding, found, widths, drawn, chosen_seed, Measures.of(settings), on_progress=show)
     return PolicyEvaluation(**vars(result))
 

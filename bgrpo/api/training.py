@@ -28,6 +28,7 @@ Keys = Mapping[str, Any]
 _ARGUMENTS = {
     "algorithm": "algorithm",
     "steps": "steps",
+    "epochs": "epochs",
     "group_size": "rollout.group_size",
     "seed": "seed",
     "name": "run.name",
@@ -42,6 +43,7 @@ def train(
     *,
     algorithm: Literal["bgrpo", "grpo", "reinforce"] | None = None,
     steps: int | None = None,
+    epochs: float | None = None,
     group_size: int | None = None,
     seed: int | None = None,
     config: str | PathLike[str] | Keys | None = None,
@@ -69,6 +71,7 @@ def train(
             into the run's folder by value.
         algorithm: whose groups are beams (``bgrpo``) or samples.
         steps: training steps.
+        epochs: passes over the training problems, in place of ``steps``.
         group_size: completions of a prompt.
         seed: of everything random.
         config: a shipped configuration's name or a YAML file to begin from; or configuration keys.
@@ -90,7 +93,7 @@ def train(
         KeyboardInterrupt: Ctrl-C; what was learned is saved, and ``resume`` goes on.
         SystemExit: SIGTERM, likewise; the status is 143.
     """
-    values = dict(zip(_ARGUMENTS, (algorithm, steps, group_size, seed, name, runs), strict=True))
+    values = dict(zip(_ARGUMENTS, (algorithm, steps, epochs, group_size, seed, name, runs), strict=True))
     keys = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
     base, config_keys = split_config(config)
     given = Given(keys=config_keys | check_keys("overrides", overrides) | keys)

@@ -20,7 +20,7 @@ from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
-from bgrpo.tasks.splits import load_test
+from bgrpo.tasks.splits import load_test, place_of_split
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
 
@@ -47,7 +47,8 @@ class Decoding:
     ) -> Decoding:
         """What a command line asks for; without a configuration, answers may have 64 tokens."""
         loaded = load_config(TrainConfig, config, overrides)
-        default = MAX_NEW_TOKENS if config is None else loaded.rollout.max_new_tokens
+        says = config is not None or "max_new_tokens" in loaded.rollout.model_fields_set
+        default = loaded.rollout.max_new_tokens if says else MAX_NEW_TOKENS
         return cls(policy, loaded, max_new_tokens or default, threads)
 
     def task(self) -> Task:
@@ -80,8 +81,8 @@ def evaluate_policy(
         print(note, file=sys.stderr)
     problems = _first(problems, limit, "--problems", data)
     started = time.monotonic()
-    where = "task.test" if data is None else str(data)
-    with _decoder(decoding, problems, where) as decode, progress_bar("evaluating") as show:
+    where = place_of_split(task, decoding.config.task, "test") if data is None else str(data)
+    with _decoder(decoding, problems, where) as (decode, problems), progress_bar("evaluating") as show:
         evaluation = evaluate(decode, problems, widths, samples, seed, Measures.of(decoding.config), on_progress=show)
     if as_json:
         result = {
@@ -112,7 +113,8 @@ def decode_file(
     check_target(out, "--out", overwrite=overwrite)
     problems = _first(load_problems(decoding.task(), data), limit, "--limit", data)
     outcomes: Counter[str] = Counter()
-    with _decoder(decoding, problems, str(data)) as decode, progress_bar("decoding") as show, _written(out) as file:
+    tried = _decoder(decoding, problems, str(data))
+    with tried as (decode, problems), progress_bar("decoding") as show, _written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
@@ -189,21 +191,24 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
 
 
 @contextmanager
-def _decoder(decoding: Decoding, problems: Sequence[Problem], where: str) -> Iterator[Any]:
-    """A local decoder with its judge's process, both tried on the problems."""
+def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterator[tuple[Any, list[Problem]]]:
+    """A local decoder with its judge's process, both tried on the problems, and the problems that it can read."""
     import torch
 
     from bgrpo.decoding.support import service_of
     from bgrpo.runs.preparation import check_policy
     from bgrpo.training.measuring import judged_decoder
 
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
     rollout, longest = decoding.config.rollout, decoding.max_new_tokens
     policy = check_policy(decoding.policy, rollout.engine, rollout.dtype)
     if note := service_of(policy.model, rollout.engine).note:
-        print(note, file=sys.stderr)
-    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens") as decode:
-        yield decode
+        tell(note)
+    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", tell) as found:
+        yield found
 
 
 @contextmanager

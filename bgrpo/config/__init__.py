@@ -4,6 +4,7 @@ from bgrpo.config.loading import SHIPPED_CONFIGS, build_config, drop_foreign_opt
 from bgrpo.config.pretraining import PretrainConfig
 from bgrpo.config.problems import ProblemSource, TaskSection
 from bgrpo.config.rewards import EMBEDDING_SIMILARITY, RANK_WIDTH, WIN_RATE, PartSection, RewardSection
+from bgrpo.config.rollouts import RolloutSection
 from bgrpo.config.training import TrainConfig
 from bgrpo.config.upkeep import RunSection, TrackingSection
 
@@ -16,6 +17,7 @@ __all__ = [
     "PretrainConfig",
     "ProblemSource",
     "RewardSection",
+    "RolloutSection",
     "RunSection",
     "TaskSection",
     "TrackingSection",

@@ -46,6 +46,7 @@ def load_config(
     names = {tuple(path[:-1]): value for path, value in parsed if path[-2:] == ["task", "name"]}
     for path, name in names.items():
         _leave_to_its_task(tree, path, name, source)
+    _choose_length(tree, [".".join(path) for path, _ in parsed])
     for key, value in parsed:
         _assign(tree, key, value)
     return build_config(model, settle(tree, model, source), source)
@@ -108,6 +109,14 @@ def _find(config: str) -> Path:
         return shipped
     names = sorted(path.stem for path in SHIPPED_CONFIGS.glob("*.yaml"))
     raise UserError(f"--config {config}: no such file, and no shipped configuration of that name; shipped: {names}")
+
+
+def _choose_length(tree: dict[str, Any], overridden: Sequence[str]) -> None:
+    """``epochs`` decide over ``steps``, but not over those of an override, which take the place of a file's epochs."""
+    if {"steps", "epochs"} <= set(overridden):
+        raise UserError("steps and epochs are both given: each says how long to train, so give one of them")
+    if "steps" in overridden:
+        tree.pop("epochs", None)
 
 
 def _parse(model: type[Section], override: str, following: Sequence[str]) -> tuple[list[str], Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Annotated
 
 from pydantic import Field
@@ -37,3 +39,8 @@ class TaskSection(Section):
         None, description="column whose values are never on two sides of a split that task.*.share makes"
     )
     allow_bad_lines: bool = Field(False, description="train on a file some of whose own answers are wrong")
+
+
+def steps_of_epochs(epochs: float, problems: int, batch: int) -> int:
+    """Batches that cover every problem ``epochs`` times: the last one may go on into the next pass."""
+    return max(1, math.ceil(Fraction(str(epochs)) * problems / batch))

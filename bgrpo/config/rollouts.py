@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from bgrpo.settings.values import Batch, Cores, Few, FewOrNone, PathText, Seconds, Section, Text, Threads
 
+LongPrompts = Literal["refuse", "drop", "cut_left"]
+
 
 class PolicySection(Section):
     """The policy that training starts from; also the frozen reference of the KL term."""
@@ -40,6 +42,14 @@ class RolloutSection(Section):
     prompts_per_step: Batch = Field(32, description="prompts decoded for one training step")
     prompts_per_request: Batch = Field(16, description="prompts in one request; fixed whatever the number of actors")
     max_new_tokens: Batch = Field(32, description="longest completion, end token included")
+    max_prompt_tokens: Batch | None = Field(
+        None,
+        description="longest prompt in the policy's tokens, chat template and BOS included; default: what its context "
+        "leaves beside max_new_tokens",
+    )
+    long_prompts: LongPrompts = Field(
+        "refuse", description="longer prompts: refuse the run, leave them out, or keep the BOS and their last tokens"
+    )
     temperature: Annotated[float, Field(ge=0.001, le=1000)] = Field(
         1.0, description="of sampling, and of all log-probabilities learned from; beams: 1"
     )

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from bgrpo.config.learner import LearnerSection
-from bgrpo.config.problems import TaskSection
+from bgrpo.config.problems import TaskSection, steps_of_epochs
 from bgrpo.config.rewards import RANK_WIDTH, AdvantageSection, RewardModelSection, RewardSection
 from bgrpo.config.rollouts import PolicySection, RolloutSection, VerifierSection
 from bgrpo.config.upkeep import (
@@ -19,7 +19,7 @@ from bgrpo.config.upkeep import (
     WatchdogSection,
 )
 from bgrpo.settings.spelling import nearest
-from bgrpo.settings.values import Positive, Section, Seed
+from bgrpo.settings.values import Epochs, Positive, Section, Seed
 
 
 class TrainConfig(Section):
@@ -27,6 +27,9 @@ class TrainConfig(Section):
 
     algorithm: Literal["bgrpo", "grpo", "reinforce"] = Field("bgrpo", description="beams, samples, or plain REINFORCE")
     steps: Positive = Field(100, description="training steps: one batch of rollouts each")
+    epochs: Epochs | None = Field(
+        None, description="passes over the training problems: where they are given, they decide the number of steps"
+    )
     budget: BudgetSection = BudgetSection()
     seed: Seed = Field(0, description="of prompt order, sampling and initialisation")
     policy: PolicySection = PolicySection()
@@ -70,6 +73,17 @@ class TrainConfig(Section):
     def optimizer_steps_per_step(self) -> int:
         """Optimizer steps made from one batch of rollouts."""
         return self.learner.num_iterations * self.learner.minibatches
+
+    def with_steps(self, problems: int) -> Self:
+        """Where ``epochs`` are given, the same with the ``steps`` that they come to.
+
+        Args:
+            problems: how many there are to train on.
+        """
+        if self.epochs is None:
+            return self
+        steps = steps_of_epochs(self.epochs, problems, self.rollout.prompts_per_step)
+        return self.model_copy(update={"steps": steps})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

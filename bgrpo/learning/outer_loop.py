@@ -14,7 +14,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups
 from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, write_checkpoint
-from bgrpo.learning.prompt_order import indices_of_draw
+from bgrpo.learning.prompt_order import epochs_done, indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
 from bgrpo.runs.budget import Spent, expected_steps, is_spent
@@ -158,6 +158,7 @@ class OuterLoop(TrainerCallback):
             raise RuntimeError("a training step ended that collected no rollouts")
         return {
             "step": float(self.step + 1),
+            "epoch": epochs_done(self._config, self.step + 1, self._problems),
             **rollout_metrics(self._scored, self.step, self._config.decode_mode, self._config.reward),
             **self.meter.result(),
             "learning_rate": self._learning_rate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bgrpo.config import TrainConfig
+from bgrpo.seeds import places_of_stream
 
 
 def indices_of_draw(config: TrainConfig, step: int, problems: int, draw: int = 0) -> list[int]:
@@ -16,8 +17,9 @@ def indices_of_draw(config: TrainConfig, step: int, problems: int, draw: int = 0
 def prompt_indices(seed: int, step: int, count: int, size: int, draw: int = 0, draws: int = 1) -> list[int]:
     """The problems of one draw of one training step, a pure function of its arguments.
 
-    The problems form an endless stream of epochs, each a fresh permutation of all of them. A step owns ``draws *
-    count`` places of the stream, whether or not it needs its further draws.
+    The problems form an endless stream of epochs, each a fresh permutation of all of them. First draws take it place
+    after place, so that ``steps * count / size`` epochs are ``steps`` steps, whatever was drawn besides. Draw d takes
+    the same stream, ``d / draws`` of an epoch further on.
 
     Args:
         seed: of the run.
@@ -27,8 +29,12 @@ def prompt_indices(seed: int, step: int, count: int, size: int, draw: int = 0, d
         draw: 0 ≤ draw < draws.
         draws: 1 + ``rollout.max_extra_draws``.
     """
-    start = (step * draws + draw) * count
-    epochs = range(start // size, (start + count - 1) // size + 1)
-    orders = [np.random.default_rng([seed, epoch]).permutation(size) for epoch in epochs]
-    offset = start - epochs[0] * size
-    return np.concatenate(orders)[offset : offset + count].tolist()
+    start = step * count + draw * size // draws
+    return places_of_stream(
+        start, count, size, lambda epoch: np.random.default_rng([seed, epoch]).permutation(size)
+    ).tolist()
+
+
+def epochs_done(config: TrainConfig, steps: int, problems: int) -> float:
+    """Passes over the training problems that so many steps have made, further draws left out."""
+    return steps * config.rollout.prompts_per_step / problems

@@ -95,8 +95,41 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return encode_texts(tokenizer, [text])[0]
 
 
-def longest_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, int]:
-    """Index and number of tokens of the longest text, the first of several, in bounded memory; 0, 0 of none.
+def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], most: int) -> list[int]:
+    """The last ``most`` tokens of a prompt; where it begins with what begins every text (BOS), that stays among them.
+
+    Args:
+        tokenizer: of the policy.
+        ids: of a prompt, of a text or as a chat template rendered it.
+        most: at least one.
+    """
+    if len(ids) <= most:
+        return ids
+    before = tokenizer("")["input_ids"] or [tokenizer.bos_token_id]
+    kept = [token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ids, before, strict=False))]
+    kept = kept if len(kept) < most else []
+    return kept + ids[len(ids) - most + len(kept) :]
+
+
+def end_of_answer(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, str]], answer: str) -> int:
+    """The token with which the policy's chat template ends an assistant's message; the tokenizer's own where none does.
+
+    Raises:
+        UnreadableText: the template fails.
+    """
+    (prompt,) = encode_chats(tokenizer, [chat])
+    try:
+        whole: Any = tokenizer.apply_chat_template(
+            [*map(dict, chat), {"role": "assistant", "content": answer}], tokenize=True, return_dict=False
+        )
+    except Exception as error:  # a template may raise anything
+        raise UnreadableText(f"the policy's chat template fails on an answer: {summary(error)}", 0) from error
+    ends = end_tokens(tokenizer)
+    return next((token for token in whole[len(prompt) :] if token in ends), tokenizer.eos_token_id)
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Number of tokens of each text, without keeping the tokens.
 
     Where the tokenizer is word-level and splits at blanks, a text has the tokens of its words, so each distinct word is
     encoded once: a million texts of a small vocabulary take seconds, not minutes.
@@ -104,18 +137,15 @@ def longest_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tu
     Raises:
         UnreadableText: as :func:`encode_texts`.
     """
-    best, longest = 0, 0
+    found: list[int] = []
     by_words = _splits_at_blanks(tokenizer) and not tokenizer("")["input_ids"]  # where nothing is put before a text
     count = _count_by_words(tokenizer) if by_words else partial(_counts, tokenizer)
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         try:
-            counts = count(texts[start : start + TEXTS_AT_ONCE])
+            found += count(texts[start : start + TEXTS_AT_ONCE])
         except UnreadableText as error:
             raise UnreadableText(str(error), start + error.index) from error
-        if max(counts) > longest:
-            longest = max(counts)
-            best = start + counts.index(longest)
-    return best, longest
+    return found
 
 
 def _counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:

@@ -10,6 +10,7 @@ import transformers
 
 from bgrpo.config import PretrainConfig
 from bgrpo.policies.io import LoadedPolicy
+from bgrpo.pretraining.validation import perplexity
 from bgrpo.settings.strict_yaml import dump_yaml
 from bgrpo.tasks.base import Problem
 
@@ -24,7 +25,7 @@ tags: [bgrpo, {task}]
 # Policy trained by supervision on the task `{task}`
 
 A causal language model of {parameters:,} parameters ({layers} layers, {heads} heads, width {width}, context {context},
-vocabulary {vocabulary}), trained from scratch on {lines:,} problems with their answers. It reads a prompt, for example
+vocabulary {vocabulary}), trained {origin} on {lines:,} problems with their answers. It reads a prompt, for example
 `{prompt}`, and writes an answer, then the end token `{end}`.
 Load it with `bgrpo.policies.io.load_policy` or with transformers' `AutoModelForCausalLM`.
 
@@ -35,6 +36,7 @@ On {problems} held-out problems of the same kind, none of which is in the traini
 |---|---|
 | greedy accuracy | {accuracy:.1%} |
 | loss per answer token (nats) | {loss:.4f} |
+| perplexity | {perplexity:.4g} |
 
 The best of the checkpoints by greedy accuracy, made at step {step} of {steps} ({seen:,} lines seen).
 
@@ -69,20 +71,23 @@ def model_card(
         lines: training problems.
         problems: held-out problems, at least one.
     """
+    shape = policy.model.config
     return _CARD.format(
         task=config.task.name,
         parameters=policy.model.num_parameters(),
-        layers=config.layers,
-        heads=config.heads,
-        width=config.width,
-        context=config.context,
-        vocabulary=policy.model.config.vocab_size,
+        origin="from scratch" if config.policy.path is None else f"from `{config.policy.path}`",
+        layers=shape.num_hidden_layers,
+        heads=shape.num_attention_heads,
+        width=shape.hidden_size,
+        context=shape.max_position_embeddings,
+        vocabulary=shape.vocab_size,
         lines=lines,
         problems=len(problems),
         prompt=problems[0].prompt,
         end=policy.tokenizer.eos_token,
         accuracy=metrics["greedy_accuracy"],
         loss=metrics["validation_loss"],
+        perplexity=perplexity(metrics["validation_loss"]),
         step=step,
         steps=config.steps,
         seen=step * config.batch_size,

@@ -29,16 +29,17 @@ from transformers import (
 from bgrpo.config import PretrainConfig
 from bgrpo.errors import UserError
 from bgrpo.policies.io import load_policy, save_policy, write_policy
-from bgrpo.policies.model import build_policy
 from bgrpo.pretraining.model_card import model_card
-from bgrpo.pretraining.supervised_lines import BatchOrder, Lines, tokenise
+from bgrpo.pretraining.start import Start, choose_start, starting_model
+from bgrpo.pretraining.supervised_lines import BatchOrder, Lines
 from bgrpo.pretraining.supervised_trainer import LOG_EVERY, Metrics, SupervisedTrainer, uses_gpu
+from bgrpo.pretraining.usable_lines import usable_lines
 from bgrpo.pretraining.validation import SELECTION, Validator
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.redaction import redact_credentials
-from bgrpo.tasks.base import Problem, Task, ability, load_task
+from bgrpo.tasks.base import Problem, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
-from bgrpo.tasks.splits import load_splits
+from bgrpo.tasks.splits import load_splits, place_of_split
 
 REQUIRED = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 """Files of a checkpoint besides the weights, which may be in several."""
@@ -46,10 +47,21 @@ REQUIRED = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 @dataclass(frozen=True, slots=True)
 class SupervisedData:
-    """Tokenised training lines, and held-out problems to validate on."""
+    """Tokenised training lines, and held-out problems to validate on.
+
+    Attributes:
+        train: lines to learn from.
+        validation: problems with an answer.
+        start: what they are made for.
+        counts: for each split how many problems it has, and how many were left out.
+        notes: what was left out, one line each.
+    """
 
     train: Lines
     validation: list[Problem]
+    start: Start
+    counts: dict[str, dict[str, int]]
+    notes: list[str]
 
     def save(self, run_dir: Path) -> None:
         """Keep it in the run folder, where every process finds it."""
@@ -58,14 +70,15 @@ class SupervisedData:
             folder.mkdir(parents=True, exist_ok=True)
             write_problems(folder / "validation.jsonl", self.validation)
             self.train.save(folder / "train.npz")
+            self.start.save(run_dir)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error}): free some space") from error
 
-    @classmethod
-    def load(cls, run_dir: Path) -> SupervisedData:
-        """What :meth:`save` kept."""
-        folder = run_dir / "data"
-        return cls(Lines.load(folder / "train.npz"), read_problems(folder / "validation.jsonl"))
+
+def load_data(run_dir: Path) -> tuple[Lines, list[Problem]]:
+    """The training lines and validation problems that :meth:`SupervisedData.save` kept."""
+    folder = run_dir / "data"
+    return Lines.load(folder / "train.npz"), read_problems(folder / "validation.jsonl")
 
 
 def pretrain(config: PretrainConfig, run_dir: Path, command: str, log: Callable[[Metrics], None]) -> Path:
@@ -80,7 +93,9 @@ def pretrain(config: PretrainConfig, run_dir: Path, command: str, log: Callable[
     Returns:
         Directory of the best policy.
     """
-    make_data(config).save(run_dir)
+    data = make_data(config)
+    data.save(run_dir)
+    config = config.with_steps(len(data.train))
     train(config, run_dir, log)
     return export_best(config, run_dir, command)
 
@@ -89,16 +104,21 @@ def make_data(config: PretrainConfig) -> SupervisedData:
     """Read or generate the problems and tokenise them.
 
     Raises:
-        UserError: bad data, lines that do not fit ``context`` or ``max_new_tokens``, or too few for one batch.
+        UserError: bad data, a policy that cannot be loaded, lines that do not fit ``context`` or ``max_new_tokens``, or
+            too few for one batch.
     """
     task = load_task(config.task.name, config.task.options)
-    tokenizer = _new_tokenizer(task)
     splits = load_splits(task, config.task)
-    data = SupervisedData(tokenise(splits.train, tokenizer), splits.validation[: config.validation_problems])
-    _check_lengths(config, "training", data.train)
-    _check_lengths(config, "validation", tokenise(data.validation, tokenizer))
-    BatchOrder(len(data.train), config.batch_size, config.seed)
-    return data
+    start = choose_start(config, task, splits.train)
+    usable = {
+        name: usable_lines(config, start, getattr(splits, name), place_of_split(task, config.task, name))
+        for name in ("train", "validation")
+    }
+    train, validation = usable["train"], usable["validation"]
+    BatchOrder(len(train.lines), config.batch_size, config.seed)
+    counts = {name: each.counts for name, each in usable.items()}
+    notes = [*splits.notes, *train.notes, *validation.notes]
+    return SupervisedData(train.lines, validation.problems[: config.validation_problems], start, counts, notes)
 
 
 def train(
@@ -117,22 +137,21 @@ def train(
         UserError: the loss is no longer finite, or a checkpoint cannot be written.
     """
     torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // config.workers))
-    data = SupervisedData.load(run_dir)
+    lines, validation = load_data(run_dir)
     store = pretraining_store(config, run_dir, check_owner)
     resume = store.latest()
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     if resume is None:
-        tokenizer = _new_tokenizer(load_task(config.task.name, config.task.options))
-        model = build_policy(tokenizer, config.layers, config.heads, config.width, config.context, config.seed)
+        model, tokenizer = starting_model(config, run_dir)
     elif store.step_of(resume) >= config.steps:
         return
     else:
         policy = load_policy(str(resume))
         model, tokenizer = policy.model, policy.tokenizer
     model.set_attn_implementation(_training_attention(config))
-    trainer = SupervisedTrainer(model, tokenizer, config, data.train, run_dir, log)
-    validator = Validator(config, data.validation, tokenizer)
+    trainer = SupervisedTrainer(model, tokenizer, config, lines, run_dir, log)
+    validator = Validator(config, validation, tokenizer)
     trainer.add_callback(ValidateAndSave(config, trainer, validator, store, should_stop))
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
@@ -144,11 +163,6 @@ def pretraining_store(
     return CheckpointStore(run_dir / "checkpoints", config.keep, REQUIRED, check_owner)
 
 
-def _new_tokenizer(task: Task) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = ability(task, "tokenizer", "training a policy from scratch")()
-    return tokenizer
-
-
 def export_best(config: PretrainConfig, run_dir: Path, command: str) -> Path:
     """Write the best checkpoint's policy, with its model card, to ``config.out`` or ``run_dir/policy``."""
     store = CheckpointStore(run_dir / "checkpoints", config.keep)
@@ -157,10 +171,8 @@ def export_best(config: PretrainConfig, run_dir: Path, command: str) -> Path:
         raise UserError(f"{store.directory}: no complete checkpoint to take the policy from")
     out = Path(config.out) if config.out else run_dir / "policy"
     policy = load_policy(str(best))
-    data = SupervisedData.load(run_dir)
-    card = model_card(
-        config, policy, command, store.step_of(best), store.metrics(best), len(data.train), data.validation
-    )
+    lines, validation = load_data(run_dir)
+    card = model_card(config, policy, command, store.step_of(best), store.metrics(best), len(lines), validation)
     save_policy(policy.model, policy.tokenizer, out, redact_credentials(card))
     return out
 
@@ -243,19 +255,3 @@ def _write_tensors(state: dict[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path.write_bytes(buffer.getbuffer())
-
-
-def _check_lengths(config: PretrainConfig, name: str, lines: Lines) -> None:
-    longest, answer = int(lines.lengths.max()), int(lines.answer_lengths.max())
-    prompt = int(lines.prompt_lengths.max())
-    if answer > config.max_new_tokens:
-        raise UserError(
-            f"a {name} answer has {answer} tokens with its end: max_new_tokens={config.max_new_tokens} cuts it"
-        )
-    if longest > config.context:
-        raise UserError(f"a {name} line has {longest} tokens: context={config.context} is too short")
-    if prompt + config.max_new_tokens > config.context:
-        raise UserError(
-            f"a {name} prompt has {prompt} tokens, and {prompt} + max_new_tokens={config.max_new_tokens} = "
-            f"{prompt + config.max_new_tokens} is more than context={config.context}"
-        )

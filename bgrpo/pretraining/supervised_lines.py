@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError, reading
 from bgrpo.files import atomic_path
-from bgrpo.policies.text import encode_texts
-from bgrpo.scoring.readable_groups import encode_prompts
+from bgrpo.policies.text import UnreadableText, encode_texts, end_of_answer
+from bgrpo.scoring.readable_groups import encode_prompts, place
+from bgrpo.seeds import places_of_stream
 from bgrpo.tasks.base import Problem
 
 IGNORED = -100  # target of a position that carries no loss
@@ -48,6 +49,12 @@ class Lines:
         """[lines] tokens per line that carry loss, end token included."""
         return self.lengths - self.prompt_lengths
 
+    def take(self, indices: Sequence[int]) -> Lines:
+        """Some of the lines, at least one, in the order of ``indices``."""
+        parts = [self.tokens[self.starts[i] : self.starts[i + 1]] for i in indices]
+        starts = np.concatenate([[0], np.cumsum(self.lengths[indices])]).astype(np.int64)
+        return Lines(np.concatenate(parts), starts, self.prompt_lengths[indices])
+
     def save(self, path: Path) -> None:
         """Write as ``.npz``, complete or absent."""
         with atomic_path(path) as new, new.open("wb") as file:
@@ -64,8 +71,16 @@ class Lines:
             return cls(arrays["tokens"], arrays["starts"], arrays["prompt_lengths"])
 
 
-def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Lines:
+def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, where: str = "task.train") -> Lines:
     """Tokenise each problem with its answer and an end token.
+
+    Prompts are encoded as they are for rollouts, and answers as what the policy goes on with. After a chat's answer
+    comes the token with which the chat template ends one.
+
+    Args:
+        problems: at least one.
+        tokenizer: of the policy.
+        where: they came from, for messages.
 
     Raises:
         UserError: a problem without answer, or with a token that the vocabulary lacks.
@@ -73,15 +88,20 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) ->
     tokens: list[np.ndarray] = []
     lengths: list[int] = []
     prompt_lengths: list[int] = []
+    chat_end = _end_of_chats(problems, tokenizer, where)
     for start in range(0, len(problems), _CHUNK):
         chunk = problems[start : start + _CHUNK]
-        for problem in chunk:
+        for index, problem in enumerate(chunk):
             if not problem.answer.strip():
-                raise UserError(f"{problem.prompt[:60]!r}: has no answer to learn from")
-        prompts = encode_prompts(tokenizer, chunk, "task.train")
-        answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
-        for prompt, answer in zip(prompts, answers, strict=True):
-            line = np.array([*prompt, *answer, tokenizer.eos_token_id], np.int32)
+                raise UserError(f"{place(where, chunk, index, start)}: has no answer to learn from")
+        prompts = encode_prompts(tokenizer, chunk, where, start)
+        try:
+            answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
+        except UnreadableText as error:
+            raise UserError(f"{place(where, chunk, error.index, start)}: its answer {error}") from error
+        for problem, prompt, answer in zip(chunk, prompts, answers, strict=True):
+            end = chat_end if problem.messages else tokenizer.eos_token_id
+            line = np.array([*prompt, *answer, end], np.int32)
             tokens.append(line)
             lengths.append(len(line))
             prompt_lengths.append(len(prompt))
@@ -89,11 +109,24 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) ->
     return Lines(np.concatenate(tokens), starts, np.array(prompt_lengths, np.int32))
 
 
+def _end_of_chats(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, where: str) -> int | None:
+    """What ends an answer in a chat; None where there is no chat."""
+    for index, problem in enumerate(problems):
+        if problem.messages:
+            try:
+                return end_of_answer(tokenizer, problem.messages, problem.answer)
+            except UnreadableText as error:
+                raise UserError(f"{place(where, problems, index)}: {error}") from error
+    return None
+
+
 class BatchOrder:
-    """Which lines make up the batch of each step: without replacement within an epoch, reshuffled for the next.
+    """Which lines make up the batch of each step: each line once in an epoch, reshuffled for the next.
+
+    The last batch of an epoch goes on into the next one.
 
     Lines are not grouped by length: batches of one length are batches of one kind of problem, and a policy learned
-    markedly slower from them. Lines that do not fill a batch wait for the next epoch.
+    markedly slower from them.
     """
 
     def __init__(self, lines: int, batch_size: int, seed: int) -> None:
@@ -102,19 +135,16 @@ class BatchOrder:
         self._lines = lines
         self._batch_size = batch_size
         self._seed = seed
-        self._batches_per_epoch = lines // batch_size
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def batch(self, step: int) -> np.ndarray:
         """[batch_size] indices of the lines of one step (0-based), a pure function of (seed, step)."""
-        epoch, position = divmod(step, self._batches_per_epoch)
-        return self._epoch(epoch)[position]
+        return places_of_stream(step * self._batch_size, self._batch_size, self._lines, self._epoch)
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
-        """[batches, batch_size] indices of one epoch."""
+        """[lines] indices of one epoch."""
         random = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
-        order = random.permutation(self._lines)[: self._batches_per_epoch * self._batch_size]
-        return order.reshape(-1, self._batch_size)
+        return random.permutation(self._lines)
 
 
 def collate(lines: Lines, indices: np.ndarray, filler: int) -> dict[str, torch.Tensor]:

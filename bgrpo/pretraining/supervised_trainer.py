@@ -46,7 +46,7 @@ def divergence(step: int, found: str, config: PretrainConfig) -> UserError:
     """The error that ends a run whose numbers are no longer finite."""
     return UserError(
         f"pre-training diverged at step {step}: {found}; start again with a lower learning_rate "
-        f"(now {config.learning_rate}) or more warmup_steps (now {config.warmup_steps})"
+        f"(now {config.peak_learning_rate:g}) or more warmup_steps (now {config.warmup_steps})"
     )
 
 
@@ -113,7 +113,8 @@ class SupervisedTrainer(Trainer):
         last_step, last_time = self._logged
         self._logged = (step, now)
         rate = (step - last_step) * self._config.batch_size / (now - last_time)
-        record = {"step": step, **logs, "lines_per_s": rate, **self._more}
+        epoch = step * self._config.batch_size / len(self._lines)
+        record = {"step": step, **logs, "epoch": epoch, "lines_per_s": rate, **self._more}
         self._more = {}
         if self.is_world_process_zero():
             self._sink(record)
@@ -174,7 +175,7 @@ def _arguments(config: PretrainConfig, run_dir: Path) -> TrainingArguments:
         output_dir=str(run_dir),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size // int(os.environ.get("WORLD_SIZE", "1")),
-        learning_rate=config.learning_rate,
+        learning_rate=config.peak_learning_rate,
         weight_decay=config.weight_decay,
         adam_beta2=0.99,
         max_grad_norm=config.max_grad_norm,

@@ -17,12 +17,18 @@ from bgrpo.scoring.readable_groups import encode_prompts
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task, outcome_of
 
 SELECTION = "selection"  # metric that the best checkpoint maximises
+_LARGEST_EXPONENT = 700.0
 _ROWS = 64  # lines per forward pass of the loss
 
 
 def selection_score(accuracy: float, loss: float) -> float:
     """Orders checkpoints by greedy accuracy, and those of equal accuracy by lower loss."""
     return accuracy + 1e-6 * math.exp(-loss)
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats per token; it stays a finite number."""
+    return math.exp(min(loss, _LARGEST_EXPONENT))
 
 
 class Validator:
@@ -33,7 +39,7 @@ class Validator:
         self._config = config
         self._problems = problems
         self._task: Task = load_task(config.task.name, config.task.options)
-        self._lines = tokenise(problems, tokenizer)
+        self._lines = tokenise(problems, tokenizer, "task.validation")
         self._prompts = encode_prompts(tokenizer, problems, "task.validation")
         self._settings = DecodeSettings(
             mode="beam",
@@ -47,8 +53,8 @@ class Validator:
         """Measure the present weights.
 
         Returns:
-            ``validation_loss`` (nats per answer token), ``greedy_accuracy`` (0 to 1), :data:`SELECTION` and
-            ``validation_s`` (seconds).
+            ``validation_loss`` (nats per answer token), ``validation_perplexity``, its exponential,
+            ``greedy_accuracy`` (0 to 1), :data:`SELECTION` and ``validation_s`` (seconds).
 
         Raises:
             UserError: the loss is not finite.
@@ -66,6 +72,7 @@ class Validator:
         accuracy = correct / len(self._problems)
         return {
             "validation_loss": loss,
+            "validation_perplexity": perplexity(loss),
             "greedy_accuracy": accuracy,
             SELECTION: selection_score(accuracy, loss),
             "validation_s": time.monotonic() - started,

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bgrpo.config import TrainConfig
-from bgrpo.decoding.support import EngineName, context_of, service_of
+from bgrpo.decoding.support import EngineName, service_of
 from bgrpo.errors import UserError
 from bgrpo.files import sha256
 from bgrpo.groups import Verdict
 from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
-from bgrpo.policies.text import UnreadableText, longest_text
 from bgrpo.runs.further_trackers import check_installed
+from bgrpo.runs.prompt_lengths import fit_prompts
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
-from bgrpo.scoring.readable_groups import encode_prompts, place
-from bgrpo.tasks.base import Outcome, Problem, Progress, load_task
+from bgrpo.tasks.base import Outcome, Progress, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
-from bgrpo.tasks.splits import Splits, load_splits
+from bgrpo.tasks.splits import Splits, load_splits, place_of_split
 
 SPLITS = ("train", "validation", "test")
 CHECKPOINT_BYTES = 12
@@ -35,12 +33,12 @@ class Preparation:
     Attributes:
         policy: the starting policy.
         splits: disjoint problems, whose prompts the policy can read.
-        notes: what the user should know before the run starts.
+        counts: for each split how many problems it has, and how many were left out or cut for their length.
     """
 
     policy: LoadedPolicy
     splits: Splits
-    notes: tuple[str, ...] = ()
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def check_input(config: TrainConfig, splits: Splits | None = None, progress: Progress | None = None) -> Preparation:
@@ -58,10 +56,13 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     policy = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
-    for name in SPLITS:
-        file = getattr(config.task, name).file
-        where = f"task.{name}" if file is None else f"task.{name}: {file}"
-        check_prompts(getattr(splits, name), policy, config.rollout.max_new_tokens, where)
+    fitted = {
+        name: fit_prompts(getattr(splits, name), policy, config.rollout, place_of_split(task, config.task, name))
+        for name in SPLITS
+    }
+    notes = [*splits.notes, *(each.note for each in fitted.values() if each.note)]
+    notes += filter(None, [service_of(policy.model, config.rollout.engine).note])
+    splits = Splits(**{name: each.problems for name, each in fitted.items()}, notes=notes)
     if len(splits.train) < config.rollout.prompts_per_step:
         raise UserError(
             f"task.train has {len(splits.train)} problems, fewer than rollout.prompts_per_step="
@@ -77,8 +78,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     judge.start(trial_of(splits.train)).close()
-    note = service_of(policy.model, config.rollout.engine).note
-    return Preparation(policy, splits, (*splits.notes, *filter(None, [note])))
+    return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()})
 
 
 def checkpoint_room(policy: LoadedPolicy) -> int:
@@ -141,46 +141,6 @@ def check_policy(path: str, engine: EngineName = "auto", precision: str = "fp32"
     policy = load_policy(path)
     service_of(policy.model, engine).check_precision(precision)
     return policy
-
-
-def check_prompts(
-    problems: Sequence[Problem],
-    policy: LoadedPolicy,
-    max_new_tokens: int,
-    where: str,
-    option: str = "rollout.max_new_tokens",
-) -> None:
-    """Refuse unknown tokens, and prompts that leave no room for an answer, before anything is decoded.
-
-    Args:
-        problems: at least one.
-        policy: that is to read them.
-        max_new_tokens: of an answer.
-        where: the problems came from, for messages.
-        option: that gives ``max_new_tokens``, for messages.
-
-    Raises:
-        UserError: names the line or problem.
-    """
-    longest, tokens = _longest(problems, policy, where)
-    context = context_of(policy.model.config)
-    if context is not None and tokens + max_new_tokens > context:
-        raise UserError(
-            f"{place(where, problems, longest)} has {tokens} tokens + {option}={max_new_tokens} "
-            f"= {tokens + max_new_tokens}, but the policy's context is {context}: leave "
-            f"long problems out, or take fewer new tokens"
-        )
-
-
-def _longest(problems: Sequence[Problem], policy: LoadedPolicy, where: str) -> tuple[int, int]:
-    """Position and number of tokens of the longest prompt."""
-    if any(problem.messages for problem in problems):
-        lengths = [len(ids) for ids in encode_prompts(policy.tokenizer, problems, where)]
-        return lengths.index(max(lengths)), max(lengths)
-    try:
-        return longest_text(policy.tokenizer, [problem.prompt for problem in problems])
-    except UnreadableText as error:
-        raise UserError(f"{place(where, problems, error.index)}: {error}") from error
 
 
 def _is_policy(policy: str, reward_model: str) -> bool:

@@ -34,6 +34,7 @@ RunConfig = TypeVar("RunConfig", bound=TrainConfig | PretrainConfig)
 # What a resumed run may change: how far it goes, and where and how it runs, never what it computes.
 CHANGEABLE_ON_RESUME = (
     "steps",
+    "epochs",
     "budget",
     "run",
     "out",
@@ -108,7 +109,8 @@ class RunFolder:
             for folder in (run.data, run.checkpoints):
                 folder.mkdir()
             run.write_config(config)
-            run.update(status="running", config=config_name, started=_now(), versions=installed_versions())
+            versions = installed_versions()
+            run.update(status="running", config=config_name, started=_now(), versions=versions, steps=config.steps)
             made = True
         except OSError as error:
             raise UserError(
@@ -243,6 +245,23 @@ class RunFolder:
             raise LostRunError(f"{self.path / 'run.json'}: was removed while {self.name} was running")
         write_atomically(self.path / "run.json", json.dumps(redact_tree(info | fields), indent=1) + "\n")
 
+    def with_steps(self, config: RunConfig) -> RunConfig:
+        """The configuration of this run with the steps that its epochs come to.
+
+        Raises:
+            UserError: there are epochs, and the run does not say how many training problems it has.
+        """
+        if config.epochs is None:
+            return config
+        try:
+            problems = int(self.info()["problems"]["train"]["used"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"run {self.name}: epochs={config.epochs:g}: its run.json does not say how many problems it trains on; "
+                f"give steps"
+            ) from error
+        return cast(RunConfig, config.with_steps(problems))
+
     def append_metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``: step, wall-clock time, metrics. Values that are not finite become null.
 
@@ -303,7 +322,7 @@ class RunFolder:
         """
         self.check_same_result(config)
         self.write_config(config)
-        self.update(status="running", resumed=_now(), versions=installed_versions())
+        self.update(status="running", resumed=_now(), versions=installed_versions(), steps=config.steps)
 
     def write_config(self, config: TrainConfig | PretrainConfig) -> None:
         tree = redact_tree(config.model_dump(mode="json"))
@@ -375,9 +394,9 @@ def load_new_config(
     """
     loaded = load_config(model, config, overrides, keys)
     check_name(loaded.run.name)
-    if isinstance(loaded, TrainConfig) and loaded.policy.path != "shipped":
+    if loaded.policy.path not in (None, "shipped"):
         policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
-        loaded = loaded.model_copy(update={"policy": policy})
+        loaded = cast(RunConfig, loaded.model_copy(update={"policy": policy}))
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
 
 
@@ -419,7 +438,7 @@ def load_resumed_config(
             f"run {run.name} was started with {f'--config {started_with}' if started_with else 'no --config'}, not "
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
-    config = load_config(model, str(run.config_path), overrides, keys)
+    config = run.with_steps(load_config(model, str(run.config_path), overrides, keys))
     run.check_same_result(config)
     refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})

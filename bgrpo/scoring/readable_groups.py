@@ -39,18 +39,23 @@ def complete(
     return [with_texts(group, tokenizer) for group in engine.decode(prompts, settings, seeds)]
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str) -> list[list[int]]:
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str, first: int = 0
+) -> list[list[int]]:
     """Token ids of the problems' prompts: of texts as they stand, of chats as the policy's chat template renders them.
+
+    A problem with ``prompt_tokens`` has its prompt cut to these, see :func:`bgrpo.policies.text.cut_left`.
 
     Args:
         tokenizer: of the policy.
         problems: any number.
         where: they came from, for the message: their file, if there is one.
+        first: position of the first of them among all that are there, for the message.
 
     Raises:
         UserError: a prompt that the vocabulary lacks, or that the chat template refuses, with its line.
     """
-    from bgrpo.policies.text import UnreadableText, encode_chats, encode_texts
+    from bgrpo.policies.text import UnreadableText, cut_left, encode_chats, encode_texts
 
     chats = [i for i, problem in enumerate(problems) if problem.messages]
     texts = [i for i, problem in enumerate(problems) if not problem.messages]
@@ -62,16 +67,16 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Proble
             else:
                 encoded = encode_texts(tokenizer, [problems[i].prompt for i in part])
         except UnreadableText as error:
-            raise UserError(f"{place(where, problems, part[error.index])}: {error}") from error
+            raise UserError(f"{place(where, problems, part[error.index], first)}: {error}") from error
         for i, ids in zip(part, encoded, strict=True):
-            found[i] = ids
+            found[i] = cut_left(tokenizer, ids, problems[i].prompt_tokens) if problems[i].prompt_tokens else ids
     return found
 
 
-def place(where: str, problems: Sequence[Problem], index: int) -> str:
+def place(where: str, problems: Sequence[Problem], index: int, first: int = 0) -> str:
     """How a message calls one of the problems: by its line in the file ``where``, or by its number."""
     line = problems[index].line
-    return f"{where}:{line}" if line else f"{where}: problem {index + 1}"
+    return f"{where}:{line}" if line else f"{where}: problem {first + index + 1}"
 
 
 def with_texts(group: Group, tokenizer: PreTrainedTokenizerBase) -> Group:

@@ -54,6 +54,8 @@ Positive = Annotated[int, Field(ge=1, le=10**12)]
 NonNegative = Annotated[int, Field(ge=0, le=10**12)]
 Batch = Annotated[int, Field(ge=1, le=10**6)]
 """Of things that are in memory at once."""
+Epochs = Annotated[float, Field(gt=0, le=10**6)]
+"""Passes over all problems."""
 Width = Annotated[int, Field(ge=1, le=10**5)]
 """Of beams of one prompt."""
 Samples = Annotated[int, Field(ge=0, le=10**5)]

@@ -20,8 +20,20 @@ Scheduler = Literal["none", "asha", "median"]
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,59}")
 FIRST_CONFIRM_SEED = 1000
-SAME_FOR_ALL = ("task", "evaluation", "budget", "steps", "seed", "run", "tracking", "checkpoint", "policy", "watchdog")
-SET_BY_THE_SWEEP = ("budget", "steps", "seed", "run", "tracking", "evaluation.final")
+SAME_FOR_ALL = (
+    "task",
+    "evaluation",
+    "budget",
+    "steps",
+    "epochs",
+    "seed",
+    "run",
+    "tracking",
+    "checkpoint",
+    "policy",
+    "watchdog",
+)
+SET_BY_THE_SWEEP = ("budget", "steps", "epochs", "seed", "run", "tracking", "evaluation.final")
 
 
 Points = Annotated[int, Field(ge=1, le=1000)]

@@ -69,7 +69,7 @@ class TrialConfigs:
         tree = merge(tree, {"seed": seed, "run": {"dir": str(self._dir), "name": name}})
         tree["evaluation"]["final"] = phase == "confirm"
         tree["tracking"] = self._tracking()
-        tree["steps"], tree["budget"] = 1, {}
+        tree["steps"], tree["epochs"], tree["budget"] = 1, None, {}
         limits = self._limits(build_config(TrainConfig, tree, where))
         return build_config(TrainConfig, merge(tree, limits), where)
 

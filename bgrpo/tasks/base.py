@@ -48,7 +48,8 @@ class Problem:
         messages: of a chat, which the policy's chat template turns into the prompt; empty when the prompt is text.
         alternatives: further answers that are as right as ``answer``.
         fields: whatever else its row holds, by column, as JSON can hold it.
-        line: of the data file, from 1, for messages; 0 where there is none.
+        prompt_tokens: of the prompt's tokens the policy reads the last so many, and a BOS among them; 0: all.
+        line: of the data file, or row of a data set, from 1, for messages; 0 where there is none.
     """
 
     prompt: str
@@ -57,6 +58,7 @@ class Problem:
     messages: tuple[Message, ...] = ()
     alternatives: tuple[str, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
+    prompt_tokens: int = 0
     line: int = field(default=0, compare=False)
 
     @property

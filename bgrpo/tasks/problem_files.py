@@ -20,6 +20,7 @@ _TYPES = {
     "messages": list,
     "alternatives": list,
     "fields": dict,
+    "prompt_tokens": int,
     "line": int,
 }
 

@@ -48,7 +48,10 @@ def load_splits(task: Task, section: TaskSection, progress: Progress | None = No
         seen = {problem.prompt for problem in held.get("test", ())}
         if name in shares:
             source: ProblemSource = getattr(section, name)
-            found, train = hold_out(train, shares[name], source.seed, section.split_by)
+            try:
+                found, train = hold_out(train, shares[name], source.seed, section.split_by)
+            except UserError as error:
+                raise UserError(f"task.{name}: {section.train.file}: {error}") from error
             held[name] = sources.cut(name, found, seen)
         else:
             held[name] = sources.cut(name, sources.load(name, seen), seen)
@@ -64,6 +67,14 @@ def load_test(task: Task, section: TaskSection) -> tuple[list[Problem], list[str
         return splits.test, splits.notes
     sources = _Sources(task, section, None)
     return sources.cut("test", sources.load("test", ()), ()), sources.notes
+
+
+def place_of_split(task: Task, section: TaskSection, name: str) -> str:
+    """How messages call where a split's problems come from: the split, and the file."""
+    source: ProblemSource = getattr(section, name)
+    held_out = source.file is None and (source.share is not None or not can_generate(task))
+    file = section.train.file if held_out else source.file
+    return f"task.{name}" if file is None else f"task.{name}: {file}"
 
 
 def hold_out(
@@ -85,7 +96,9 @@ def hold_out(
     """
     keys = [problem.prompt if by is None else _value(problem, by) for problem in problems]
     sizes = Counter(keys)
-    order = sorted(sizes, key=lambda key: hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest())
+    order = sorted(
+        sizes, key=lambda key: hashlib.blake2b(f"{seed}\0{key}".encode(errors="surrogatepass"), digest_size=16).digest()
+    )
     if len(order) < 2:
         what = "prompt" if by is None else f"value of column {by!r}"
         raise UserError(f"nothing can be held out of {len(problems)} problems with one {what}: give more, or a file")

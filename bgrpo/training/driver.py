@@ -131,7 +131,7 @@ def _resumed(config: TrainConfig, console: Console) -> Iterator[Owned]:
         with progress_bar("reading problems") as show:
             prepared = check_input(config, load_problems(folder), show)
         check_same_input(folder, prepared.policy)
-        for note in prepared.notes:
+        for note in prepared.splits.notes:
             say(console, note)
         training_store(config, folder).latest(lambda line: say(console, line))
         folder.metrics()  # says which lines are damaged
@@ -158,20 +158,31 @@ def _begun(
         nonlocal config, prepared
         if write_given is not None:
             config = write_given(folder, config)
-            folder.write_config(config)
         prepared = prepared or _checked(config, console)
         save_problems(prepared.splits, folder)
         record_input(folder, prepared.policy)
+        config = _with_steps(config, prepared, console)
+        folder.write_config(config)
+        folder.update(problems=prepared.counts, steps=config.steps)
 
     with new_run(config, config_name, fill) as folder:
         assert prepared is not None
         yield config, folder, prepared
 
 
+def _with_steps(config: TrainConfig, prepared: Preparation, console: Console) -> TrainConfig:
+    """The configuration with the steps that its epochs come to, from here on known everywhere."""
+    problems = len(prepared.splits.train)
+    config = config.with_steps(problems)
+    if config.epochs is not None:
+        say(console, f"epochs={config.epochs:g} of {problems:,} problems: {config.steps:,} steps")
+    return config
+
+
 def _checked(config: TrainConfig, console: Console) -> Preparation:
     with progress_bar("reading problems") as show:
         prepared = check_input(config, None, show)
-    for note in prepared.notes:
+    for note in prepared.splits.notes:
         say(console, note)
     check_place(config.run.dir, None, room=ROOM + checkpoint_room(prepared.policy))
     return prepared

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from bgrpo.config import TrainConfig
 from bgrpo.evaluation.decoders import LocalDecoder
 from bgrpo.policies.io import LoadedPolicy
-from bgrpo.runs.preparation import check_prompts
+from bgrpo.runs.prompt_lengths import fit_prompts
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.base import Problem
@@ -16,23 +16,34 @@ from bgrpo.tasks.base import Problem
 
 @contextmanager
 def judged_decoder(
-    policy: LoadedPolicy, config: TrainConfig, problems: Sequence[Problem], max_new_tokens: int, where: str, option: str
-) -> Iterator[LocalDecoder]:
-    """What decodes and judges, while the block runs.
+    policy: LoadedPolicy,
+    config: TrainConfig,
+    problems: Sequence[Problem],
+    max_new_tokens: int,
+    where: str,
+    option: str,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[LocalDecoder, list[Problem]]]:
+    """What decodes and judges, while the block runs, and the problems whose prompts the policy can read.
 
     Args:
         policy: decodes.
-        config: says how completions are judged.
+        config: says how completions are judged, and what becomes of long prompts.
         problems: to be decoded.
         max_new_tokens: longest completion.
         where: the problems came from, for messages.
         option: that gives ``max_new_tokens``, for messages.
+        tell: called with a line that says which prompts were too long, if any were and that is no error.
 
     Raises:
         UserError: a prompt cannot be read or is too long, or what judges fails.
     """
+    readable = list(problems)
     if problems:  # evaluating none is refused by name
-        check_prompts(problems, policy, max_new_tokens, where, option)
-    with Judge(config).start(trial_of(problems)) as checks:
-        rollout = config.rollout
-        yield LocalDecoder(policy, checks.judge, max_new_tokens, rollout.dtype, rollout.engine)
+        fitted = fit_prompts(problems, policy, config.rollout, where, max_new_tokens, option)
+        readable = fitted.problems
+        if fitted.note:
+            tell(fitted.note)
+    rollout = config.rollout
+    with Judge(config).start(trial_of(readable)) as checks:
+        yield LocalDecoder(policy, checks.judge, max_new_tokens, rollout.dtype, rollout.engine), readable

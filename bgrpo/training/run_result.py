@@ -68,6 +68,8 @@ def summary(result: RunResult) -> dict[str, Any]:
         "run": folder.name,
         "status": "stopped" if result.stopped else "finished",
         "folder": str(folder.path),
+        "steps": folder.info().get("steps"),
+        "problems": folder.info().get("problems"),
         "policy": None if result.stopped else str(folder.policy),
         "report": None if result.stopped else str(folder.report_path),
         "tracking_uri": result.tracking_uri,

@@ -29,16 +29,23 @@ def starts_with_t5(items: Sequence[Attempt]) -> list[Verdict]:
 
 @given(st.integers(0, 5), st.integers(1, 60), st.integers(1, 12), st.integers(1, 3))
 def test_each_epoch_holds_every_problem_once(seed: int, size: int, count: int, draws: int) -> None:
-    steps = 3 * size // (count * draws) + 2
-    stream = [
-        index
-        for step in range(steps)
-        for draw in range(draws)
-        for index in prompt_indices(seed, step, count, size, draw, draws)
-    ]
-    assert len(stream) == steps * draws * count
-    for epoch in range(len(stream) // size):
-        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+    """Each draw by itself: first draws make an epoch in size / count steps, whatever is drawn besides."""
+    steps = 3 * size // count + 2
+    first = [index for step in range(steps) for index in prompt_indices(seed, step, count, size)]
+    for draw in range(draws):
+        stream = [index for step in range(steps) for index in prompt_indices(seed, step, count, size, draw, draws)]
+        shift = draw * size // draws
+        assert len(stream) == steps * count and stream[: len(first) - shift] == first[shift:]
+        for start in range(size - shift, len(stream) - size, size):
+            assert sorted(stream[start : start + size]) == list(range(size))
+
+
+@given(st.integers(0, 5), st.integers(1, 60), st.integers(1, 12), st.integers(1, 3))
+def test_draws_of_a_step_differ_where_there_are_enough_problems(seed: int, size: int, count: int, draws: int) -> None:
+    for step in range(size // count):
+        drawn = [i for draw in range(draws) for i in prompt_indices(seed, step, count, size, draw, draws)]
+        whole = step * count + (draws - 1) * size // draws + count <= size  # no draw goes on into the next epoch
+        assert not whole or count > size // draws or len(set(drawn)) == len(drawn) == count * draws
 
 
 def test_prompt_order_is_a_pure_function_and_changes_with_seed_and_epoch() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bgrpo.errors import UserError
 from bgrpo.policies import text as text_module
-from bgrpo.policies.text import decode_completion, encode_prompt, encode_texts, longest_text
+from bgrpo.policies.text import decode_completion, encode_prompt, encode_texts, token_counts
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer, tokenizer_from_tokens
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "polynomial"
@@ -120,8 +120,8 @@ def starting_tokenizer() -> PreTrainedTokenizerFast:
     )
 )
 @settings(max_examples=100, deadline=None)
-def test_the_longest_text_is_that_of_encoding_every_text(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
-    """The same index and number of tokens, or the same refusal, though words are encoded once."""
+def test_counted_tokens_are_those_of_encoding_every_text(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> None:
+    """The same numbers of tokens, or the same refusal, though words are encoded once."""
     with patch.object(text_module, "TEXTS_AT_ONCE", 3):
         try:
             lengths = [
@@ -131,10 +131,9 @@ def test_the_longest_text_is_that_of_encoding_every_text(tokenizer: PreTrainedTo
             ]
         except UserError as error:
             with pytest.raises(UserError, match=re.escape(str(error))):
-                longest_text(tokenizer, texts)
+                token_counts(tokenizer, texts)
         else:
-            longest = max(lengths, default=0)
-            assert longest_text(tokenizer, texts) == (lengths.index(longest) if texts else 0, longest)
+            assert token_counts(tokenizer, texts) == lengths
 
 
 def test_texts_of_a_small_vocabulary_are_not_encoded_one_by_one() -> None:
@@ -146,7 +145,7 @@ def test_texts_of_a_small_vocabulary_are_not_encoded_one_by_one() -> None:
 
     texts = ["+ a P 1"] * 20_000 + ["+ a P 1 2"]
     with patch.object(text_module, "encode_texts", encode):
-        assert longest_text(TOKENIZER, texts) == (20_000, 5)
+        assert token_counts(TOKENIZER, texts) == [4] * 20_000 + [5]
     assert sum(encoded) < 50
 
 

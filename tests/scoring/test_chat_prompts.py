@@ -6,40 +6,18 @@ import copy
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from chat_words import chat_tokenizer, ids
 
 from bgrpo.errors import UserError
 from bgrpo.pretraining.supervised_lines import tokenise
 from bgrpo.scoring.readable_groups import encode_prompts
 from bgrpo.tasks.base import Problem
 
-WORDS = ["<s>", "</s>", "<pad>", "user", "assistant", "system", ":", "hi", "ho", "be", "brief"]
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %} {{ m['role'] }} : {{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %} assistant :{% endif %}"
-)
-IDS = {word: i for i, word in enumerate(WORDS)}
-
-
-def chat_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Word-level, with a BOS before every text."""
-    words = Tokenizer(models.WordLevel(IDS, unk_token=None))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    made.chat_template = template
-    return made
-
 
 def chat(*contents: str, answer: str = "") -> Problem:
     roles = ["system", "user"][-len(contents) :]
     messages = tuple({"role": role, "content": text} for role, text in zip(roles, contents, strict=True))
     return Problem(" ".join(contents), answer, messages=messages)
-
-
-def ids(text: str) -> list[int]:
-    return [IDS[word] for word in text.split()]
 
 
 def test_chats_and_texts_are_encoded_in_their_order_with_one_bos() -> None:

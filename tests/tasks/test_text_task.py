@@ -12,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bgrpo.config import ProblemSource, TaskSection
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome, Problem, load_file, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
+from bgrpo.tasks.splits import load_splits
 from bgrpo.tasks.text import records
 from bgrpo.tasks.text.task import TextTask
 
@@ -143,6 +145,12 @@ def test_columns_travel_with_the_problem_through_the_run_folder(tmp_path: Path) 
         ("a.jsonl", '{"prompt": [{"role": "user"}]}', "message 1 is dict {'role': 'user'}: expected"),
         ("a.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', "an assistant's message alone"),
         ("a.jsonl", '{"prompt": "x", "answer": {"a": 1}}', "a.jsonl:1: 'answer' is dict {'a': 1}: expected text, a"),
+        (
+            "a.jsonl",
+            r'{"prompt": "\ud800"}',
+            r"a.jsonl:1: 'prompt' holds half of a character (a lone surrogate): str '\ud800'",
+        ),
+        ("a.jsonl", r'{"prompt": "x", "y": [{"z": "\udfff"}]}', "a.jsonl:1: 'y' holds half of a character"),
         ("a.json", '{"a": 1}', "a.json: expected a list of objects"),
         ("a.json", "[{", "a.json: is not JSON"),
         ("a.json", "[1]", "a.json: row 1: expected an object"),
@@ -161,12 +169,27 @@ def test_what_does_not_fit_is_told_with_its_place(name: str, text: str, message:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_problems_know_their_line_or_row(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    found = TextTask().load(tmp_path / name, for_training=True).problems
+    lines = {".csv": [2, 4], ".tsv": [2, 4]}.get((tmp_path / name).suffix, [1, 2])  # a prompt of two lines
+    assert [problem.line for problem in found] == lines
+
+
+def test_a_file_of_one_row_cannot_be_split_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "x"}')
+    section = TaskSection(name="text", train=ProblemSource(file=str(tmp_path / "one.jsonl")))
+    with pytest.raises(UserError, match=r"^task\.test: .*/one\.jsonl: nothing can be held out of 1 problems"):
+        load_splits(TextTask(), section)
+
+
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
-    (tmp_path / "bytes.jsonl").write_bytes(b'{"prompt": "\xff"}')
+    (tmp_path / "bytes.jsonl").write_bytes(b'{"prompt": "x"}\n{"prompt": "\xff"}')
     (tmp_path / "empty").mkdir()
     for source, message in {
         "none.jsonl": "no such file",
-        "bytes.jsonl": "cannot be read as UTF-8 text",
+        "bytes.jsonl": r"bytes\.jsonl:2: holds the byte 0xff at 13, which is not UTF-8 text",
         "empty": "is a folder, but not of a data set",
         "what?": "no such file; a data set of the Hugging Face Hub is owner/name",
     }.items():

@@ -26,7 +26,7 @@ from bgrpo.pretraining.pretrain import export_best, make_data, pretraining_store
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
-from bgrpo.runs.preparation import check_same_input, record_input
+from bgrpo.runs.preparation import check_policy, check_same_input, record_input
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
 from bgrpo.training.metrics_tail import MetricsTail
@@ -125,7 +125,7 @@ def run_pretrain(
         if resume and (done := _finished(config)) is not None:
             say(console, f"run {done.folder.name} has finished: nothing is left to do")
             return done
-        with _own(config, config_name, resume, command, console) as folder:
+        with _own(config, config_name, resume, command, console) as (folder, config):
             result: PretrainResult | None = None
             with recorded_attempt(folder, resume, signals, console) as attempt:
                 say(console, "starting Ray")
@@ -140,11 +140,14 @@ def run_pretrain(
 @contextmanager
 def _own(
     config: PretrainConfig, config_name: str | None, resume: bool, command: str, console: Console
-) -> Iterator[RunFolder]:
-    """The folder of the run, which is nobody else's meanwhile; everything is checked here."""
+) -> Iterator[tuple[RunFolder, PretrainConfig]]:
+    """The folder of the run, which is nobody else's meanwhile, and its configuration with the steps known.
+
+    Everything is checked here.
+    """
     if resume:
         with resumed_run(config, console) as folder:
-            check_same_input(folder, None)
+            check_same_input(folder, None if config.policy.path is None else check_policy(config.policy.path))
             pretraining_store(config, folder.path).latest(lambda line: say(console, line))
             steps = folder.load_config(PretrainConfig).steps
             if config.steps != steps:
@@ -154,19 +157,26 @@ def _own(
                     f"over {config.steps} steps from here on",
                 )
             folder.resume(config)
-            yield folder
+            yield folder, config
         return
     check_place(config.run.dir, config.run.name)
     with console.status("making the training data"):
         data = make_data(config)
+    config = config.with_steps(len(data.train))
+    for note in data.notes:
+        say(console, note)
+    if config.epochs is not None:
+        say(console, f"epochs={config.epochs:g} of {len(data.train):,} lines: {config.steps:,} steps")
+    if config.warmup_steps >= config.steps:
+        say(console, f"note: warmup_steps={config.warmup_steps} are not over after {config.steps} steps: set fewer")
 
     def fill(folder: RunFolder) -> None:
         data.save(folder.path)
-        record_input(folder, None)
-        folder.update(command=command)
+        record_input(folder, data.start.policy)
+        folder.update(command=command, problems=data.counts)
 
     with new_run(config, config_name, fill) as folder:
-        yield folder
+        yield folder, config
 
 
 def _finished(config: PretrainConfig) -> PretrainResult | None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = dict[str, Any]
-Placed = tuple[str, Row]
-"""A row, and where it stands, as a user would look for it."""
+Placed = tuple[str, int, Row]
+"""A row, where it stands, as a user would look for it, and the number in that: of its line, or of the row."""
 
 MOST_CELL = 1 << 24  # characters in one cell of a CSV file
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -54,7 +54,7 @@ def _json_lines(source: str, path: Path) -> Iterator[Placed]:
     with _text(source, path) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield f"{source}:{number}", _row(f"{source}:{number}", _json(f"{source}:{number}", line))
+                yield f"{source}:{number}", number, _row(f"{source}:{number}", _json(f"{source}:{number}", line))
 
 
 def _json_array(source: str, path: Path) -> Iterator[Placed]:
@@ -67,7 +67,7 @@ def _json_array(source: str, path: Path) -> Iterator[Placed]:
     if not isinstance(tree, list):
         raise UserError(f"{source}: expected a list of objects, or one object per line in a file named *.jsonl")
     for number, value in enumerate(tree, 1):
-        yield f"{source}: row {number}", _row(f"{source}: row {number}", value)
+        yield f"{source}: row {number}", number, _row(f"{source}: row {number}", value)
 
 
 def _csv(source: str, path: Path) -> Iterator[Placed]:
@@ -85,7 +85,7 @@ def _csv(source: str, path: Path) -> Iterator[Placed]:
                     continue
                 if len(cells) != len(header):
                     raise UserError(f"{place}: has {len(cells)} cells, but the first line names {len(header)} columns")
-                yield place, dict(zip(header, cells, strict=True))
+                yield place, reader.line_num, dict(zip(header, cells, strict=True))
         except csv.Error as error:
             raise UserError(f"{source}:{reader.line_num}: is not CSV: {error}") from error
 
@@ -153,7 +153,7 @@ def _data_set(source: str, load: Callable[[], Dataset]) -> Iterator[Placed]:
         for batch in rows.iter(_ROWS):
             for values in zip(*batch.values(), strict=True):
                 number += 1
-                yield f"{source}: row {number}", dict(zip(batch, values, strict=True))
+                yield f"{source}: row {number}", number, dict(zip(batch, values, strict=True))
     except UserError:
         raise
     except Exception as error:  # any of its readers, the file system, the network
@@ -170,8 +170,21 @@ def _text(source: str, path: Path) -> Iterator[Iterable[str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield file
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: cannot be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_first_undecodable(source, path)}, which is not UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror or error}") from error
+
+
+def _first_undecodable(source: str, path: Path) -> str:
+    """The place of the first line that is not UTF-8, and the byte that is not."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"{source}:{number}: holds the byte 0x{line[error.start]:02x} at {error.start + 1}"
+    return f"{source}: holds bytes"
 
 
 def _json(place: str, text: str) -> Any:

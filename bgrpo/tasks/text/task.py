@@ -63,16 +63,16 @@ class TextTask:
             UserError: the source cannot be read, holds no row, or a row does not fit (with its place).
         """
         problems = []
-        for place, row in read_records(str(path), "train" if for_training else "test"):
+        for place, number, row in read_records(str(path), "train" if for_training else "test"):
             try:
-                problems.append(self._problem(row))
+                problems.append(self._problem(row, number))
             except ValueError as error:
                 raise UserError(f"{place}: {error}") from None
         if not problems:
             raise UserError(f"{path}: holds no row: expected one problem per row")
         return LoadedProblems(problems)
 
-    def _problem(self, row: Row) -> Problem:
+    def _problem(self, row: Row, number: int) -> Problem:
         """Raises ValueError: what is wrong with the row."""
         prompt = _column(row, "prompt", self._prompt, PROMPT_COLUMNS)
         if prompt is None:
@@ -101,10 +101,13 @@ class TextTask:
             text = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
         if messages and self._system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self._system})
+        for column, cell in row.items():
+            if _holds_half_a_character(cell):
+                raise ValueError(f"{column!r} holds half of a character (a lone surrogate): {_what(cell)}")
         label = "" if category is None or row[category] is None else str(row[category])
         fields = {name: plain for name, cell in row.items() if name != prompt and _fits_json(plain := _plain(cell))}
         answer, *alternatives = answers or [""]
-        return Problem(text, answer, label, tuple(messages), tuple(alternatives), fields)
+        return Problem(text, answer, label, tuple(messages), tuple(alternatives), fields, line=number)
 
 
 def _column(row: Row, role: str, asked: str | None, usual: Iterable[str]) -> str | None:
@@ -152,6 +155,14 @@ def _what(value: Any) -> str:
     """A value, and what it is, on one short line."""
     shown = " ".join(repr(value).split())
     return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:59] + '…'}"
+
+
+def _holds_half_a_character(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return any(_holds_half_a_character(each) for pair in value.items() for each in pair)
+    return isinstance(value, list) and any(map(_holds_half_a_character, value))
 
 
 def _plain(value: Any) -> Any:
