@@ -197,6 +197,7 @@ def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterato
     """A local decoder with its judge's process, both tried on the problems, and the problems that it can read."""
     import torch
 
+    from bgrpo.decoding.support import service_of
     from bgrpo.runs.preparation import check_policy
     from bgrpo.training.measuring import judged_decoder
 
@@ -204,7 +205,10 @@ def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterato
         print(line, file=sys.stderr)
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    policy, longest = check_policy(decoding.policy), decoding.max_new_tokens
+    rollout, longest = decoding.config.rollout, decoding.max_new_tokens
+    policy = check_policy(decoding.policy, rollout.engine, rollout.dtype)
+    if note := service_of(policy.model, rollout.engine).note:
+        tell(note)
     with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", tell) as found:
         yield found
 

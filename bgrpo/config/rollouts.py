@@ -58,6 +58,11 @@ class RolloutSection(Section):
         description="of the layers' matrix products, keys and values in rollouts; norms, attention's arithmetic, head "
         "and scores are fp32",
     )
+    engine: Literal["auto", "tree", "plain"] = Field(
+        "auto",
+        description="auto: the fast tree where it serves the model exactly, else the plain path, which is told; tree: "
+        "refuse other models; plain: always the model's own forward pass, to compare",
+    )
     threads: Threads = Field(1, description="torch threads of one actor")
     cpus_per_actor: Cores = Field(0.5, description="Ray CPUs that one actor reserves")
     gpus_per_actor: Cores = Field(0.0, description="Ray GPUs that one actor reserves")

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from bgrpo.config.loss import RolloutCorrectionSection
 from bgrpo.learning.kl import divergence
-from bgrpo.learning.packing import PackedGroups
+from bgrpo.learning.padded_rows import LaidOutGroups
 
 _BOUND = 20.0
 """Of a log ratio, so that a product over a long completion stays a number."""
 
 
-def laid_out(values: Iterable[Sequence[float]], packed: PackedGroups) -> Tensor:
+def laid_out(values: Iterable[Sequence[float]], packed: LaidOutGroups) -> Tensor:
     """Numbers of completion tokens, one list per completion, as ``packed.tokens_BC``; 0 outside the completions."""
     flat = [value for completion in values for value in completion]
     values_BC = torch.zeros(packed.tokens_BC.shape, dtype=torch.float32)

@@ -17,7 +17,7 @@ from bgrpo.groups import ScoredGroup
 from bgrpo.learning.batch import Minibatch
 from bgrpo.learning.kl import divergence
 from bgrpo.learning.loss_terms import loss_factor, token_weights
-from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
+from bgrpo.learning.padded_rows import LaidOutGroups, LayOut
 from bgrpo.learning.rollout_mismatch import RolloutCorrection, laid_out
 
 
@@ -31,6 +31,7 @@ class StepInputs:
         reference: of the KL; None without one.
         accelerator: knows the device and the other learners.
         pad_token_id: of the policy.
+        lay_out: how groups are laid out for its forward passes.
     """
 
     config: TrainConfig
@@ -38,6 +39,7 @@ class StepInputs:
     reference: PreTrainedModel | None
     accelerator: Accelerator
     pad_token_id: int
+    lay_out: LayOut
 
     def of_step(self, minibatches: Sequence[Minibatch], correction: RolloutCorrection) -> list[list[dict[str, Any]]]:
         """For each minibatch, for each of its cuts; before the first update of the step."""
@@ -54,7 +56,8 @@ class StepInputs:
         """
         learner, groups, device = self.config.learner, minibatch.micro_batches[cut], self.accelerator.device
         real = [(group.prompt, group.completions) for group in groups]
-        packed = pack_groups(real or [([self.pad_token_id], [[self.pad_token_id]])], device, minibatch.cut_rows[cut])
+        real_or_pad = real or [([self.pad_token_id], [[self.pad_token_id]])]
+        packed = self.lay_out(real_or_pad, device, minibatch.cut_rows[cut])
         mask_BC = packed.mask_BC.long() if real else torch.zeros_like(packed.tokens_BC)
         nothing_B0 = packed.tokens_BC[:, :0]
         values = [value for group in groups for value in group.advantages]
@@ -92,7 +95,7 @@ class StepInputs:
     def entropies(self, inputs: dict[str, Any]) -> Tensor:
         """Of the policy at this moment, ``entropies_BC`` of a cut."""
         with torch.no_grad():
-            return packed_logps(self.policy, inputs["packed"], self.config.rollout.temperature)[1]
+            return inputs["packed"].logps(self.policy, self.config.rollout.temperature)[1]
 
     def kl_term(self, logps_BC: Tensor, inputs: dict[str, Any], minibatch: Minibatch) -> tuple[Tensor | float, float]:
         """Where TRL's loss of a cut has no KL: what is added to it, and the cut's KL per token over all learners (k3).
@@ -121,13 +124,13 @@ class StepInputs:
             part = mine[start : start + size]
             tokens = [[completion.tokens for completion in group.completions] for group in part]
             prompts = [group.prompt_ids for group in part]
-            packed = pack_groups(list(zip(prompts, tokens, strict=True)), self.accelerator.device)
+            packed = self.lay_out(list(zip(prompts, tokens, strict=True)), self.accelerator.device)
             logps_BC = self._logps(self.reference, packed)
             rows = iter([logps[mask].tolist() for logps, mask in zip(logps_BC, packed.mask_BC, strict=True)])
             found += [[next(rows) for _ in completions] for completions in tokens]
         of_learners = gather_object([found])
         return [of_learners[place % learners][place // learners] for place in range(len(groups))]
 
-    def _logps(self, model: PreTrainedModel, packed: PackedGroups) -> Tensor:
+    def _logps(self, model: PreTrainedModel, packed: LaidOutGroups) -> Tensor:
         with torch.no_grad():
-            return packed_logps(model, packed, self.config.rollout.temperature)[0]
+            return packed.logps(model, self.config.rollout.temperature)[0]

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import GRPOTrainer
 
 from bgrpo.config import TrainConfig
-from bgrpo.decoding.support import check_supported
+from bgrpo.decoding.support import service_of
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import Minibatch, split_update
 from bgrpo.learning.learner_state import check_resumable, load_reference
 from bgrpo.learning.loss_terms import entropy_weight
 from bgrpo.learning.optimizers import MuonAndAdamW
 from bgrpo.learning.outer_loop import KeepSamples, OnStep, OuterLoop, ShouldStop, Validate
-from bgrpo.learning.packing import packed_logps
+from bgrpo.learning.padded_rows import lay_out_of
 from bgrpo.learning.rollout_mismatch import RolloutCorrection
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_inputs import StepInputs
@@ -62,7 +62,7 @@ class BGRPOTrainer(GRPOTrainer):
         keep_samples: called on learner 0 with each step's groups, before its weights and checkpoint are out.
 
     Raises:
-        UserError: a model that packing does not score exactly; a checkpoint of another run; resume without reference.
+        UserError: a model that cannot be scored exactly; a checkpoint of another run; resume without reference.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class BGRPOTrainer(GRPOTrainer):
         should_stop: ShouldStop | None = None,
         keep_samples: KeepSamples | None = None,
     ) -> None:
-        check_supported(model)
+        lay_out = lay_out_of(service_of(model, config.rollout.engine))
         if resume is not None:
             check_resumable(resume, config, problems)
             if reference is None and config.learner.beta > 0:
@@ -118,13 +118,14 @@ class BGRPOTrainer(GRPOTrainer):
         learner = config.learner
         self._trl_has_kl = learner.estimator == "k3" and not learner.kl_in_reward
         self.beta = learner.beta if self._trl_has_kl else 0.0  # TRL was told 0, lest it load a reference of its own
+        self.aux_loss_enabled = False  # how often a shared token counted would depend on the layout
         self.ref_model = None
         if learner.beta > 0 and reference is not None:
             self.ref_model = reference.to(self.accelerator.device).eval().requires_grad_(False)
         if learner.reference.sync_every:
             self._outer.reference = self.ref_model
         self.use_vllm = learner.rollout_correction.kind != "none"  # which is how TRL's loss is made to read the weights
-        self._make_inputs = StepInputs(config, model, self.ref_model, self.accelerator, self._tokenizer.pad_token_id)
+        self._make_inputs = StepInputs(config, model, self.ref_model, self.accelerator, tokenizer.pad_token_id, lay_out)
         self._minibatches: list[Minibatch] = []
         self._step_inputs: list[list[dict[str, Any]]] = []
         self._minibatch, self._cut = 0, 0
@@ -185,11 +186,11 @@ class BGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: nn.Module, *_padded: Any, **_options: Any
     ) -> tuple[Tensor, Tensor, None]:
-        """Of the micro-batch at hand, packed; TRL's padded rows, which it would give wrong positions, are not read."""
+        """Of the micro-batch at hand; TRL's padded rows, which it would give wrong positions, are not read."""
         if self._inputs is None:
             raise RuntimeError("log-probabilities are asked for outside the loss")
-        logps_BC, entropies_BC = packed_logps(
-            model, self._inputs["packed"], self.temperature, entropy_gradient=self._entropy_bonus_enabled
+        logps_BC, entropies_BC = self._inputs["packed"].logps(
+            model, self.temperature, entropy_gradient=self._entropy_bonus_enabled
         )
         self._logps = logps_BC
         return logps_BC, entropies_BC, None

@@ -35,6 +35,8 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
         with progress_bar("reading problems") as show:
             prepared = check_input(config, load_problems(folder), show)
         check_same_input(folder, prepared.policy)
+        for note in prepared.splits.notes:
+            say(console, note)
         training_store(config, folder).latest(lambda line: say(console, line))
         folder.metrics()  # says which lines are damaged
         steps = folder.load_config(TrainConfig).steps
