@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +18,8 @@ from bgrpo.errors import UserError, one_line
 
 UNFINISHED = ".writing-"
 """Names of what is being written start so, and of what a killed writer left."""
+
+NOT_A_FILE = "Is a pipe, socket or device"
 
 
 @contextlib.contextmanager
@@ -82,9 +86,30 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def open_file(path: Path) -> BufferedReader:
+    """A file to read. What stands in its place may be anything, and is not waited for.
+
+    Raises:
+        OSError: it is absent, cannot be read, or a folder, pipe, socket or device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, "Is a directory" if stat.S_ISDIR(mode) else NOT_A_FILE, str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Content of a file, see :func:`open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
 def sha256(path: Path) -> str:
-    """Digest of a file's content."""
-    with path.open("rb") as content:
+    """Digest of a file's content, see :func:`open_file`."""
+    with open_file(path) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
@@ -112,7 +137,7 @@ def readable_file(path: Path, most_bytes: int) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"{one_line(str(path))}: cannot be read: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(found.st_mode):
-        kind = "Is a directory" if stat.S_ISDIR(found.st_mode) else "Is a pipe, socket or device"
+        kind = "Is a directory" if stat.S_ISDIR(found.st_mode) else NOT_A_FILE
         raise UserError(f"{path}: cannot be read: {kind}, expected a file")
     if found.st_size > most_bytes:
         raise UserError(f"{path}: has {found.st_size:,} bytes, expected at most {most_bytes:,}")

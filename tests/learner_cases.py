@@ -46,8 +46,11 @@ def train_config(**sections: Any) -> TrainConfig:
 class ScriptedSource:
     """Groups drawn from (step, index, draw) alone, so that every learner and every run sees the same ones."""
 
-    def __init__(self, group_size: int = 5, outcome: Callable[[random.Random], str] | None = None) -> None:
+    def __init__(
+        self, group_size: int = 5, outcome: Callable[[random.Random], str] | None = None, cut_off: float = 0.0
+    ) -> None:
         self.group_size = group_size
+        self.cut_off = cut_off  # share of completions without end token
         self.outcome = outcome or (lambda rng: rng.choice(["correct", "wrong", "unparseable"]))
         self.published: list[int] = []
         self.weights: dict[int, torch.Tensor] = {}
@@ -78,7 +81,10 @@ class ScriptedSource:
 
     def _completion(self, rng: random.Random, stem: Sequence[int]) -> Completion:
         tokens = [*stem[: rng.randint(0, 3)], *(rng.randrange(2, VOCABULARY) for _ in range(rng.randint(0, 4))), EOS]
-        return Completion(tokens, [-rng.random() for _ in tokens], True)
+        finished = not self.cut_off or rng.random() >= self.cut_off
+        if not finished:
+            tokens[-1] = 2
+        return Completion(tokens, [-rng.random() for _ in tokens], finished)
 
 
 def scored(
@@ -154,7 +160,7 @@ def make_trainer(
     problems: int = 10,
     **options: Any,
 ) -> Any:
-    """A trainer that also notes the gradient of every optimizer step in ``trainer.gradients``."""
+    """A trainer that also notes each optimizer step's gradient and the weights before it: ``gradients``, ``starts``."""
     from bgrpo.learning.trainer import BGRPOTrainer
 
     source.config = config
@@ -164,8 +170,9 @@ def make_trainer(
             norm = super()._clip_grad_norm(model)
             if all(parameter.grad is not None for parameter in self._policy.parameters()):
                 self.gradients.append(flat_gradient(self._policy))
+                self.starts.append(flat_weights(self._policy))
             return norm
 
     trainer = Watched(config, policy or tiny_policy(), TOKENIZER, source, problems, folder, **options)
-    trainer.gradients = []
+    trainer.gradients, trainer.starts = [], []
     return trainer

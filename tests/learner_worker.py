@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
 
-def train(folder: Path, sections: dict[str, Any], group_size: int) -> dict[str, Any]:
+def train(
+    folder: Path, sections: dict[str, Any], group_size: int, source: ScriptedSource | None = None
+) -> dict[str, Any]:
     """Run one learner; what it published, its gradients and its metrics."""
-    source, steps = ScriptedSource(group_size), []
+    source, steps = source or ScriptedSource(group_size), []
     trainer = make_trainer(
         train_config(**sections), source, folder, policy=tiny_policy().double(), on_step=steps.append, problems=50
     )
@@ -30,6 +33,28 @@ def train(folder: Path, sections: dict[str, Any], group_size: int) -> dict[str, 
 
 def learner(rank: int, world_size: int, port: int, folder: Path, sections: dict[str, Any], group_size: int) -> None:
     """Process entry: joins a gloo group as Ray Train would have it, trains, writes the result beside the others."""
+    _join(rank, world_size, port)
+    torch.save(train(folder, sections, group_size), folder / f"learner-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def learner_of_cases(rank: int, world_size: int, port: int, folder: Path, cases: dict[str, dict[str, Any]]) -> None:
+    """Process entry: as :func:`learner`, one training run after another; see :func:`train_cases`."""
+    _join(rank, world_size, port)
+    torch.save(train_cases(folder, cases), folder / f"learner-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def train_cases(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What each configuration comes to where many groups teach nothing and many completions are cut off."""
+
+    def outcome(rng: random.Random) -> str:
+        return "correct" if rng.random() < 0.15 else "wrong"
+
+    return {name: train(folder, case, 5, ScriptedSource(5, outcome, cut_off=0.3)) for name, case in cases.items()}
+
+
+def _join(rank: int, world_size: int, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -40,8 +65,6 @@ def learner(rank: int, world_size: int, port: int, folder: Path, sections: dict[
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    torch.save(train(folder, sections, group_size), folder / f"learner-{rank}.pt")
-    dist.destroy_process_group()
 
 
 def resuming_learner(folder: Path, sections: dict[str, Any]) -> None:

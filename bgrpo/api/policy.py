@@ -243,12 +243,14 @@ def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> li
 
 
 def _check(policy: LoadedPolicy, encoded: list[list[int]], max_new_tokens: int) -> None:
-    vocabulary, context = policy.model.config.vocab_size, policy.model.config.max_position_embeddings
+    from bgrpo.decoding.support import context_of
+
+    vocabulary, context = policy.model.config.vocab_size, context_of(policy.model.config)
     for place, ids in enumerate(encoded):
         if not 0 <= min(ids) <= max(ids) < vocabulary:
             wrong = next(token for token in ids if not 0 <= token < vocabulary)
             raise UserError(f"prompts[{place}]: has token {wrong}: the policy's vocabulary is 0 to {vocabulary - 1}")
-        if (total := len(ids) + max_new_tokens) > context:
+        if context is not None and (total := len(ids) + max_new_tokens) > context:
             raise UserError(
                 f"prompts[{place}]: has {len(ids)} tokens + max_new_tokens={max_new_tokens} = {total}, but the "
                 f"policy's context is {context}: shorten it, or take fewer new tokens"

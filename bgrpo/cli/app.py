@@ -625,14 +625,35 @@ _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own co
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit status. A user's error is one line, a failed run its first cause."""
     given = sys.argv[1:] if arguments is None else arguments
-    if arguments is None:
-        sys.path.append(str(Path.cwd()))  # a user's tasks and reward functions are found here, as with python -m
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the encoding lacks is shown as \\u2047
             stream.reconfigure(errors="backslashreplace")
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        print(
+            f"error: the current folder cannot be used ({error.strerror}): change into one that is there",
+            file=sys.stderr,
+        )
+        return 2
+    if arguments is None:
+        sys.path.append(here)  # a user's tasks and reward functions are found here, as with python -m
     remember_secrets(given)
     with redacted_output():
         return _flushed(given)
+
+
+def _open_missing_streams() -> None:
+    """Standard streams that were closed (``>&-``) are nothing to read or write, and no file gets their numbers."""
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(opened, number)
+            setattr(sys, name, os.fdopen(opened, mode, encoding="utf-8"))
 
 
 def _flushed(given: list[str]) -> int:

@@ -19,6 +19,7 @@ from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
+from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task
 from bgrpo.tasks.splits import load_test, place_of_split
 
@@ -47,6 +48,7 @@ class Decoding:
     ) -> Decoding:
         """What a command line asks for; without a configuration, answers may have 64 tokens."""
         loaded = load_config(TrainConfig, config, overrides)
+        remember_secrets_in(loaded.model_dump(mode="json"))
         says = config is not None or "max_new_tokens" in loaded.rollout.model_fields_set
         default = loaded.rollout.max_new_tokens if says else MAX_NEW_TOKENS
         return cls(policy, loaded, max_new_tokens or default, threads)
@@ -195,6 +197,7 @@ def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterato
     """A local decoder with its judge's process, both tried on the problems, and the problems that it can read."""
     import torch
 
+    from bgrpo.decoding.support import service_of
     from bgrpo.runs.preparation import check_policy
     from bgrpo.training.measuring import judged_decoder
 
@@ -202,7 +205,10 @@ def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterato
         print(line, file=sys.stderr)
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    policy, longest = check_policy(decoding.policy), decoding.max_new_tokens
+    rollout, longest = decoding.config.rollout, decoding.max_new_tokens
+    policy = check_policy(decoding.policy, rollout.engine, rollout.dtype)
+    if note := service_of(policy.model, rollout.engine).note:
+        tell(note)
     with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", tell) as found:
         yield found
 

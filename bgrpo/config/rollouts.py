@@ -58,14 +58,19 @@ class RolloutSection(Section):
         description="of the layers' matrix products, keys and values in rollouts; norms, attention's arithmetic, head "
         "and scores are fp32",
     )
+    engine: Literal["auto", "tree", "plain"] = Field(
+        "auto",
+        description="auto: the fast tree where it serves the model exactly, else the plain path, which is told; tree: "
+        "refuse other models; plain: always the model's own forward pass, to compare",
+    )
     threads: Threads = Field(1, description="torch threads of one actor")
     cpus_per_actor: Cores = Field(0.5, description="Ray CPUs that one actor reserves")
     gpus_per_actor: Cores = Field(0.0, description="Ray GPUs that one actor reserves")
     timeout_s: Seconds = Field(300.0, description="longest wait for one request")
     skip_uninformative: bool = Field(True, description="leave groups whose rewards are all equal out of the update")
     max_extra_draws: FewOrNone = Field(0, description="times to draw further prompts to replace uninformative groups")
-    max_staleness: Annotated[int, Field(ge=0, le=1)] = Field(
-        0, description="1: decode a step's rollouts while the step before is learned, with weights one version old"
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="n: decode a step's rollouts while the n steps before are learned, with weights n versions old"
     )
 
     keep_samples: Annotated[int, Field(ge=0, le=1000)] = Field(

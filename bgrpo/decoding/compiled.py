@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bgrpo.decoding.attention_rules import AttentionRules, band, masked_attention
 from bgrpo.files import atomic_path
 
 SOURCE = Path(__file__).parent / "kernels" / "tree_attention.cpp"
@@ -33,7 +34,10 @@ TILE = 64
 
 _BUILD_LIMIT_S = 300.0  # 4 to 10 s of processor time; a busy machine has a small part of one to give
 _POINTERS = ("prompt_keys", "prompt_values", "node_keys", "node_values", "prompt_lengths", "first_rows", "paths")
-_SIZES = ("prompts", "heads", "key_heads", "head_width", "width", "places", "chunks", "chunk", "path_stride", "depth")
+_SIZES = (
+    *("prompts", "heads", "key_heads", "head_width", "width", "places", "chunks", "chunk", "path_stride"),
+    *("depth", "window"),
+)
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +51,7 @@ class TreeAttentionArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_float),
+        ("cap", ctypes.c_float),
         ("threads", ctypes.c_int32),
         ("halves", ctypes.c_int32),
     )
@@ -84,7 +89,7 @@ class TreeAttentionKernel:
         first_rows_G: Tensor,
         paths_RT: Tensor,
         depth: int,
-        scale: float,
+        rules: AttentionRules,
     ) -> Tensor:
         """Store the rows' keys and values in their nodes, and attend. On the CPU; floats are fp32, integers int32.
 
@@ -102,7 +107,7 @@ class TreeAttentionKernel:
             first_rows_G: [prompts + 1], where each prompt's rows begin and the last one's end.
             paths_RT: nodes of each row from the root on, its own at ``depth - 1``.
             depth: nodes on each path.
-            scale: of the scores.
+            rules: of the layer.
 
         Returns:
             [R, query heads, head width]; zero for fillers.
@@ -142,7 +147,9 @@ class TreeAttentionKernel:
             chunk=node_keys[0].shape[2],
             path_stride=paths_RT.stride(0),
             depth=depth,
-            scale=scale,
+            window=rules.window or 0,
+            scale=rules.scale,
+            cap=rules.cap or 0.0,
             threads=torch.get_num_threads(),
             halves=prompt_keys_GHTDP.dtype == torch.bfloat16,
         )
@@ -181,7 +188,8 @@ def load_kernel() -> TreeAttentionKernel:
         _build(path)
     kernel = TreeAttentionKernel(path)
     for kept in (torch.float32, torch.bfloat16):
-        _check(kernel, kept)
+        for rules in (AttentionRules(0.3), AttentionRules(0.3, window=20, cap=0.7)):
+            _check(kernel, kept, rules)
     return kernel
 
 
@@ -232,7 +240,7 @@ def _build(path: Path) -> None:
             raise KernelUnavailable(f"{compiler} failed: {error}") from error
 
 
-def _check(kernel: TreeAttentionKernel, kept: torch.dtype) -> None:
+def _check(kernel: TreeAttentionKernel, kept: torch.dtype, rules: AttentionRules) -> None:
     """A small attention with grouped heads, ragged prompts, chunks and fillers, against the plain formula in fp64."""
     heads, key_heads, head_width, lengths, rows, depth = 4, 2, 8, [0, 3, TILE + 21], [2, 1, 19], 2
     draw = torch.Generator().manual_seed(0)
@@ -258,13 +266,17 @@ def _check(kernel: TreeAttentionKernel, kept: torch.dtype) -> None:
             own = [node_values[0][g, :, :1, :head_width], kept_value[:, row : row + 1]]
             values = torch.cat([prompt_values[g, :, :length, :head_width], *own], 1).double()
             queries = query[:, row].double().view(key_heads, -1, head_width)
-            expected.append(((queries @ keys.transpose(1, 2) * 0.3).softmax(-1) @ values).view(heads, head_width))
+            places = length + depth
+            mask = band(range(places - 1, places), range(places), rules.window, queries)
+            expected.append(
+                masked_attention(queries[None], keys[None], values[None], mask, rules).view(heads, head_width)
+            )
             paths.append([0, 1 + row - first[-1]])
         first.append(first[-1] + count)
     found = kernel(
         query, key, value, prompt_keys, prompt_values, node_keys, node_values,
         torch.tensor(lengths, dtype=torch.int32), torch.tensor(first, dtype=torch.int32),
-        torch.tensor(paths, dtype=torch.int32), depth, 0.3,
+        torch.tensor(paths, dtype=torch.int32), depth, rules,
     )  # fmt: skip
     error = float((found[:-1] - torch.stack(expected)).abs().max())
     if not error < 1e-5 or found[-1].abs().max() > 0:

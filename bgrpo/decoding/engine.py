@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
+from bgrpo.decoding.batch_search import BatchSearch, TreeSearch
 from bgrpo.decoding.beam import BeamChooser
 from bgrpo.decoding.compiled import compiled_kernel
-from bgrpo.decoding.fast_layers import FastModel, Precision, fast_layers
-from bgrpo.decoding.replayed import replayed_search
+from bgrpo.decoding.fast_layers import Precision
+from bgrpo.decoding.plain_search import PlainSearch
 from bgrpo.decoding.sample import SampleChooser, uniform_streams
-from bgrpo.decoding.search import Traces, search
+from bgrpo.decoding.search import Traces
 from bgrpo.decoding.settings import DecodeSettings
 from bgrpo.decoding.slots import NO_TOKEN, Chooser
-from bgrpo.decoding.support import check_supported
+from bgrpo.decoding.support import EngineName, context_of, service_of
 from bgrpo.errors import NotFiniteError, UserError
 from bgrpo.groups import Completion, Group
 
@@ -25,7 +27,8 @@ class DecodeEngine:
     """Completes prompts with a causal language model of transformers, which stays as it is.
 
     The model's weights may change between calls. Decoding the same request again, with the same weights and threads,
-    gives the identical result; in another batch a prompt gets the same result up to floating-point ties.
+    gives the identical result; in another batch a prompt gets the same result up to floating-point ties. The tree and
+    the plain path give the same results up to rounding.
 
     Args:
         model: decoder-only, fp32; its device is used.
@@ -33,24 +36,35 @@ class DecodeEngine:
             token, and rounds these only: norms, the arithmetic of attention, head and scores are fp32 in both.
         max_rows: most completions decoded at once; bounds memory.
         compiled: use the compiled attention kernel where there is one (on the CPU, with a C++ compiler).
+        engine: the tree or the plain path, as ``rollout.engine`` says.
 
     Raises:
-        UserError: the model cannot be decoded exactly.
+        UserError: the model cannot be decoded exactly, or not in this precision.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, precision: Precision = "fp32", max_rows: int = 1024, compiled: bool = True
+        self,
+        model: PreTrainedModel,
+        *,
+        precision: Precision = "fp32",
+        max_rows: int = 1024,
+        compiled: bool = True,
+        engine: EngineName = "auto",
     ) -> None:
-        check_supported(model)
+        service = service_of(model, engine)
+        service.check_precision(precision)
         if model.dtype != torch.float32:
             raise UserError(
                 f"the model's weights are {model.dtype}: load it with dtype=torch.float32; precision='bf16' rounds "
                 f"what may be rounded"
             )
         self._model = model
-        self._precision = precision
-        self._max_rows = max_rows
-        self._kernel = compiled_kernel() if compiled and model.device.type == "cpu" else None
+        self._search: BatchSearch
+        if service.engine == "tree":
+            kernel = compiled_kernel() if compiled and model.device.type == "cpu" else None
+            self._search = TreeSearch(model, precision, max_rows, kernel)
+        else:
+            self._search = PlainSearch(model, max_rows)
 
     def decode(
         self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, seeds: Sequence[int] | None = None
@@ -75,14 +89,15 @@ class DecodeEngine:
             return []
         seeds = _checked_seeds(seeds, len(prompts)) if settings.mode == "sample" else [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
-        size = max(1, self._max_rows // settings.group_size)
+        size = max(1, self._search.most_rows // settings.group_size)
         groups: dict[int, Group] = {}
         rows = min(size, len(prompts)) * settings.group_size
-        with _evaluation_mode(self._model), fast_layers(self._model, self._precision, rows) as fast:
-            for start in range(0, len(order), size):
-                batch = order[start : start + size]
-                traces = self._search(
-                    fast,
+        with _evaluation_mode(self._model), self._search.ready(rows):
+            alike = [order]
+            if not self._search.takes_ragged():
+                alike = [list(same) for _, same in itertools.groupby(order, key=lambda index: len(prompts[index]))]
+            for batch in (part[start : start + size] for part in alike for start in range(0, len(part), size)):
+                traces = self._search.run(
                     [prompts[index] for index in batch],
                     self._chooser(settings, [seeds[index] for index in batch]),
                     settings.group_size,
@@ -94,13 +109,6 @@ class DecodeEngine:
                 )
         return [groups[index] for index in range(len(prompts))]
 
-    def _search(
-        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, group_size: int, steps: int
-    ) -> Traces:
-        if self._model.device.type == "cpu":
-            return search(fast, prompts, chooser, group_size, steps, self._kernel)
-        return replayed_search(fast, prompts, chooser, group_size, steps)
-
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":
             return BeamChooser(settings.group_size, settings.end_tokens)
@@ -108,7 +116,7 @@ class DecodeEngine:
         return SampleChooser(uniforms_GKT.to(self._model.device), settings.end_tokens, settings.temperature)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
-        vocabulary, context = self._model.config.vocab_size, self._model.config.max_position_embeddings
+        vocabulary, context = self._model.config.get_text_config().vocab_size, context_of(self._model.config)
         ids = [("eos_token_id", token) for token in settings.end_tokens] + [("pad_token_id", settings.pad_token_id)]
         for name, token in ids:
             if not 0 <= token < vocabulary:
@@ -117,7 +125,7 @@ class DecodeEngine:
             total = len(prompt) + settings.max_new_tokens
             if not len(prompt):
                 raise UserError(f"prompt {index} is empty: expected at least one token")
-            if total > context:
+            if context is not None and total > context:
                 raise UserError(
                     f"prompt {index} is too long: {len(prompt)} tokens + max_new_tokens={settings.max_new_tokens} = "
                     f"{total}, and the model's context has {context}"

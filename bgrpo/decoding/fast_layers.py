@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
@@ -73,14 +73,23 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
             if forward is not None:
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
-        yield FastModel(model, _in_blocks(head, rows), _DTYPES[precision])
+        yield FastModel(model, _in_blocks(head, rows, _after_head(model.config)), _DTYPES[precision])
     finally:
         for module in replaced:
             del module.forward
         model.config._attn_implementation = attention
 
 
-def _in_blocks(head: nn.Linear, rows: int) -> Head:
+def _after_head(config: PretrainedConfig) -> Callable[[Tensor], Tensor] | None:
+    """What a family does to the logits that its head gives; None: nothing."""
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        return lambda logits: logits.div_(cap).tanh_().mul_(cap)
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        return lambda logits: logits.div_(scaling)
+    return None
+
+
+def _in_blocks(head: nn.Linear, rows: int, after: Callable[[Tensor], Tensor] | None) -> Head:
     """The head, cut so that the logits of one block and all rows are few enough."""
     vocabulary = head.out_features
     size = max(_SMALLEST_BLOCK, LOGITS_AT_ONCE // rows // _SMALLEST_BLOCK * _SMALLEST_BLOCK)
@@ -90,7 +99,8 @@ def _in_blocks(head: nn.Linear, rows: int) -> Head:
     for start in range(0, vocabulary, size):
         weight_OI = head.weight[start : start + size]
         bias_O = None if head.bias is None else head.bias[start : start + size]
-        blocks.append(matrix_product(weight_OI, bias_O, "fp32", then_gelu=False))
+        block = matrix_product(weight_OI, bias_O, "fp32", then_gelu=False)
+        blocks.append(block if after is None else _then(block, after))
     return Head(tuple(blocks), vocabulary)
 
 
@@ -164,6 +174,10 @@ def _in_pieces(multiply: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
 
 def _packs(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and onednn_multiplies(weight.dtype)
+
+
+def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda inputs: second(first(inputs))
 
 
 def _unchanged(inputs: Tensor) -> Tensor:

@@ -22,8 +22,13 @@ class NodePaths(Protocol):
         """Nodes per prompt that there is room for; may grow, never shrinks."""
         ...
 
+    @property
+    def depth(self) -> int | Tensor:
+        """Nodes on each path; a scalar of the device where steps are recorded."""
+        ...
+
     def known_paths(self) -> Tensor:
-        """int64 [G, K, any]: every entry is a node of the slot's path; entries may repeat."""
+        """int64 [G, K, any]: nodes of the slot's path from the root on; then its newest node may repeat."""
         ...
 
     def own_nodes(self, rows: Rows) -> Tensor:
@@ -111,10 +116,12 @@ class FixedPaths:
         self._group_size = group_size
         self._paths_GKT = torch.zeros(prompts, group_size, steps, dtype=torch.long, device=device)
         self._step = torch.zeros((), dtype=torch.long, device=device)
+        self.depth = torch.zeros_like(self._step)
 
     def add(self, step: Tensor) -> None:
         """Give every slot its node of this step; later places of its path name the same node until they are filled."""
         self._step.copy_(step)
+        self.depth.copy_(step + 1)
         own_K1 = (step * self._group_size + torch.arange(self._group_size, device=step.device))[:, None]
         later_T = torch.arange(self._paths_GKT.shape[2], device=step.device) >= step
         self._paths_GKT.copy_(torch.where(later_T, own_K1, self._paths_GKT))

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
+from bgrpo.decoding.attention_rules import AttentionRules, causal_attention
 from bgrpo.decoding.tree_attention import TreeStore, rounded
 
 _TOKENS_AT_ONCE = 4096  # bounds the memory of activations
@@ -39,7 +39,9 @@ class PromptPass:
         self._runs = runs
         self._last_layer = last_layer
 
-    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
+    ) -> Tensor:
         """See :class:`bgrpo.decoding.tree_attention.Attends`."""
         outputs = []
         first, start = self._first, 0
@@ -52,10 +54,7 @@ class PromptPass:
             key, value = (rounded(states, self._store.kept) for states in (key, value))
             self._store.add_prompts(layer, first, key, value)
             if layer < self._last_layer:
-                grouped = query.shape[1] != key.shape[1]
-                output_GHPD = functional.scaled_dot_product_attention(
-                    query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
-                )
+                output_GHPD = causal_attention(query, key, value, rules)
                 outputs.append(output_GHPD.transpose(1, 2).flatten(0, 1))
             first, start = first + prompts, end
         if layer == self._last_layer:

@@ -1,56 +1,122 @@
-"""Which models the tree-shaped decoding serves exactly; all others are refused by name."""
+"""Which models the search tree serves exactly, which the plain path serves, and which none can: one function."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from bgrpo.errors import UserError
 
-SUPPORTED_MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
-"""Decoder-only models whose attention reads positions from ``position_ids`` and nothing from key indices."""
+EngineName = Literal["auto", "tree", "plain"]
 
-SUPPORTED_ATTENTION = ("eager", "sdpa")
-"""Attention implementations that take a 4-D additive mask."""
+TREE_MODEL_TYPES = (
+    *("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo", "olmo2"),
+    *("olmo3", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+)
+"""Decoder-only models whose attention is a registered function, which gets window and cap of the scores as arguments,
+and reads positions from ``position_ids`` and nothing from key indices."""
 
-SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+TREE_ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa")
+"""Attention implementations whose results are those of the formula, in fp32."""
+
+TREE_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angle depends on the token's own position only, not on the longest sequence at hand."""
 
 
-def check_supported(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits would differ between the tree and a plain forward pass.
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How a model is decoded and scored.
+
+    Attributes:
+        engine: ``tree`` shares what completions have in common; ``plain`` is the model's own forward pass over rows.
+        reason: why not by the tree; empty where it is, or where the plain path was asked for.
+    """
+
+    engine: Literal["tree", "plain"]
+    reason: str = ""
+
+    @property
+    def note(self) -> str:
+        """What a user is told once; nothing where the engine is the fast one, or was asked for."""
+        return f"the slow path decodes and scores this policy, row by row: {self.reason}" if self.reason else ""
+
+    def check_precision(self, precision: str) -> None:
+        """Refuse a precision that the engine does not have.
+
+        Raises:
+            UserError: names the option.
+        """
+        if self.engine == "plain" and precision != "fp32":
+            why = self.reason or "rollout.engine=plain"
+            raise UserError(f"dtype {precision} is for the fast tree, but the plain path decodes ({why}): use fp32")
+
+
+def service_of(model: PreTrainedModel, wanted: EngineName = "auto") -> Service:
+    """The tree where it gives what a plain forward pass gives; else the plain path.
+
+    Args:
+        model: a causal language model.
+        wanted: ``tree`` refuses what the tree does not serve, ``plain`` always takes the plain path.
 
     Raises:
-        UserError: names the model and the property that is not supported.
+        UserError: names the model and why it is refused.
     """
-    config = model.config
-    name = f"{type(model).__name__} (model_type {config.model_type!r})"
-    reason = _reason_to_refuse(config)
-    head = model.get_output_embeddings()
-    if reason is None and head is None:
-        reason = "it has no language-modelling head; load it with AutoModelForCausalLM"
-    if reason is None and not isinstance(head, nn.Linear):
-        reason = f"its head is a {type(head).__name__}, expected a plain linear layer"
-    if reason is not None:
-        raise UserError(f"{name} cannot be decoded: {reason}")
+    name = f"{type(model).__name__} (model_type {model.config.model_type!r})"
+    refused = _reason_to_refuse(model)
+    if refused:
+        raise UserError(f"{name} cannot be decoded: {refused}")
+    if wanted == "plain":
+        return Service("plain")
+    reason = _reason_against_the_tree(model)
+    if reason and wanted == "tree":
+        raise UserError(f"{name} cannot be decoded with rollout.engine=tree: {reason}; use rollout.engine=auto")
+    return Service("plain", f"{name}: {reason}") if reason else Service("tree")
 
 
-def _reason_to_refuse(config: PretrainedConfig) -> str | None:
-    if config.is_encoder_decoder:
-        return "it is an encoder-decoder; decoder-only models are supported"
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        return f"supported model types are {', '.join(SUPPORTED_MODEL_TYPES)}"
-    if getattr(config, "add_cross_attention", False):
-        return "it has cross-attention; decoder-only models are supported"
-    layer_types = getattr(config, "layer_types", None) or []
-    if set(layer_types) - {"full_attention"} or (not layer_types and getattr(config, "sliding_window", None)):
-        return "it has sliding-window layers; set sliding_window=None if its contexts are shorter than the window"
+def context_of(config: PretrainedConfig) -> int | None:
+    """Most tokens of a prompt and its completion; None where the model has no limit.
+
+    Where the angles of all tokens change once a row is longer than the original context, that is the limit: a row would
+    be scored otherwise than it was decoded, and otherwise beside other rows.
+    """
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    for entry in _rope_entries(config):
+        if entry.get("rope_type") in ("dynamic", "longrope"):
+            limits.append(entry.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+
+
+def _rope_entries(config: PretrainedConfig) -> list[dict[str, Any]]:
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type", "default") not in SUPPORTED_ROPE_TYPES:
-        return f"rope_type {rope['rope_type']!r} depends on the longest sequence of the batch"
-    if config._attn_implementation not in SUPPORTED_ATTENTION:
-        return (
-            f"attn_implementation {config._attn_implementation!r} takes no tree-shaped mask; load it with "
-            f"attn_implementation='sdpa'"
-        )
-    return None
+    return [rope, *(value for value in rope.values() if isinstance(value, dict))]
+
+
+def _reason_to_refuse(model: PreTrainedModel) -> str:
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder; decoder-only models are supported"
+    if getattr(model.config, "add_cross_attention", False):
+        return "it has cross-attention; decoder-only models are supported"
+    if model.get_output_embeddings() is None:
+        return "it has no language-modelling head; load it with AutoModelForCausalLM"
+    return ""
+
+
+def _reason_against_the_tree(model: PreTrainedModel) -> str:
+    config = model.config
+    if config.model_type not in TREE_MODEL_TYPES:
+        return "the fast tree does not know this type"
+    layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if layers:
+        return f"the fast tree has no layers of type {', '.join(sorted(layers))}"
+    for entry in _rope_entries(config):
+        if entry.get("rope_type", "default") not in TREE_ROPE_TYPES:
+            return f"rope_type {entry['rope_type']!r} depends on the longest sequence of the batch"
+    if config._attn_implementation not in TREE_ATTENTION_IMPLEMENTATIONS:
+        return f"attn_implementation {config._attn_implementation!r} takes no tree-shaped mask"
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return f"its head is a {type(head).__name__}, the fast tree needs a plain linear layer"
+    return ""

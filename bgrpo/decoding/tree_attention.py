@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from bgrpo.decoding.attention_rules import HIDDEN, AttentionRules, masked_attention, rules_of
 from bgrpo.decoding.compiled import LANES, TILE, TreeAttentionKernel, tiles_of
 from bgrpo.decoding.paths import NodePaths, ReusingPaths
 from bgrpo.decoding.slots import Rows
@@ -27,7 +28,9 @@ TREE_ATTENTION = "bgrpo_tree"
 class Attends(Protocol):
     """What stands behind the attention of one forward pass."""
 
-    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
+    ) -> Tensor:
         """Outputs [R, H, D] of the pass's tokens in one layer; keeps their keys and values."""
         ...
 
@@ -39,13 +42,12 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    scaling: float | None = None,
     tree: Attends,
-    **_unused: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers over one batch row: query [1, H, R, D] in, [1, R, H, D] out."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return tree.attend(int(module.layer_idx), query[0], key[0], value[0], scale)[None], None  # type: ignore[arg-type]
+    rules = rules_of(module, query, arguments)
+    return tree.attend(int(module.layer_idx), query[0], key[0], value[0], rules)[None], None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(TREE_ATTENTION, tree_attention)
@@ -74,7 +76,9 @@ class TreeStore(Protocol):
         """Note which rows the next forward pass holds; their nodes are in the paths already."""
         ...
 
-    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
+    ) -> Tensor:
         """See :class:`Attends`."""
         ...
 
@@ -122,7 +126,9 @@ class CompiledStore:
         bounds = torch.arange(len(self._lengths_G) + 1)
         self._first_rows_G = torch.searchsorted(rows.prompt_R, bounds).to(torch.int32)
 
-    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
+    ) -> Tensor:
         """See :class:`Attends`."""
         kept = self._layer(layer, key_HRD)
         while len(kept.node_keys) * self._paths.chunk < self._paths.capacity:
@@ -130,7 +136,7 @@ class CompiledStore:
             kept.node_values.append(self._room(key_HRD, self._paths.chunk))
         return self._kernel(
             query_HRD, key_HRD, value_HRD, kept.prompt_keys, kept.prompt_values, kept.node_keys, kept.node_values,
-            self._lengths_G, self._first_rows_G, self._paths_RT, self._paths.depth, scale,
+            self._lengths_G, self._first_rows_G, self._paths_RT, self._paths.depth, rules,
         )  # fmt: skip
 
     def _layer(self, layer: int, like: Tensor) -> _Layer:
@@ -169,6 +175,7 @@ class TorchStore:
         self._lengths_G = lengths_G
         self._places = places
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[int | None, Tensor] = {}  # of this step, by window
 
     def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
         """See :class:`TreeStore`."""
@@ -179,33 +186,49 @@ class TorchStore:
 
     def begin_step(self, rows: Rows) -> None:
         """See :class:`TreeStore`."""
-        places_P = torch.arange(self._places, device=self._lengths_G.device)
-        paths_GKT = self._paths.known_paths()
-        self._mask_GKM = torch.full(
-            (*paths_GKT.shape[:2], self._places + self._paths.capacity), -torch.inf, device=self._lengths_G.device
-        )
-        self._mask_GKM[..., : self._places].masked_fill_((places_P < self._lengths_G[:, None])[:, None], 0.0)
-        self._mask_GKM.scatter_(2, self._places + paths_GKT, 0.0)
+        self._masks.clear()
         self._rows = rows
         self._nodes_R = self._places + self._paths.own_nodes(rows)
 
-    def attend(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
+    ) -> Tensor:
         """See :class:`Attends`."""
         keys, values = self._layer(layer, key_HRD)
         rows, count = self._rows, len(self._rows.flat_R)
         for states, new_HRD in ((keys, key_HRD), (values, value_HRD)):
             states[rows.prompt_R, :, self._nodes_R] = rounded(new_HRD[:, :count].transpose(0, 1), self.kept)
-        (groups, key_heads, _, width), slots, heads = keys.shape, self._mask_GKM.shape[1], query_HRD.shape[0]
+        mask_GKM = self._mask(rules.window)
+        (groups, key_heads, _, width), slots, heads = keys.shape, mask_GKM.shape[1], query_HRD.shape[0]
         shared = heads // key_heads  # query heads of one key-value head become further rows
         query_SHD = query_HRD.new_zeros(groups * slots, heads, width)
         query_SHD[rows.flat_R] = query_HRD[:, :count].transpose(0, 1)
         query_GHSD = query_SHD.view(groups, slots, key_heads, shared, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask_G1SM = self._mask_GKM.repeat(1, shared, 1)[:, None]
-        output_GHSD = functional.scaled_dot_product_attention(query_GHSD, keys, values, mask_G1SM, scale=scale)
+        mask_G1SM = mask_GKM.repeat(1, shared, 1)[:, None]
+        output_GHSD = masked_attention(query_GHSD, keys, values, mask_G1SM, rules)
         output_GHSD = output_GHSD.unflatten(2, (shared, slots)).permute(0, 3, 1, 2, 4)
         output_RHD = query_HRD.new_zeros(query_HRD.shape[1], heads, width)
         output_RHD[:count] = output_GHSD.reshape(groups * slots, heads, width)[rows.flat_R]
         return output_RHD
+
+    def _mask(self, window: int | None) -> Tensor:
+        """What each slot sees of its prompt and of its path, [G, K, places + nodes]."""
+        if window not in self._masks:
+            places_P = torch.arange(self._places, device=self._lengths_G.device)
+            paths_GKT = self._paths.known_paths()
+            seen_GP = places_P < self._lengths_G[:, None]
+            of_path_T = torch.zeros(paths_GKT.shape[2], device=self._lengths_G.device)
+            if window is not None:
+                seen_GP &= places_P >= self._lengths_G[:, None] + self._paths.depth - window
+                nodes_T = torch.arange(paths_GKT.shape[2], device=self._lengths_G.device)
+                of_path_T.masked_fill_(nodes_T < self._paths.depth - window, HIDDEN)
+            mask_GKM = torch.full(
+                (*paths_GKT.shape[:2], self._places + self._paths.capacity), HIDDEN, device=self._lengths_G.device
+            )
+            mask_GKM[..., : self._places].masked_fill_(seen_GP[:, None], 0.0)
+            mask_GKM.scatter_(2, self._places + paths_GKT, of_path_T.expand_as(paths_GKT))
+            self._masks[window] = mask_GKM
+        return self._masks[window]
 
     def _layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         size = self._places + self._paths.capacity

@@ -13,6 +13,7 @@ from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
     from bgrpo.decoding.fast_layers import Precision
+    from bgrpo.decoding.support import EngineName
     from bgrpo.policies.io import LoadedPolicy
 
 DecodeMode = Literal["beam", "sample"]
@@ -36,15 +37,23 @@ class LocalDecoder:
         check: what judges, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
         max_new_tokens: longest completion, end token included; longer ones are ``truncated``.
         precision: of the layers' matrix products.
+        engine: the tree or the plain path, as ``rollout.engine`` says.
     """
 
-    def __init__(self, policy: LoadedPolicy, check: Check, max_new_tokens: int, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        policy: LoadedPolicy,
+        check: Check,
+        max_new_tokens: int,
+        precision: Precision = "fp32",
+        engine: EngineName = "auto",
+    ) -> None:
         from bgrpo.decoding import DecodeEngine
 
         self._tokenizer = policy.tokenizer
         self._check = check
         self._max_new_tokens = max_new_tokens
-        self._engine = DecodeEngine(policy.model, precision=precision)
+        self._engine = DecodeEngine(policy.model, precision=precision, engine=engine)
 
     def __call__(
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None

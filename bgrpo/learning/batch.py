@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import torch
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
+from bgrpo.learning.kl import divergence
 from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.scoring.advantages import advantages, is_informative
 
-if TYPE_CHECKING:
-    pass
+ReferenceLogprobs = Callable[[Sequence[ScoredGroup]], list[list[list[float]]]]
+"""Log-probabilities that the reference policy gives the tokens of groups, the same on every learner."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearningGroup:
-    """One group as the loss sees it: tokens, what decoding gave each of them, and one advantage per completion."""
+    """One group as the loss sees it: tokens, what decoding gave each of them, and one advantage per completion.
+
+    Attributes:
+        reference_logprobs: of each token, where the KL is in the reward; else empty.
+    """
 
     prompt: list[int]
     completions: list[list[int]]
     logprobs: list[list[float]]
     advantages: list[float]
+    reference_logprobs: list[list[float]] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -40,14 +47,18 @@ class Minibatch:
     Attributes:
         micro_batches: this learner's groups, cut; every learner has equally many cuts, some may be empty.
         tokens: completion tokens of all learners, which normalise the loss.
+        rows: completions of all learners, which normalise the losses that average over completions.
         cut_tokens: completion tokens of all learners, per cut.
         cut_rows: completions of the learner that has most, per cut.
+        cut_completions: completions of all learners, per cut.
     """
 
     micro_batches: list[list[LearningGroup]]
     tokens: int
+    rows: int
     cut_tokens: list[int]
     cut_rows: list[int]
+    cut_completions: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +69,14 @@ class LearningStep:
         groups: all groups, in the order they were drawn.
         learning: the groups that the update uses.
         advantages: those of these groups, by position in ``groups``.
+        kl_in_reward: mean KL of a completion that its reward was charged for, before ``learner.beta``; None where the
+            KL is not in the reward.
     """
 
     groups: list[ScoredGroup]
     learning: list[LearningGroup]
     advantages: dict[int, list[float]] = field(default_factory=dict)
+    kl_in_reward: float | None = None
 
 
 def draw_groups(
@@ -106,19 +120,42 @@ def check_drawn(drawn: Sequence[ScoredGroup], indices: Sequence[int], step: int,
             raise RuntimeError(f"problem {group.index} came back without completions, or with an empty one")
 
 
-def choose_groups(groups: list[ScoredGroup], config: TrainConfig) -> LearningStep:
-    """Advantages of a step's groups; uninformative ones may be left out of the update."""
+def choose_groups(
+    groups: list[ScoredGroup], config: TrainConfig, reference_logprobs: ReferenceLogprobs | None = None
+) -> LearningStep:
+    """Advantages of a step's groups; uninformative ones may be left out of the update.
+
+    Args:
+        groups: as drawn.
+        config: of the run.
+        reference_logprobs: where ``learner.kl_in_reward`` is set. Each reward then loses ``learner.beta`` times the KL
+            of its completion, a sum over its tokens; whether a group is informative, its own rewards say.
+    """
     places = [place for place, group in enumerate(groups) if _is_used(group, config)]
     places = places[: config.rollout.prompts_per_step]
     used = [groups[place] for place in places]
+    logps = reference_logprobs(used) if reference_logprobs is not None else [[] for _ in used]
+    rewards = [group.rewards for group in used]
+    charged: list[float] = []
+    if reference_logprobs is not None:
+        kls = [_kl_of_completions(group, of_group, config) for group, of_group in zip(used, logps, strict=True)]
+        charged = [kl for group in kls for kl in group]
+        rewards = [_charged(*pair, config.learner.beta) for pair in zip(rewards, kls, strict=True)]
     values = advantages(
-        [group.rewards for group in used],
+        rewards,
         [[completion.logprob for completion in group.completions] for group in used],
         config.advantage_kind,
         config.advantage.alpha,
     )
-    learning = [_learning_group(*pair) for pair in zip(used, values, strict=True)]
-    return LearningStep(groups, learning, dict(zip(places, values, strict=True)))
+    learning = [
+        _learning_group(*parts, config.learner.mask_truncated) for parts in zip(used, values, logps, strict=True)
+    ]
+    return LearningStep(
+        groups,
+        [group for group in learning if group.completions],
+        dict(zip(places, values, strict=True)),
+        sum(charged) / len(charged) if charged else None,
+    )
 
 
 def micro_batches_per_minibatch(config: TrainConfig, world_size: int) -> int:
@@ -142,8 +179,10 @@ def split_update(groups: Sequence[LearningGroup], config: TrainConfig, rank: int
             Minibatch(
                 micro_batches=of_learners[rank],
                 tokens=_tokens(part),
+                rows=_rows(part),
                 cut_tokens=[sum(_tokens(learner[cut]) for learner in of_learners) for cut in range(cuts)],
                 cut_rows=[max(_rows(learner[cut]) for learner in of_learners) for cut in range(cuts)],
+                cut_completions=[sum(_rows(learner[cut]) for learner in of_learners) for cut in range(cuts)],
             )
         )
     return minibatches
@@ -153,13 +192,37 @@ def _is_used(group: ScoredGroup, config: TrainConfig) -> bool:
     return not config.rollout.skip_uninformative or is_informative(group.rewards, config.advantage_kind)
 
 
-def _learning_group(group: ScoredGroup, values: list[float]) -> LearningGroup:
+def _learning_group(
+    group: ScoredGroup, values: list[float], reference_logprobs: list[list[float]], finished_only: bool
+) -> LearningGroup:
+    """What is learned of a group; cut-off completions count in its advantages, learned from or not."""
+    kept = [i for i, completion in enumerate(group.completions) if completion.finished or not finished_only]
     return LearningGroup(
         group.prompt_ids,
-        [completion.tokens for completion in group.completions],
-        [completion.logprobs for completion in group.completions],
-        values,
+        [group.completions[i].tokens for i in kept],
+        [group.completions[i].logprobs for i in kept],
+        [values[i] for i in kept],
+        [reference_logprobs[i] for i in kept] if reference_logprobs else [],
     )
+
+
+def _kl_of_completions(
+    group: ScoredGroup, reference_logprobs: Sequence[Sequence[float]], config: TrainConfig
+) -> list[float]:
+    """Of the policy that decoded them, a sum over tokens each."""
+    estimator = config.learner.estimator
+    return [
+        float(divergence(_float64(completion.logprobs), _float64(reference), estimator).sum())
+        for completion, reference in zip(group.completions, reference_logprobs, strict=True)
+    ]
+
+
+def _float64(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _charged(rewards: Sequence[float | None], kls: Sequence[float], beta: float) -> list[float | None]:
+    return [None if reward is None else reward - beta * kl for reward, kl in zip(rewards, kls, strict=True)]
 
 
 def _tokens(groups: Sequence[LearningGroup]) -> int:

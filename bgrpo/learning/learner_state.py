@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from bgrpo.files import parse_object
 from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.batch import check_drawn
 from bgrpo.learning.prompt_order import indices_of_draw
-from bgrpo.policies.io import write_policy
+from bgrpo.policies.io import load_policy, write_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
 _OPTIMIZER_FILE = "optimizer.pt"
 _RUN_FILE = "run.json"
 _AHEAD_FILE = "rollouts.json"
+_REFERENCE = "reference"
 _REQUIRED = ("policy/config.json", _OPTIMIZER_FILE, _RUN_FILE)
 _DAMAGE = (
     OSError,
@@ -60,7 +61,8 @@ def write_checkpoint(
     scheduler: LRScheduler,
     config: TrainConfig,
     problems: int,
-    ahead: Sequence[ScoredGroup] | None = None,
+    ahead: Mapping[int, Sequence[ScoredGroup]] | None = None,
+    reference: PreTrainedModel | None = None,
 ) -> None:
     """Fill a checkpoint folder. No random state is kept: every draw is a pure function of seed, step and index.
 
@@ -72,19 +74,24 @@ def write_checkpoint(
         scheduler: its state is kept.
         config: of the run.
         problems: number of training problems.
-        ahead: groups of the next step, where other weights than the checkpoint's decoded them.
+        ahead: groups of the next steps, by step, that other weights than the checkpoint's decoded.
+        reference: of the KL, where it is not the starting policy any more.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     policy_folder(folder).mkdir()
     write_policy(model, tokenizer, policy_folder(folder))
+    if reference is not None:
+        (folder / _REFERENCE).mkdir()
+        write_policy(reference, tokenizer, folder / _REFERENCE)
     buffer = io.BytesIO()  # torch.save to a file reports a full disk as a bare RuntimeError
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, buffer)
     (folder / _OPTIMIZER_FILE).write_bytes(buffer.getbuffer())
     (folder / _RUN_FILE).write_text(json.dumps(_order_of_prompts(config, problems), indent=1), "utf-8")
-    if ahead is not None:
-        (folder / _AHEAD_FILE).write_text(json.dumps([asdict(group) for group in ahead]), "utf-8")
+    if ahead:
+        steps = [[asdict(group) for group in ahead[step]] for step in sorted(ahead)]
+        (folder / _AHEAD_FILE).write_text(json.dumps(steps), "utf-8")
 
 
 def check_resumable(checkpoint: Path, config: TrainConfig, problems: int) -> None:
@@ -130,15 +137,26 @@ def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRSche
         ) from error
 
 
-def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems: int) -> list[ScoredGroup] | None:
-    """The groups of ``step`` that :func:`write_checkpoint` was given, equal to the last bit; None where it got none.
+def load_reference(checkpoint: Path, reference: PreTrainedModel) -> None:
+    """Give ``reference`` the weights that the checkpoint has for it, if any: else it has not moved.
 
     Raises:
-        UserError: they are not the groups that ``step`` comes to.
+        UserError: they cannot be read.
+    """
+    if (checkpoint / _REFERENCE).is_dir():
+        reference.load_state_dict(load_policy(str(checkpoint / _REFERENCE)).model.state_dict())
+
+
+def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems: int) -> dict[int, list[ScoredGroup]]:
+    """The groups from ``step`` on that :func:`write_checkpoint` was given, equal to the last bit; by step.
+
+    Raises:
+        UserError: they are not the groups that these steps come to.
     """
     path = checkpoint / _AHEAD_FILE
     if not path.exists():
-        return None
+        return {}
+    staleness = config.rollout.max_staleness
     try:
         records = json.loads(path.read_text("utf-8"))
         if records and "outcomes" in records[0]:
@@ -146,18 +164,27 @@ def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems
                 f"{path}: written by an earlier bgrpo, whose rollouts held no rewards: start a new run with "
                 f"policy.path={policy_folder(checkpoint)}"
             )
-        groups = [_read_group(record) for record in records]
-        size = config.rollout.prompts_per_step
-        for draw, start in enumerate(range(0, max(size, len(groups)), size)):
-            indices = indices_of_draw(config, step, problems, draw)
-            check_drawn(groups[start : start + size], indices, step, step - config.rollout.max_staleness)
+        steps = [records] if records and isinstance(records[0], dict) else records  # of one step: an earlier layout
+        ahead = {step + i: [_read_group(record) for record in of_step] for i, of_step in enumerate(steps)}
+        if not 1 <= len(ahead) <= staleness:
+            raise ValueError(f"it holds {len(ahead)} steps")
+        for of_step, groups in ahead.items():
+            _check_ahead(groups, config, of_step, step, problems)
     except _DAMAGE as error:
         raise UserError(
-            f"{path}: not the rollouts of step {step} that a run with rollout.max_staleness="
-            f"{config.rollout.max_staleness} goes on with ({error}); remove this checkpoint to resume from the one "
-            f"before it"
+            f"{path}: not the rollouts of step {step} that a run with rollout.max_staleness={staleness} goes on with "
+            f"({error}); remove this checkpoint to resume from the one before it"
         ) from error
-    return groups
+    return ahead
+
+
+def _check_ahead(groups: list[ScoredGroup], config: TrainConfig, step: int, resumed: int, problems: int) -> None:
+    """Whether these can be what was decoded for ``step`` before the weights of step ``resumed`` were there."""
+    version, size = groups[0].version, config.rollout.prompts_per_step
+    if not step - config.rollout.max_staleness <= version < resumed:
+        raise ValueError(f"step {step} was decoded by version {version}")
+    for draw, start in enumerate(range(0, len(groups), size)):
+        check_drawn(groups[start : start + size], indices_of_draw(config, step, problems, draw), step, version)
 
 
 def _read_group(record: dict[str, Any]) -> ScoredGroup:

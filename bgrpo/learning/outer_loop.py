@@ -9,10 +9,11 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl.trainer.callbacks import SyncRefModelCallback
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import Completion, ScoredGroup
-from bgrpo.learning.batch import LearningStep, choose_groups, draw_groups
+from bgrpo.learning.batch import LearningStep, ReferenceLogprobs, choose_groups, draw_groups
 from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, write_checkpoint
 from bgrpo.learning.prompt_order import epochs_done, indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
@@ -35,13 +36,14 @@ KeepSamples = Callable[[int, Sequence[ScoredGroup], Mapping[int, Sequence[float]
 class OuterLoop(TrainerCallback):
     """Counts training steps; a policy version is the number of steps done. Driven by the trainer's events.
 
-    With ``rollout.max_staleness=1`` the rollouts of step t + 1 are decoded while step t is learned. Which version
-    decodes a step is planned, whatever the timing: t for the first step after a start, the one before for all others.
-    A checkpoint therefore holds the groups of the step after it, whose weights a resumed run would not have.
+    With ``rollout.max_staleness=n`` the rollouts of step t + n are decoded while the steps from t on are learned. Which
+    version decodes a step is planned, whatever the timing: n versions before the step's own, but none before the start.
+    A checkpoint therefore holds the groups of the n steps after it, whose weights a resumed run would not have.
 
     Attributes:
         step: training steps done, which is also the version of the weights that the next rollouts need.
         meter: statistics of the present step's updates, filled by the trainer.
+        reference: the reference policy where it follows the policy; set by the trainer.
 
     Args: see :class:`bgrpo.learning.trainer.BGRPOTrainer`.
     """
@@ -62,6 +64,7 @@ class OuterLoop(TrainerCallback):
     ) -> None:
         self.step = 0 if resume is None else CheckpointStore.step_of(resume)
         self.meter = LearnerMeter()
+        self.reference: PreTrainedModel | None = None
         self._config = config
         self._tokenizer = tokenizer
         self._source = source
@@ -79,10 +82,10 @@ class OuterLoop(TrainerCallback):
         self._batches = self.step
         self._learning_rate = 0.0
         self._publishes = False
-        self._ahead: list[ScoredGroup] | None = None  # groups of the next step, where they are here already
+        self._ahead: dict[int, list[ScoredGroup]] = {}  # groups of steps to come, where they are here already
         if resume is not None and config.rollout.max_staleness:
             self._ahead = load_groups_ahead(resume, config, self.step, problems)
-        self._first_version = self.step if self._ahead is None else self._ahead[0].version
+        self._first_version = self._begun = self.step  # the last step whose rollouts were begun ahead
 
     @property
     def is_complete(self) -> bool:
@@ -93,19 +96,23 @@ class OuterLoop(TrainerCallback):
         """Training steps that the whole run will have made, as far as can be told now."""
         return expected_steps(self._config, self._spent, self._batches)
 
-    def begin_step(self) -> LearningStep:
-        """Collect this step's groups, and have those of the next one begun where they are decoded ahead."""
+    def begin_step(self, reference_logprobs: ReferenceLogprobs | None = None) -> LearningStep:
+        """Collect this step's groups, and have those of the next one begun where they are decoded ahead.
+
+        Args:
+            reference_logprobs: see :func:`bgrpo.learning.batch.choose_groups`.
+        """
         self.meter = LearnerMeter()
         with self._clock.measure("rollout"):
-            groups = self._draw() if self._ahead is None else self._ahead
-            self._ahead = None
-            self._scored = choose_groups(groups, self._config)
+            groups = self._ahead.pop(self.step) if self.step in self._ahead else self._draw(self.step)
+        self._scored = choose_groups(groups, self._config, reference_logprobs)
         self._spent, self._batches = self._spent.with_rollouts(self._scored.groups), self._batches + 1
-        ahead = self.step + 1
-        if self._publishes and self._config.rollout.max_staleness and ahead < self._config.steps:
-            self._source.prefetch(
-                ahead, self._planned_version(ahead), indices_of_draw(self._config, ahead, self._problems)
-            )
+        last = self._last_ahead()
+        for ahead in range(max(self._begun, self.step) + 1, last + 1):
+            if self._publishes and ahead not in self._ahead:
+                indices = indices_of_draw(self._config, ahead, self._problems)
+                self._source.prefetch(ahead, self._planned_version(ahead), indices)
+        self._begun = last
         return self._scored
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -128,12 +135,17 @@ class OuterLoop(TrainerCallback):
         self._clock.end_optimizer()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a training step's last optimizer step: publish, validate, save, report, and end where asked to."""
+        """After a training step's last optimizer step: publish, validate, report, save, and end where asked to.
+
+        A step is reported before it is saved: a resumed run forgets the reports of later steps than its checkpoint's,
+        and misses none. The seconds of a checkpoint are told with the next step.
+        """
         if state.global_step % self._config.optimizer_steps_per_step:
             return
         model = kwargs["model"]
         metrics = self._step_metrics()
         self.step += 1
+        self._move_reference(model)
         if self._publishes:
             if self._keep_samples is not None and self._scored is not None:  # before the checkpoint: none is missing
                 self._keep_samples(self.step, self._scored.groups, self._scored.advantages)
@@ -141,17 +153,15 @@ class OuterLoop(TrainerCallback):
         stop = self._settle() or self.is_complete
         control.should_training_stop = control.should_training_stop or stop
         metrics |= self._spent.metrics()
-        details: dict[str, str] = {}
-        if self._publishes:
-            validation = self._run_validation()
-            details = validation.pop(DETAILS, {})
-            if control.should_training_stop or self._checkpoint_due(validation):
-                self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
-            metrics |= {f"validation/{name}": value for name, value in validation.items()}
-        metrics |= self._clock.restart(len(_completions(self._scored)))
+        validation = self._run_validation() if self._publishes else {}
+        details = validation.pop(DETAILS, {})
+        told = metrics | {f"validation/{name}": value for name, value in validation.items()}
+        told |= self._clock.restart(len(_completions(self._scored)))
         if self._on_step is not None:
             details = first_details(_completions(self._scored)) | details
-            self._on_step(metrics | ({DETAILS: details} if details else {}))
+            self._on_step(told | ({DETAILS: details} if details else {}))
+        if self._publishes and (control.should_training_stop or self._checkpoint_due(validation)):
+            self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
 
     def _step_metrics(self) -> dict[str, float]:
         if self._scored is None:
@@ -164,14 +174,23 @@ class OuterLoop(TrainerCallback):
             "learning_rate": self._learning_rate,
         }
 
+    def _move_reference(self, model: PreTrainedModel) -> None:
+        """Every ``learner.reference.sync_every`` steps, alike on every learner."""
+        section = self._config.learner.reference
+        if self.reference is not None and self.step % section.sync_every == 0:
+            SyncRefModelCallback.sync_target_model(model, self.reference, section.mixing)
+
     def _planned_version(self, step: int) -> int:
         return max(self._first_version, step - self._config.rollout.max_staleness)
 
-    def _draw(self) -> list[ScoredGroup]:
-        version = self._planned_version(self.step)
-        groups = draw_groups(self._source, self._config, self.step, version, self._problems)
+    def _last_ahead(self) -> int:
+        """The last step that may be decoded with the weights of this moment."""
+        return min(self.step + self._config.rollout.max_staleness, self._config.steps - 1)
+
+    def _draw(self, step: int) -> list[ScoredGroup]:
+        groups = draw_groups(self._source, self._config, step, self._planned_version(step), self._problems)
         completions = [each for group in groups for each in group.completions]
-        refuse_failed_step(completions, self._config.reward.max_failures, f"step {self.step + 1}")
+        refuse_failed_step(completions, self._config.reward.max_failures, f"step {step + 1}")
         return groups
 
     def _publish(self, model: PreTrainedModel) -> None:
@@ -200,14 +219,23 @@ class OuterLoop(TrainerCallback):
     def _save(self, model: PreTrainedModel, optimizer: Any, lr_scheduler: Any, metrics: dict[str, float]) -> None:
         if self._store is None:
             return
-        if self._config.rollout.max_staleness and not self.is_complete:
+        if not self.is_complete:  # of the steps whose weights are not the checkpoint's
             with self._clock.measure("rollout"):
-                self._ahead = self._draw()
+                for step in range(self.step, min(self.step + self._config.rollout.max_staleness, self._config.steps)):
+                    self._ahead[step] = self._ahead[step] if step in self._ahead else self._draw(step)
         with self._clock.measure("checkpoint"):
             self._store.save(
                 self.step,
                 lambda folder: write_checkpoint(
-                    folder, model, self._tokenizer, optimizer, lr_scheduler, self._config, self._problems, self._ahead
+                    folder,
+                    model,
+                    self._tokenizer,
+                    optimizer,
+                    lr_scheduler,
+                    self._config,
+                    self._problems,
+                    self._ahead,
+                    self.reference,
                 ),
                 metrics,
                 self._config.checkpoint_metric,

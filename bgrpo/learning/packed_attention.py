@@ -5,7 +5,8 @@ The tokens of all groups lie in one row, first all prompts, then all nodes, then
 nodes attend to their group's prompt; and nodes attend to their ancestors and themselves, as causal attention within the
 path of the completion that owns them. A node's last two parts are merged exactly by their log-sum-exps. On the CPU
 each part is torch's flash kernel, forward and backward (a part's gradient needs only the merged output and log-sum-exp,
-as in ring attention); elsewhere each is written out, and torch differentiates it.
+as in ring attention); elsewhere, and where a layer caps its scores, each is written out, and torch differentiates it.
+A layer with a window masks what lies further back, if any row is longer than the window.
 
 Shape letters: T tokens, G groups, P longest prompt, M most nodes of a group, R paths, C longest path, H heads, D their
 width; B a batch, L queries, S keys.
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from bgrpo.decoding.attention_rules import HIDDEN, AttentionRules, band, rules_of
+
 PACKED_ATTENTION = "bgrpo_packed"
 """Name of this implementation in a model's configuration."""
 
@@ -37,33 +40,57 @@ class AttentionLayout:
         prompt_GP: places of the prompts, padded on the right with the prompt's last token.
         prompt_valid_GP: True at real prompt tokens.
         node_GM: places of each group's nodes, padded with its last prompt token.
+        node_position_GM: their positions, as if each completion stood alone after its prompt.
         path_RC: places of the nodes on a path from the root, padded with its last node.
         prompt_slot: of each prompt token, in order, in ``prompt_GP``.
         node_slot: of each node, in order, in ``node_GM``.
         path_slot: of each node, in order, in ``path_RC``: on the path that owns it.
         ragged: whether prompts differ in length.
+        longest: tokens of the longest row, prompt and completion, that is packed here.
     """
 
     prompt_GP: Tensor
     prompt_valid_GP: Tensor
     node_GM: Tensor
+    node_position_GM: Tensor
     path_RC: Tensor
     prompt_slot: Tensor
     node_slot: Tensor
     path_slot: Tensor
     ragged: bool
+    longest: int
 
-    def prompt_bias(self, dtype: torch.dtype) -> Tensor | None:
-        """What keeps nodes from the padding of prompts, [G, 1, M, P]; None where there is none."""
-        if not self.ragged:
+    def prompt_bias(self, like: Tensor, window: int | None) -> Tensor | None:
+        """What keeps nodes from the padding of prompts and from what they do not see, [G, 1, M, P]; None: nothing."""
+        if not self.ragged and window is None:
             return None
-        bias_GP = torch.zeros(self.prompt_GP.shape, dtype=dtype, device=self.prompt_GP.device)
-        bias_GP.masked_fill_(~self.prompt_valid_GP, -torch.inf)
-        return bias_GP[:, None, None].expand(-1, 1, self.node_GM.shape[1], -1)
+        hidden_GMP = ~self.prompt_valid_GP[:, None]
+        if window is not None:
+            places_P = torch.arange(self.prompt_GP.shape[1], device=like.device)
+            hidden_GMP = hidden_GMP | (places_P <= self.node_position_GM[..., None] - window)
+        bias_GMP = torch.zeros(hidden_GMP.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden_GMP, HIDDEN)
+        return bias_GMP[:, None].expand(-1, 1, self.node_GM.shape[1], -1)
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, bool, Tensor | None, float], tuple[Tensor, Tensor]]
-"""(q_BHLD, k_BHSD, v_BHSD, causal, bias, scale) to (out_BHLD, log-sum-exp_BHL)."""
+@dataclass(frozen=True, slots=True)
+class _Biases:
+    """What is added to the scores of each part; None: nothing. Without it, prompts and paths are causal."""
+
+    prompt: Tensor | None
+    above: Tensor | None
+    path: Tensor | None
+
+    @classmethod
+    def of(cls, layout: AttentionLayout, window: int | None, like: Tensor) -> _Biases:
+        prompt, path = (
+            None if window is None else band(range(places), range(places), window, like)[None, None]
+            for places in (layout.prompt_GP.shape[1], layout.path_RC.shape[1])
+        )
+        return cls(prompt, layout.prompt_bias(like, window), path)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, bool, Tensor | None, AttentionRules], tuple[Tensor, Tensor]]
+"""(q_BHLD, k_BHSD, v_BHSD, causal, bias, rules) to (out_BHLD, log-sum-exp_BHL); the window is in the bias."""
 
 
 def packed_attention_forward(
@@ -74,24 +101,20 @@ def packed_attention_forward(
     attention_mask: Tensor | None,
     *,
     packed_layout: AttentionLayout,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_others: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
     """What a model's attention layer calls: query [1, H, T, D], key and value with as many or fewer heads.
 
     Returns:
         Output [1, T, H, D], and None for the weights.
     """
-    if dropout:
-        raise RuntimeError(f"packed groups are scored without dropout, but this model's attention drops {dropout:g}")
+    rules = rules_of(module, query, arguments).within(packed_layout.longest)
     groups = getattr(module, "num_key_value_groups", 1)
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu":
-        out_THD = _FlashPacked.apply(q_THD, k_THD, v_THD, packed_layout, scale)
+    if query.device.type == "cpu" and rules.cap is None:
+        out_THD = _FlashPacked.apply(q_THD, k_THD, v_THD, packed_layout, rules)
     else:
-        out_THD, _ = _forward(q_THD, k_THD, v_THD, packed_layout, scale, _attend_written_out)
+        out_THD, _ = _forward(q_THD, k_THD, v_THD, packed_layout, rules, _attend_written_out)
     return out_THD[None], None
 
 
@@ -99,19 +122,19 @@ AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
 
 
 def _forward(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: AttentionLayout, scale: float, attend: Attend
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: AttentionLayout, rules: AttentionRules, attend: Attend
 ) -> tuple[Tensor, Tensor]:
     """Output [T, H, D] and log-sum-exp [T, H] of the three parts."""
+    biases = _Biases.of(layout, rules.window, q_THD)
     prompt_k, prompt_v = _batch(k_THD, layout.prompt_GP), _batch(v_THD, layout.prompt_GP)
-    out, lse = attend(_batch(q_THD, layout.prompt_GP), prompt_k, prompt_v, True, None, scale)
+    out, lse = attend(_batch(q_THD, layout.prompt_GP), prompt_k, prompt_v, True, biases.prompt, rules)
     prompt_out, prompt_lse = _rows(out)[layout.prompt_slot], _rows(lse)[layout.prompt_slot]
     if not len(layout.node_slot):
         return _joined(prompt_out, prompt_out[:0], len(q_THD)), _joined(prompt_lse, prompt_lse[:0], len(q_THD))
-    bias = layout.prompt_bias(q_THD.dtype)
-    out, lse = attend(_batch(q_THD, layout.node_GM), prompt_k, prompt_v, False, bias, scale)
+    out, lse = attend(_batch(q_THD, layout.node_GM), prompt_k, prompt_v, False, biases.above, rules)
     above_out, above_lse = _rows(out)[layout.node_slot], _rows(lse)[layout.node_slot]
     path = [_batch(tensor, layout.path_RC) for tensor in (q_THD, k_THD, v_THD)]
-    out, lse = attend(path[0], path[1], path[2], True, None, scale)
+    out, lse = attend(path[0], path[1], path[2], True, biases.path, rules)
     path_out, path_lse = _rows(out)[layout.path_slot], _rows(lse)[layout.path_slot]
     node_lse = torch.logaddexp(above_lse, path_lse)
     share = (path_lse - node_lse).exp()[..., None].to(path_out.dtype)
@@ -123,24 +146,28 @@ class _FlashPacked(torch.autograd.Function):
     """The three parts by the CPU's flash kernel."""
 
     @staticmethod
-    def forward(ctx: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
-        out_THD, lse_TH = _forward(q_THD, k_THD, v_THD, layout, scale, _attend_flash)
+    def forward(
+        ctx: Any, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: AttentionLayout, rules: AttentionRules
+    ) -> Tensor:
+        out_THD, lse_TH = _forward(q_THD, k_THD, v_THD, layout, rules, _attend_flash)
         ctx.save_for_backward(q_THD, k_THD, v_THD, out_THD, lse_TH)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.rules = layout, rules
         return out_THD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """A part's kernel takes the merged output and log-sum-exp; what pads its batch gets gradient 0."""
         layout, (grad_THD,) = ctx.layout, grads
+        biases = _Biases.of(layout, ctx.rules.window, grad_THD)
         of_prompts = slice(len(layout.prompt_slot))
         of_nodes = slice(len(layout.prompt_slot), len(layout.prompt_slot) + len(layout.node_slot))
         totals = tuple(torch.zeros_like(grad_THD) for _ in range(3))  # of queries, keys and values
-        prompt = _part_backward(ctx, layout.prompt_GP, layout.prompt_GP, layout.prompt_slot, grad_THD[of_prompts])
+        prompts = layout.prompt_GP
+        prompt = _part_backward(ctx, prompts, prompts, layout.prompt_slot, grad_THD[of_prompts], biases.prompt)
         if len(layout.node_slot):
-            bias = layout.prompt_bias(grad_THD.dtype)
-            above = _part_backward(ctx, layout.node_GM, layout.prompt_GP, layout.node_slot, grad_THD[of_nodes], bias)
-            path = _part_backward(ctx, layout.path_RC, layout.path_RC, layout.path_slot, grad_THD[of_nodes])
+            paths, of_node = layout.path_RC, grad_THD[of_nodes]
+            above = _part_backward(ctx, layout.node_GM, prompts, layout.node_slot, of_node, biases.above)
+            path = _part_backward(ctx, paths, paths, layout.path_slot, of_node, biases.path)
             totals[0][of_nodes] = _rows(above[0])[layout.node_slot].add_(_rows(path[0])[layout.path_slot])
             for total, of_prompt, of_above, of_path in zip(totals[1:], prompt[1:], above[1:], path[1:], strict=True):
                 of_prompt.add_(of_above)
@@ -152,7 +179,7 @@ class _FlashPacked(torch.autograd.Function):
 
 
 def _part_backward(
-    ctx: Any, queries: Tensor, keys: Tensor, slots: Tensor, grad: Tensor, bias: Tensor | None = None
+    ctx: Any, queries: Tensor, keys: Tensor, slots: Tensor, grad: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one part, in the layout of its batch; without ``bias`` and where queries are keys it is causal."""
     q_THD, k_THD, v_THD, out_THD, lse_TH = ctx.saved_tensors
@@ -165,27 +192,29 @@ def _part_backward(
         _batch(out_THD, queries),
         _batch(lse_TH, queries),
         0.0,
-        queries is keys,
+        queries is keys and bias is None,
         attn_mask=bias,
-        scale=ctx.scale,
+        scale=ctx.rules.scale,
     )
 
 
 def _attend_flash(
-    q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool, bias: Tensor | None, scale: float
+    q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool, bias: Tensor | None, rules: AttentionRules
 ) -> tuple[Tensor, Tensor]:
-    return _flash(q_BHLD, k_BHSD, v_BHSD, 0.0, causal, attn_mask=bias, scale=scale)
+    return _flash(q_BHLD, k_BHSD, v_BHSD, 0.0, causal and bias is None, attn_mask=bias, scale=rules.scale)
 
 
 def _attend_written_out(
-    q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool, bias: Tensor | None, scale: float
+    q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool, bias: Tensor | None, rules: AttentionRules
 ) -> tuple[Tensor, Tensor]:
-    scores_BHLS = (q_BHLD @ k_BHSD.mT).to(torch.promote_types(q_BHLD.dtype, torch.float32)) * scale
+    scores_BHLS = (q_BHLD @ k_BHSD.mT).to(torch.promote_types(q_BHLD.dtype, torch.float32)) * rules.scale
+    if rules.cap is not None:
+        scores_BHLS = rules.cap * (scores_BHLS / rules.cap).tanh()
     if bias is not None:
         scores_BHLS = scores_BHLS + bias
-    if causal:
+    if causal and bias is None:
         later = torch.ones(scores_BHLS.shape[-2:], dtype=torch.bool, device=scores_BHLS.device).triu_(1)
-        scores_BHLS = scores_BHLS.masked_fill(later, -torch.inf)
+        scores_BHLS = scores_BHLS.masked_fill(later, HIDDEN)
     lse_BHL = scores_BHLS.logsumexp(-1)
     weights_BHLS = (scores_BHLS - lse_BHL[..., None]).exp().to(v_BHSD.dtype)
     return weights_BHLS @ v_BHSD, lse_BHL

@@ -52,6 +52,12 @@ class PackedGroups:
     tokens_BC: Tensor
     mask_BC: Tensor
 
+    def logps(
+        self, model: nn.Module, temperature: float = 1.0, *, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`packed_logps`."""
+        return packed_logps(model, self, temperature, entropy_gradient=entropy_gradient)
+
 
 @dataclass(frozen=True, slots=True)
 class _Trie:
@@ -103,16 +109,19 @@ def pack_groups(
     )
 
 
-def packed_logps(model: nn.Module, packed: PackedGroups, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def packed_logps(
+    model: nn.Module, packed: PackedGroups, temperature: float = 1.0, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probability of every completion token, and the entropy of its distribution, in nats.
 
     Args:
-        model: without dropout; a causal language model that :func:`bgrpo.decoding.support.check_supported` accepts, or
-            its DDP wrapper.
+        model: without dropout; a causal language model that :func:`bgrpo.decoding.support.service_of` gives to the
+            tree, or its DDP wrapper.
         temperature: that the completions were drawn at; divides the logits.
+        entropy_gradient: the entropies are differentiable too.
 
     Returns:
-        ``logps_BC`` (differentiable) and ``entropies_BC`` (not), at least fp32, and 0 outside the completions.
+        ``logps_BC`` (differentiable) and ``entropies_BC``, at least fp32, and 0 outside the completions.
     """
     with _packed_attention(model), OneDNNProducts():
         logits_1SV = model(
@@ -123,14 +132,27 @@ def packed_logps(model: nn.Module, packed: PackedGroups, temperature: float = 1.
             logits_to_keep=packed.scored_S,
             packed_layout=packed.layout,
         ).logits
-    logits_SV = logits_1SV[0].to(torch.promote_types(logits_1SV.dtype, torch.float32))
+    places = (packed.source_BC, packed.tokens_BC, packed.mask_BC)
+    return picked_logps(logits_1SV[0], *places, temperature, entropy_gradient)
+
+
+def picked_logps(
+    logits_SV: Tensor,
+    source_BC: Tensor,
+    tokens_BC: Tensor,
+    mask_BC: Tensor,
+    temperature: float,
+    entropy_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """What :func:`packed_logps` returns, from the logits of all scored places and which of them predicts what."""
+    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
     logps_SV = (logits_SV if temperature == 1 else logits_SV / temperature).log_softmax(-1)
     vocabulary = logps_SV.shape[-1]
-    logps_BC = logps_SV.view(-1)[packed.source_BC * vocabulary + packed.tokens_BC]
-    with torch.no_grad():
+    logps_BC = logps_SV.view(-1)[source_BC * vocabulary + tokens_BC]
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropies_S = -(logps_SV.exp() * logps_SV).sum(-1)
-        entropies_BC = entropies_S[packed.source_BC]
-    return logps_BC.masked_fill(~packed.mask_BC, 0.0), entropies_BC.masked_fill(~packed.mask_BC, 0.0)
+        entropies_BC = entropies_S[source_BC]
+    return logps_BC.masked_fill(~mask_BC, 0.0), entropies_BC.masked_fill(~mask_BC, 0.0)
 
 
 @contextmanager
@@ -173,6 +195,9 @@ def _attention_layout(
     prompt_GP, prompt_slot = _padded([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
     nodes = [np.arange(start, end) for start, end in itertools.pairwise(starts)]
     node_GM, node_slot = _padded(nodes, ends - 1)
+    node_position_GM = np.zeros(node_GM.shape, np.int64)
+    for row, size, trie in zip(node_position_GM, sizes, tries, strict=True):
+        row[: len(trie.depths)] = size - 1 + np.asarray(trie.depths, np.int64)
     paths: list[np.ndarray] = []
     owning: list[np.ndarray] = []  # for each node, which path
     for trie, start in zip(tries, starts, strict=False):
@@ -186,11 +211,13 @@ def _attention_layout(
         prompt_GP=_tensor(prompt_GP, device),
         prompt_valid_GP=_tensor(np.arange(prompt_GP.shape[1]) < np.array(sizes)[:, None], device),
         node_GM=_tensor(node_GM, device),
+        node_position_GM=_tensor(node_position_GM, device),
         path_RC=_tensor(path_RC, device),
         prompt_slot=_tensor(prompt_slot, device),
         node_slot=_tensor(node_slot, device),
         path_slot=_tensor(path_slot, device),
         ragged=len(set(sizes)) > 1,
+        longest=max(max(sizes), int(node_position_GM.max(initial=0)) + 1),
     )
 
 
@@ -223,7 +250,8 @@ def _scatter_map(
         for group, trie in enumerate(tries)
         for path in trie.paths
     ]
-    shape = (max(len(completions), rows), max(len(completion) for completion in completions))
+    longest = max(len(completion) for completion in completions)
+    shape = (max(len(completions), rows), max(2, longest))  # TRL takes a single column for figures of completions
     source_BC, tokens_BC, mask_BC = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     for row, (completion, path) in enumerate(zip(completions, paths, strict=True)):
         source_BC[row, : len(path)] = path

@@ -95,7 +95,8 @@ class LocalRolloutSource:
 
         if self._replica is None:
             self._replica = _empty_replica(model, self._device)
-            self._engine = DecodeEngine(self._replica, precision=self._config.rollout.dtype)
+            rollout = self._config.rollout
+            self._engine = DecodeEngine(self._replica, precision=rollout.dtype, engine=rollout.engine)
         self._loaded = -1
         self._buffers[version] = flatten_parameters(model)
         for old in [held for held in self._buffers if held < version - self._config.rollout.max_staleness]:

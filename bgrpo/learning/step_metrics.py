@@ -19,8 +19,9 @@ from bgrpo.scoring.advantages import is_informative
 from bgrpo.scoring.rewards import contributions
 from bgrpo.tasks.base import Outcome
 
-_LOGGED = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_fraction"}
-"""TRL's names and ours."""
+_LOGGED = {"kl": "kl", "entropy": "entropy"}
+_CLIPPED = {"clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction"}
+"""TRL's names and ours; what is clipped are ratios, of tokens or of completions."""
 
 EQUAL = 1e-12
 """Differences below this part of the largest value are rounding."""
@@ -40,8 +41,9 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
         ``reward_mean`` and ``reward_std`` (within groups, mean over groups); the fractions of groups with a correct
         completion (``solved_groups``) and with rewards that differ (``informative_groups``); ``groups_drawn`` and
         ``groups_used``; ``completion_length`` in tokens; ``staleness`` in versions, the largest, and ``staleness_mean``
-        over completions; ``outcome/…``, a count each. Where completions are graded and nothing says what is correct,
-        neither ``solved_groups`` nor ``top1_accuracy``.
+        over completions; ``kl_in_reward``, of a completion, where rewards are charged for it; ``outcome/…``, a count
+        each. Where completions are graded and nothing says what is correct, neither ``solved_groups`` nor
+        ``top1_accuracy``.
     """
     groups = scored.groups
     rewards = [[reward for reward in group.rewards if reward is not None] for group in groups]
@@ -61,6 +63,8 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
             )
         ),
     }
+    if scored.kl_in_reward is not None:
+        metrics["kl_in_reward"] = scored.kl_in_reward
     checked = reward.says_what_is_correct and not counts[Outcome.SCORED]
     if checked:
         metrics["solved_groups"] = float(np.mean([Outcome.CORRECT in group.outcomes for group in groups]))
@@ -154,52 +158,71 @@ class LearnerMeter:
     """KL, entropy, clipping and gradient norm of one training step's updates, as means over completion tokens."""
 
     def __init__(self) -> None:
-        self._step_sums = _TokenSums()
-        self._update_sums = _TokenSums()
+        self._step_means = _Means()
+        self._update_means = _Means()
         self._losses: list[Tensor] = []
         self._norms: list[float] = []
+        self._noted: dict[str, float] = {}
 
-    def add_micro_batch(self, logged: Mapping[str, Sequence[float]], tokens: int, loss: Tensor) -> None:
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Take figures of the whole step."""
+        self._noted |= metrics
+
+    def add_micro_batch(
+        self,
+        logged: Mapping[str, Sequence[float]],
+        tokens: int,
+        loss: Tensor,
+        completions: tuple[int, float] | None = None,
+    ) -> None:
         """Take what TRL logged for one micro-batch, already averaged over all learners.
 
         Args:
             logged: TRL's metrics, the latest value last.
             tokens: completion tokens of all learners in this micro-batch.
             loss: this learner's loss.
+            completions: where ratios are of completions: how many all learners have in this micro-batch, and the
+                factor from the mean over TRL's rows to the mean over them.
         """
         self._losses.append(loss)
-        values = {ours: logged[theirs][-1] for theirs, ours in _LOGGED.items() if logged.get(theirs)}
-        self._step_sums.add(values, tokens)
-        self._update_sums.add(values, tokens)
+        ratios, factor = completions or (tokens, 1.0)
+        for means in (self._step_means, self._update_means):
+            means.add({ours: logged[theirs][-1] for theirs, ours in _LOGGED.items() if logged.get(theirs)}, tokens)
+            means.add(
+                {ours: factor * logged[theirs][-1] for theirs, ours in _CLIPPED.items() if logged.get(theirs)}, ratios
+            )
 
     def end_optimizer_step(self, grad_norm: float) -> UpdateReport:
         """Note the gradient norm; called before the optimizer moves the weights."""
         report = UpdateReport(
-            float(torch.stack(self._losses).sum()), grad_norm, self._update_sums.means().get("kl", 0.0)
+            float(torch.stack(self._losses).sum()), grad_norm, self._update_means.result().get("kl", 0.0)
         )
         self._norms.append(grad_norm)
-        self._losses, self._update_sums = [], _TokenSums()
+        self._losses, self._update_means = [], _Means()
         return report
 
     def result(self) -> dict[str, float]:
-        """``kl`` (with a reference), ``entropy`` in nats, ``clip_fraction``, mean and largest gradient norm."""
-        return self._step_sums.means() | {"grad_norm": float(np.mean(self._norms)), "grad_norm_max": max(self._norms)}
+        """``kl`` (with a reference), ``entropy`` in nats, ``clip_fraction`` (where the loss clips), what was noted, and
+        the mean and largest gradient norm.
+        """
+        norms = {"grad_norm": float(np.mean(self._norms)), "grad_norm_max": max(self._norms)}
+        return self._step_means.result() | self._noted | norms
 
 
-class _TokenSums:
-    """Means weighted by tokens; micro-batches without tokens do not count."""
+class _Means:
+    """Means weighted by tokens or ratios; micro-batches without any do not count."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
-        self._tokens = 0
+        self._weights: dict[str, int] = {}
 
-    def add(self, values: Mapping[str, float], tokens: int) -> None:
-        if tokens:
-            self._tokens += tokens
-            self._sums = {name: self._sums.get(name, 0.0) + value * tokens for name, value in values.items()}
+    def add(self, values: Mapping[str, float], weight: int) -> None:
+        for name, value in values.items() if weight else ():
+            self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._weights[name] = self._weights.get(name, 0) + weight
 
-    def means(self) -> dict[str, float]:
-        return {name: value / self._tokens for name, value in self._sums.items()}
+    def result(self) -> dict[str, float]:
+        return {name: value / self._weights[name] for name, value in self._sums.items()}
 
 
 class StepClock:

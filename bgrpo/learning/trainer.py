@@ -18,13 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import GRPOTrainer
 
 from bgrpo.config import TrainConfig
-from bgrpo.decoding.support import check_supported
+from bgrpo.decoding.support import service_of
 from bgrpo.errors import DivergenceError, UserError
-from bgrpo.learning.batch import LearningGroup, Minibatch, split_update
-from bgrpo.learning.learner_state import check_resumable
+from bgrpo.learning.batch import Minibatch, split_update
+from bgrpo.learning.learner_state import check_resumable, load_reference
+from bgrpo.learning.loss_terms import entropy_weight
+from bgrpo.learning.optimizers import MuonAndAdamW
 from bgrpo.learning.outer_loop import KeepSamples, OnStep, OuterLoop, ShouldStop, Validate
-from bgrpo.learning.packing import PackedGroups, pack_groups, packed_logps
+from bgrpo.learning.padded_rows import lay_out_of
+from bgrpo.learning.rollout_mismatch import RolloutCorrection
 from bgrpo.learning.rollout_source import RolloutSource
+from bgrpo.learning.step_inputs import StepInputs
 from bgrpo.learning.step_metrics import UpdateReport
 from bgrpo.learning.trl_arguments import grpo_arguments, learning_rate_factor
 from bgrpo.runs.checkpoints import CheckpointStore
@@ -36,10 +40,10 @@ class BGRPOTrainer(GRPOTrainer):
     A step: collect scored groups (the same on every learner), turn them into advantages over all of them, take this
     learner's share of whole groups, make ``num_iterations * minibatches`` optimizer steps with TRL's loss, publish the
     new weights as the next version, and now and then validate and save. The loss is a mean over the completion tokens
-    of all learners, so the update does not depend on their number. All log-probabilities, the reference's too, are
-    those of the distribution that was sampled: at ``rollout.temperature``. Works on its own, or in a process of an
-    initialised ``torch.distributed`` group (gloo or nccl) whose environment names RANK and WORLD_SIZE. Start it with
-    :meth:`run`.
+    (or completions: ``learner.loss``) of all learners, so the update does not depend on their number. All
+    log-probabilities, the reference's too, are those of the distribution that was sampled: at ``rollout.temperature``.
+    Works on its own, or in a process of an initialised ``torch.distributed`` group (gloo or nccl) whose environment
+    names RANK and WORLD_SIZE. Start it with :meth:`run`.
 
     Args:
         config: the run.
@@ -48,16 +52,17 @@ class BGRPOTrainer(GRPOTrainer):
         source: where scored groups come from.
         problems: number of training problems.
         output_dir: for TRL; nothing is written there.
-        reference: the starting policy, frozen here, for the KL term; default: a copy of ``model``. Required on resume.
+        reference: the starting policy, frozen here, for the KL term; default: a copy of ``model``. Required on resume,
+            where it becomes the checkpoint's if ``learner.reference.sync_every`` has moved it.
         store: where checkpoints go; None saves none.
         resume: complete checkpoint of ``store`` to continue from.
-        on_step: called on every learner after each step with its metrics, once weights and checkpoint are out.
+        on_step: called on every learner after each step with its metrics: its weights are out, it is not saved yet.
         validate: called on learner 0 with the version every ``evaluation.every`` steps; its metrics join the step's.
         should_stop: asked on learner 0 after each step; True saves a checkpoint and ends all learners.
         keep_samples: called on learner 0 with each step's groups, before its weights and checkpoint are out.
 
     Raises:
-        UserError: a model that packing does not score exactly; a checkpoint of another run; resume without reference.
+        UserError: a model that cannot be scored exactly; a checkpoint of another run; resume without reference.
     """
 
     def __init__(
@@ -77,13 +82,15 @@ class BGRPOTrainer(GRPOTrainer):
         should_stop: ShouldStop | None = None,
         keep_samples: KeepSamples | None = None,
     ) -> None:
-        check_supported(model)
+        lay_out = lay_out_of(service_of(model, config.rollout.engine))
         if resume is not None:
             check_resumable(resume, config, problems)
             if reference is None and config.learner.beta > 0:
                 raise UserError(f"resuming {resume} needs the starting policy too: it is the reference of the KL term")
         if reference is None and config.learner.beta > 0:
             reference = copy.deepcopy(model)  # before TRL patches the model's forward
+        if resume is not None and reference is not None and config.learner.reference.sync_every:
+            load_reference(resume, reference)
         self._outer = OuterLoop(
             config,
             tokenizer,
@@ -108,15 +115,22 @@ class BGRPOTrainer(GRPOTrainer):
         _disable_module_dropout(model)
         self._policy = model
         self._run_config = config
-        self.beta = config.learner.beta  # TRL was told 0, lest it load a reference of its own
+        learner = config.learner
+        self._trl_has_kl = learner.estimator == "k3" and not learner.kl_in_reward
+        self.beta = learner.beta if self._trl_has_kl else 0.0  # TRL was told 0, lest it load a reference of its own
+        self.aux_loss_enabled = False  # how often a shared token counted would depend on the layout
         self.ref_model = None
-        if config.learner.beta > 0 and reference is not None:
+        if learner.beta > 0 and reference is not None:
             self.ref_model = reference.to(self.accelerator.device).eval().requires_grad_(False)
+        if learner.reference.sync_every:
+            self._outer.reference = self.ref_model
+        self.use_vllm = learner.rollout_correction.kind != "none"  # which is how TRL's loss is made to read the weights
+        self._make_inputs = StepInputs(config, model, self.ref_model, self.accelerator, tokenizer.pad_token_id, lay_out)
         self._minibatches: list[Minibatch] = []
         self._step_inputs: list[list[dict[str, Any]]] = []
         self._minibatch, self._cut = 0, 0
-        self._packed: PackedGroups | None = None
-        self._detached_logps: Tensor | None = None
+        self._inputs: dict[str, Any] | None = None  # of the micro-batch at hand
+        self._logps: Tensor | None = None  # of the latest forward pass
 
     def run(self) -> None:
         """Train up to ``config.steps`` or the end of ``config.budget``; nothing happens when a resumed run is there.
@@ -142,6 +156,13 @@ class BGRPOTrainer(GRPOTrainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The configured optimizer; norms and biases do not decay."""
+        learner = self._run_config.learner
+        if self.optimizer is None and learner.optimizer == "muon":
+            self.optimizer = MuonAndAdamW(self._policy, learner, self.get_decay_parameter_names(self._policy))
+        return super().create_optimizer(model)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted."""
         return 0
@@ -158,26 +179,48 @@ class BGRPOTrainer(GRPOTrainer):
         if position == 0:
             self._prepare_step()
         self._minibatch, self._cut = position // cuts % self._run_config.learner.minibatches, position % cuts
+        if self._cut == 0 and (self.top_entropy_quantile < 1 or self._entropy_bonus_enabled):
+            self._choose_tokens()
         return self._step_inputs[self._minibatch][self._cut]
 
     def _get_per_token_logps_and_entropies(
         self, model: nn.Module, *_padded: Any, **_options: Any
     ) -> tuple[Tensor, Tensor, None]:
-        """Of the micro-batch at hand, packed; TRL's padded rows, which it would give wrong positions, are not read."""
-        if self._packed is None:
+        """Of the micro-batch at hand; TRL's padded rows, which it would give wrong positions, are not read."""
+        if self._inputs is None:
             raise RuntimeError("log-probabilities are asked for outside the loss")
-        logps_BC, entropies_BC = packed_logps(model, self._packed, self.temperature)
-        self._detached_logps = logps_BC.detach()
+        logps_BC, entropies_BC = self._inputs["packed"].logps(
+            model, self.temperature, entropy_gradient=self._entropy_bonus_enabled
+        )
+        self._logps = logps_BC
         return logps_BC, entropies_BC, None
 
+    def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
+        """Of the micro-batch at hand: its part of the minibatch's, see :meth:`_choose_tokens`."""
+        if self._inputs is None:
+            raise RuntimeError("tokens of high entropy are asked for outside the loss")
+        return self._inputs["entropy_mask"]
+
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        self._packed = inputs["packed"]
+        learner, minibatch = self._run_config.learner, self._minibatches[self._minibatch]
+        self._inputs, self.entropy_coef = inputs, inputs.get("entropy_coef", 0.0)
         loss = super()._compute_loss(model, inputs)
-        # where no old log-probs were prepared, no update precedes the first pass, so its own are the old policy's
-        inputs.setdefault("old_per_token_logps", self._detached_logps)
+        logps_BC, self._logps = self._logps, None
+        if logps_BC is None:
+            raise RuntimeError("TRL's loss was made without log-probabilities")
+        if inputs["factor"] != 1:
+            loss = loss * inputs["factor"]
         logged = self._metrics["train"]
+        if self.ref_model is not None and not self._trl_has_kl:
+            term, kl = self._make_inputs.kl_term(logps_BC, inputs, minibatch)
+            loss, logged["kl"] = loss + term, [kl]
+        # where no old log-probs were prepared, no update precedes the first pass, so its own are the old policy's
+        inputs.setdefault("old_per_token_logps", logps_BC.detach())
+        tokens, completions = minibatch.cut_tokens[self._cut], minibatch.cut_completions[self._cut]
+        by_row = learner.ratio_level == "sequence"
+        rows = len(inputs["advantages"]) * self.accelerator.num_processes  # TRL counts the masked ones too
         self._outer.meter.add_micro_batch(
-            logged, self._minibatches[self._minibatch].cut_tokens[self._cut], loss.detach()
+            logged, tokens, loss.detach(), (completions, rows / max(completions, 1)) if by_row else None
         )
         logged.clear()
         return loss
@@ -195,48 +238,38 @@ class BGRPOTrainer(GRPOTrainer):
     # --- one training step ---
 
     def _prepare_step(self) -> None:
-        scored = self._outer.begin_step()
+        learner, inputs = self._run_config.learner, self._make_inputs
+        scored = self._outer.begin_step(inputs.reference_logprobs if learner.kl_in_reward else None)
         self._minibatches = split_update(
             scored.learning, self._run_config, self.accelerator.process_index, self.accelerator.num_processes
         )
-        self._step_inputs = [
-            [
-                self._loss_inputs(groups, rows, minibatch.tokens)
-                for groups, rows in zip(minibatch.micro_batches, minibatch.cut_rows, strict=True)
-            ]
-            for minibatch in self._minibatches
-        ]
+        correction = RolloutCorrection(learner.rollout_correction)
+        self._step_inputs = inputs.of_step(self._minibatches, correction)
+        if learner.rollout_correction.kind != "none":
+            self._outer.meter.note(correction.metrics(self.accelerator.gather, self.accelerator.device))
 
-    def _loss_inputs(self, groups: list[LearningGroup], rows: int, tokens: int) -> dict[str, Any]:
-        """TRL's loss inputs for one cut.
+    def _choose_tokens(self) -> None:
+        """What the entropies of a whole minibatch decide, with the weights that its update starts from.
 
-        TRL gathers statistics per row from all learners, so all have equally many ``rows``, some masked out. An empty
-        cut is one masked token, whose loss and gradient are exactly 0. The loss is normalised by ``tokens``.
+        Which tokens are among the ``learner.top_entropy_quantile`` of highest entropy, over all learners and cuts, and
+        what each cut's entropy weighs. TRL would look at each micro-batch alone.
         """
-        device, pad = self.accelerator.device, self._tokenizer.pad_token_id
-        real = [(group.prompt, group.completions) for group in groups]
-        packed = pack_groups(real or [([pad], [[pad]])], device, rows)
-        nothing_B0 = packed.tokens_BC[:, :0]
-        values = [value for group in groups for value in group.advantages]
-        advantages_B = torch.zeros(len(nothing_B0), dtype=torch.float32, device=device)
-        advantages_B[: len(values)] = torch.tensor(values, dtype=torch.float32)
-        inputs = {
-            "packed": packed,
-            "prompt_ids": nothing_B0,
-            "prompt_mask": nothing_B0,
-            "completion_ids": packed.tokens_BC,
-            "completion_mask": packed.mask_BC.long() if real else torch.zeros_like(packed.tokens_BC),
-            "advantages": advantages_B,
-            "num_items_in_batch": torch.tensor(tokens, device=device),
-        }
-        with torch.no_grad():
-            if self.ref_model is not None:
-                inputs["ref_per_token_logps"] = packed_logps(self.ref_model, packed, self.temperature)[0]
-            if self._run_config.rollout.max_staleness:  # older weights than these decoded
-                inputs["old_per_token_logps"] = _rollout_logps(groups, packed)
-            elif self._run_config.learner.minibatches > 1:
-                inputs["old_per_token_logps"] = packed_logps(self._policy, packed, self.temperature)[0]
-        return inputs
+        minibatch, cuts = self._minibatches[self._minibatch], self._step_inputs[self._minibatch]
+        learners, total = self.accelerator.num_processes, minibatch.tokens
+        active = [inputs["tokens"] for inputs in cuts]
+        if self.top_entropy_quantile < 1:
+            masks = [inputs["completion_mask"] for inputs in cuts]
+            entropies_1N = torch.cat([self._make_inputs.entropies(inputs).float().view(1, -1) for inputs in cuts], 1)
+            mask_1N = torch.cat([mask_BC.view(1, -1) for mask_BC in masks], 1)
+            high_1N = super().get_high_entropy_mask(entropies_1N, mask_1N, 1 - self.top_entropy_quantile)
+            parts = high_1N.split([mask_BC.numel() for mask_BC in masks], 1)
+            for inputs, part, mask_BC in zip(cuts, parts, masks, strict=True):
+                inputs["entropy_mask"] = part.view_as(mask_BC)
+            active = [int(part.sum()) for part in parts]
+            total = int(self.accelerator.reduce(high_1N.sum(), reduction="sum"))
+        weight = self._run_config.learner.entropy_coef
+        for inputs, count in zip(cuts, active, strict=True):
+            inputs["entropy_coef"] = entropy_weight(weight, inputs["factor"], minibatch, count, total, learners)
 
     def _divergence_message(self, update: UpdateReport) -> str:
         learner = self._run_config.learner
@@ -247,19 +280,6 @@ class BGRPOTrainer(GRPOTrainer):
             f"{learner.learning_rate:g}), a larger learner.beta (now {learner.beta:g}), or "
             f"advantage.kind=probability_weighted"
         )
-
-
-def _rollout_logps(groups: list[LearningGroup], packed: PackedGroups) -> Tensor:
-    """What decoding gave each completion token, laid out as ``packed.tokens_BC``; 0 outside the completions.
-
-    With ``rollout.dtype=bf16`` these differ from the learner's log-probs even where the weights are equal; the clipped
-    ratio treats that difference as any other.
-    """
-    flat = [value for group in groups for logprobs in group.logprobs for value in logprobs]
-    old_BC = torch.zeros(packed.tokens_BC.shape, dtype=torch.float32)
-    if flat:  # an empty cut is one masked token
-        old_BC[packed.mask_BC.cpu()] = torch.tensor(flat, dtype=torch.float32)
-    return old_BC.to(packed.tokens_BC.device)
 
 
 def _disable_module_dropout(model: nn.Module) -> None:

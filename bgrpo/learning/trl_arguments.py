@@ -10,13 +10,14 @@ from trl import GRPOConfig
 
 from bgrpo.config import TrainConfig
 from bgrpo.learning.batch import micro_batches_per_minibatch
+from bgrpo.learning.optimizers import OF_TRANSFORMERS
 
 
 def grpo_arguments(config: TrainConfig, output_dir: Path, world_size: int) -> GRPOConfig:
     """TRL's arguments for a run: its defaults that would change the algorithm or its cost are overridden here.
 
-    ``beta`` stays 0 so that TRL loads no reference; the trainer sets it. ``dapo`` is the token mean over all learners.
-    Rewards are scaled, prompts drawn, metrics logged and checkpoints saved by this package.
+    ``beta`` stays 0 so that TRL loads no reference; the trainer sets it, and what each cut's entropy weighs. Rewards
+    are scaled, prompts drawn, cut-off completions left out, metrics logged and checkpoints saved by this package.
     """
     learner = config.learner
     return GRPOConfig(
@@ -27,10 +28,21 @@ def grpo_arguments(config: TrainConfig, output_dir: Path, world_size: int) -> GR
         num_generations=config.rollout.group_size,
         num_iterations=learner.num_iterations,
         max_completion_length=config.rollout.max_new_tokens,
-        loss_type="dapo",
+        loss_type=learner.loss,
+        importance_sampling_level=learner.ratio_level,
         epsilon=learner.epsilon,
+        epsilon_high=learner.upper_clip,
+        delta=learner.delta,
+        sapo_temperature_pos=learner.sapo.temperature_pos,
+        sapo_temperature_neg=learner.sapo.temperature_neg,
+        vespo_k_pos=learner.vespo.k_pos,
+        vespo_lambda_pos=learner.vespo.lambda_pos,
+        vespo_k_neg=learner.vespo.k_neg,
+        vespo_lambda_neg=learner.vespo.lambda_neg,
+        top_entropy_quantile=learner.top_entropy_quantile,
+        entropy_coef=learner.entropy_coef,
         beta=0.0,
-        use_bias_correction_kl=False,
+        use_bias_correction_kl=learner.kl_bias_correction,
         scale_rewards="none",
         temperature=config.rollout.temperature,
         disable_dropout=True,
@@ -38,7 +50,7 @@ def grpo_arguments(config: TrainConfig, output_dir: Path, world_size: int) -> GR
         weight_decay=learner.weight_decay,
         adam_beta2=learner.adam_beta2,
         max_grad_norm=learner.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=OF_TRANSFORMERS[learner.optimizer],
         seed=config.seed % 2**31,  # of libraries that take no larger one; no draw of ours depends on it
         bf16=False,
         activation_checkpointing=False,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bgrpo.errors import UserError
@@ -21,12 +22,8 @@ from bgrpo.policies.model_files import (
     read_tokenizer,
     shortened,
     special_ids,
+    weights_in_files,
 )
-
-MODEL_TYPES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
-
-_OTHER_NAMES = {"embed_out.weight": "lm_head.weight"}
-"""What files of a GPT-NeoX call a weight, and what the model calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +61,19 @@ def read_folder(folder: Path) -> PolicyFolder:
     """
     files = read_model_files(folder)
     generation = read_json(folder, "generation_config.json")
-    config = model_config(files, MODEL_TYPES)
+    config = model_config(files, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    if config.is_encoder_decoder:
+        raise UserError(f"model_type {config.model_type!r} is an encoder-decoder: decoder-only models can be loaded")
+    if config.get_text_config() is not config:
+        raise UserError(f"model_type {config.model_type!r} reads more than text: language models of text can be loaded")
     names = _every_name(config, files)
     tokenizer = read_tokenizer(folder, config)
     if tokenizer.eos_token_id is None:
         raise UserError("its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:  # padding is always masked, so its id carries no meaning
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.model_max_length < config.max_position_embeddings:  # transformers warns of longer texts
+    longest = getattr(config, "max_position_embeddings", VERY_LARGE_INTEGER)
+    if tokenizer.model_max_length < longest:  # transformers warns of longer texts
         tokenizer.model_max_length = VERY_LARGE_INTEGER
     said = {"config.json": files.config, "generation_config.json": generation}
     ends, bos, _ = (special_ids(said, f"{kind}_token_id", len(tokenizer)) for kind in ("eos", "bos", "pad"))
@@ -89,8 +91,9 @@ def model_class(config: PretrainedConfig) -> Any:
 def _every_name(config: PretrainedConfig, files: ModelFiles) -> dict[str, str]:
     """For each weight of the files its name in the model, which has exactly these weights, in these shapes."""
     model = empty_model(files, model_class(config), config)
-    names = names_in_model(model, files, _OTHER_NAMES)
-    expected = model.state_dict().keys()
+    weights = weights_in_files(model, files)
+    names = names_in_model(model, files, weights)
+    expected = weights.keys()
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     unknown = sorted(name for name, inside in names.items() if inside not in expected)
     lacking = sorted(expected - set(names.values()) - tied)

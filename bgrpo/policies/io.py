@@ -98,7 +98,7 @@ def _build(found: PolicyFolder) -> Any:
     """
     disable_dropout(found.config)
     model = model_class(found.config).from_pretrained(
-        None, config=found.config, state_dict=found.weights(), dtype=torch.float32, attn_implementation="sdpa"
+        None, config=found.config, state_dict=found.weights(), dtype=torch.float32, attn_implementation=None
     )
     model.generation_config.pad_token_id = found.tokenizer.pad_token_id
     tokens = len(found.tokenizer)
@@ -106,12 +106,23 @@ def _build(found: PolicyFolder) -> Any:
         with torch.random.fork_rng(devices=[]):
             model.resize_token_embeddings(tokens, mean_resizing=False)
     model.eval()
-    ids = torch.arange(tokens)[None, : min(8, model.config.max_position_embeddings)]
+    _check_logits(model, tokens)
+    return model
+
+
+def _check_logits(model: Any, tokens: int) -> None:
+    """Refuse a model whose logits are not numbers, or depend on tokens that come later."""
+    ids_1L = torch.arange(tokens)[None, : min(8, getattr(model.config, "max_position_embeddings", 8))]
     with torch.inference_mode():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        logits, of_others = (
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+            for ids in (ids_1L, torch.cat((ids_1L[:, :-1], ids_1L[:, :1]), 1))
+        )
     if not logits.isfinite().all():
         raise UserError("its logits are not numbers: a value in config.json is wrong, or weights are far too large")
-    return model
+    changes = (logits - of_others)[:-1].abs()
+    if changes.numel() and changes.max() > 1e-3 * logits.abs().max():
+        raise UserError("its logits depend on tokens that come later: it is no causal language model")
 
 
 def disable_dropout(config: PretrainedConfig) -> None:

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
@@ -47,7 +48,7 @@ _OLDER_KEYS = {  # read by transformers besides a configuration's own fields
     *("rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base", "layer_types"),
     *("global_rope_theta", "local_rope_theta", "rope_local_base_freq", "global_attn_every_n_layers", "n_embed"),
     *("sliding_window_pattern", "first_k_dense_replace", "moe_layer_freq", "full_attention_interval"),
-    *("pooler_hidden_size", "attention_windows"),
+    *("pooler_hidden_size", "attention_windows", "head_dim"),
 }
 _REFUSED_KEYS = {
     "quantization_config": "save plain weights",
@@ -225,6 +226,10 @@ def model_config(files: ModelFiles, kinds: Collection[str], further: Collection[
     """
     raw = files.config
     model_type = raw.get("model_type")
+    if raw.get("auto_map") and model_type not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            f"model_type {shortened(model_type)} cannot be loaded: it needs code of its own (auto_map); none is run"
+        )
     if not isinstance(model_type, str) or model_type not in kinds:
         name = CONFIG_MAPPING_NAMES.get(str(model_type), "unknown")
         known = f"only {', '.join(kinds)} can" if len(kinds) < 10 else "no such text model of this kind is known here"
@@ -236,7 +241,7 @@ def model_config(files: ModelFiles, kinds: Collection[str], further: Collection[
     own = {field.name for field in dataclasses.fields(kind)} - {
         field.name for field in dataclasses.fields(PretrainedConfig)
     }
-    read = own | set(kind.attribute_map) | _GENERIC_KEYS | _OLDER_KEYS | set(further)
+    read = own | set(kind.attribute_map) | set(kind.attribute_map.values()) | _GENERIC_KEYS | _OLDER_KEYS | set(further)
     kept = {key: value for key, value in raw.items() if key in read}
     sizes = {size for shape in files.shapes.values() for size in shape}
     for key, number in _integers("", kept):
@@ -305,22 +310,34 @@ def _parameters_at_most(limit: int) -> Iterator[None]:
         hook.remove()
 
 
+def weights_in_files(model: PreTrainedModel, files: ModelFiles) -> dict[str, torch.Tensor]:
+    """The weights of an empty model as files hold them: some types keep apart there what the model has in one.
+
+    Args:
+        model: from :func:`empty_model`.
+        files: of the model; they may use the model's own names too.
+    """
+    own: dict[str, torch.Tensor] = model.state_dict()
+    saved: dict[str, torch.Tensor] = revert_weight_conversion(model, own)
+    return own if len(files.shapes.keys() & own.keys()) >= len(files.shapes.keys() & saved.keys()) else saved
+
+
 def names_in_model(
-    model: PreTrainedModel, files: ModelFiles, other_names: dict[str, str] | None = None
+    model: PreTrainedModel, files: ModelFiles, weights: dict[str, torch.Tensor] | None = None
 ) -> dict[str, str]:
     """For each weight of the files its name in the model, as far as the model has it, with or without its prefix.
 
     Args:
         model: from :func:`empty_model`.
         files: of the model.
-        other_names: what files call a weight, and what the model calls it.
+        weights: see :func:`weights_in_files`; default: those of the model.
 
     Raises:
         UserError: a weight has another shape there.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in (weights or model.state_dict()).items()}
     shapes = files.shapes
-    names = {name: (other_names or {}).get(name, name) for name in shapes}
+    names = {name: name for name in shapes}
     for name in names.keys() - expected.keys():
         if names[name] == name:
             names[name] = f"{model.base_model_prefix}.{name}"

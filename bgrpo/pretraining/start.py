@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bgrpo.config import PretrainConfig
+from bgrpo.decoding.support import context_of
 from bgrpo.errors import UserError, reading
 from bgrpo.files import write_atomically
 from bgrpo.policies.io import LoadedPolicy, load_policy
@@ -60,7 +61,9 @@ def choose_start(config: PretrainConfig, task: Task, problems: Sequence[Problem]
     """
     if config.policy.path is not None:
         policy = check_policy(config.policy.path)
-        context = policy.model.config.max_position_embeddings
+        context = context_of(policy.model.config) or config.context
+        if context is None:
+            raise UserError(f"policy {config.policy.path} reads texts of any length: say which, as context")
         if (config.context or 0) > context:
             raise UserError(
                 f"context={config.context}: policy {config.policy.path} reads no more than {context} tokens"

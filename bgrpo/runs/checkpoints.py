@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bgrpo.errors import UserError
-from bgrpo.files import UNFINISHED, atomic_path, parse_object, sha256
+from bgrpo.files import UNFINISHED, atomic_path, parse_object, read_file, sha256
 
 MARKER = "COMPLETE.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -219,7 +219,7 @@ def read_marker(path: Path) -> dict[str, Any]:
     Raises:
         OSError, ValueError: it is not there, or not as it was written.
     """
-    text = (path / MARKER).read_text("utf-8")
+    text = read_file(path / MARKER).decode()
     marker = parse_object(text)
     marker.pop("digest", None)
     files, metrics = marker.get("files"), marker.get("metrics")
@@ -267,6 +267,9 @@ def _mark_complete(folder: Path, step: int, metrics: dict[str, float]) -> None:
 
 def _discard(path: Path) -> None:
     """Delete a checkpoint, marker first, so that an interrupted deletion never looks complete."""
+    if path.is_symlink() or not path.is_dir():  # somebody put it there
+        path.unlink()
+        return
     if not (path / MARKER).is_dir():
         (path / MARKER).unlink(missing_ok=True)
     shutil.rmtree(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bgrpo.errors import UserError, brief
+from bgrpo.files import read_file
 from bgrpo.scoring.failed_checks import DETAILS
 
 LARGEST = 1e18
@@ -40,7 +41,7 @@ def read_steps_of(path: Path) -> tuple[list[dict[str, Any]], int]:
         UserError: the file cannot be read.
     """
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = read_file(path).split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
         return [], 0
     except OSError as error:

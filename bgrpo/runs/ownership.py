@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 
 from bgrpo.errors import LostRunError, UserError
-from bgrpo.files import parse_object
+from bgrpo.files import open_file, parse_object, read_file
 
 FOLDER, LOCK = "owner", "lock"
 BEAT_S = 5.0
@@ -233,7 +233,7 @@ def _beat(claim: Claim, over: threading.Event) -> None:
 def _age(folder: Path, number: int, now: float) -> float | None:
     """Seconds since an owner's last sign of life; None where there is no such owner, or it ended by itself."""
     try:
-        with _record(folder, number).open("rb") as file:  # opened: network file systems look again then
+        with open_file(_record(folder, number)) as file:  # opened: network file systems look again then
             beat = os.fstat(file.fileno()).st_mtime
     except OSError:
         return None
@@ -246,7 +246,7 @@ def _newest_number(folder: Path) -> int:
 
 def _read(folder: Path, number: int) -> Owner | None:
     try:
-        return Owner(**parse_object(_record(folder, number).read_bytes()))
+        return Owner(**parse_object(read_file(_record(folder, number))))
     except (OSError, ValueError, TypeError):
         return None
 

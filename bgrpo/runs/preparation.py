@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from bgrpo.config import TrainConfig
-from bgrpo.decoding.support import check_supported
+from bgrpo.decoding.support import EngineName, service_of
 from bgrpo.errors import UserError
 from bgrpo.files import sha256
 from bgrpo.groups import Verdict
@@ -53,7 +54,12 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
         UserError: what is wrong, where, and what would be right.
     """
     check_installed(config.tracking.also)
-    policy = check_policy(config.policy.path)
+    if config.learner.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise UserError(
+            "learner.optimizer=adamw_8bit: bitsandbytes is not installed here: pip install bitsandbytes, or take "
+            "another; adafactor needs little memory too"
+        )
+    policy = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
     fitted = {
@@ -61,6 +67,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
         for name in SPLITS
     }
     notes = [*splits.notes, *(each.note for each in fitted.values() if each.note)]
+    notes += filter(None, [service_of(policy.model, config.rollout.engine).note])
     splits = Splits(**{name: each.problems for name, each in fitted.items()}, notes=notes)
     if len(splits.train) < config.rollout.prompts_per_step:
         raise UserError(
@@ -80,9 +87,10 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()})
 
 
-def checkpoint_room(policy: LoadedPolicy) -> int:
-    """Bytes that the disk must have for one checkpoint and the final policy."""
-    return (CHECKPOINT_BYTES + 4) * sum(weight.numel() for weight in policy.model.parameters())
+def checkpoint_room(policy: LoadedPolicy, has_reference: bool) -> int:
+    """Bytes that the disk must have for one checkpoint, which may hold a reference too, and the final policy."""
+    each = CHECKPOINT_BYTES + 4 + (4 if has_reference else 0)
+    return each * sum(weight.numel() for weight in policy.model.parameters())
 
 
 def record_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
@@ -131,14 +139,14 @@ def load_problems(folder: RunFolder) -> Splits:
     return Splits(train, validation, test)
 
 
-def check_policy(path: str) -> LoadedPolicy:
+def check_policy(path: str, engine: EngineName = "auto", precision: str = "fp32") -> LoadedPolicy:
     """Load a policy and check all that can be known of it before a process starts.
 
     Raises:
-        UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.check_supported`.
+        UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.service_of`.
     """
     policy = load_policy(path)
-    check_supported(policy.model)
+    service_of(policy.model, engine).check_precision(precision)
     return policy
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bgrpo.config import RolloutSection
+from bgrpo.decoding.support import context_of
 from bgrpo.errors import UserError
 from bgrpo.policies.io import LoadedPolicy
 from bgrpo.policies.text import TEXTS_AT_ONCE, UnreadableText, token_counts
@@ -59,7 +61,7 @@ def fit_prompts(
             prompt would be left out.
     """
     new = max_new_tokens or rollout.max_new_tokens
-    context = policy.model.config.max_position_embeddings
+    context = context_of(policy.model.config) or sys.maxsize
     most = _longest_allowed(rollout.max_prompt_tokens, new, context, option)
     lengths = prompt_lengths(problems, policy, where)
     long = [index for index, length in enumerate(lengths) if length > most]

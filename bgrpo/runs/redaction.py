@@ -1,8 +1,8 @@
 """Passwords in what is kept or shown are replaced by ``***``: here is decided what is one.
 
 Some are known by their form: what stands before the host in a URL, the values of its query, ``token=…``, ``Bearer …``.
-Others by their value: what the command line gave in such a place, and what variables of the environment hold whose name
-says that it is secret. A library that echoes only a part of a URL does not show those either.
+Others by their value: what the command line or a configuration gave in such a place, and what variables of the
+environment hold whose name says that it is secret. A library that echoes only a part of a URL does not show those.
 """
 
 from __future__ import annotations
@@ -67,6 +67,23 @@ def remember_secrets(texts: Iterable[str]) -> None:
     """
     for text in texts:
         _known.update(form for secret in _secrets(text) for form in _spellings(secret))
+
+
+def remember_secrets_in(tree: Any, key: str = "") -> None:
+    """:func:`remember_secrets` of every text in a configuration, given as nested lists and dictionaries.
+
+    Args:
+        tree: the configuration.
+        key: where it stands in another one; the last name of it may say that a text is secret.
+    """
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            remember_secrets_in(value, str(name))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            remember_secrets_in(value, key)
+    elif isinstance(tree, str):
+        remember_secrets([f"{key}={tree}"])
 
 
 @contextmanager

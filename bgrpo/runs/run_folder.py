@@ -21,11 +21,11 @@ from typing import Any, TypeVar, cast
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import LostRunError, UserError, brief
-from bgrpo.files import is_file, parse_object, write_atomically
+from bgrpo.files import is_file, parse_object, read_file, write_atomically
 from bgrpo.policies.source import absolute_policy
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, check_free, has_owner, newest_owner, own
-from bgrpo.runs.redaction import REDACTED, redact_tree
+from bgrpo.runs.redaction import REDACTED, redact_tree, remember_secrets_in
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml
 
@@ -220,7 +220,7 @@ class RunFolder:
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says: status, config, started, versions, and what :meth:`update` added."""
         try:
-            return parse_object((self.path / "run.json").read_bytes())
+            return parse_object(read_file(self.path / "run.json"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -393,6 +393,7 @@ def load_new_config(
     Learners and rollout actors work in other folders than the driver.
     """
     loaded = load_config(model, config, overrides, keys)
+    remember_secrets_in(loaded.model_dump(mode="json"))
     check_name(loaded.run.name)
     if loaded.policy.path not in (None, "shipped"):
         policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
@@ -439,6 +440,7 @@ def load_resumed_config(
             f"with --config {config_name}: leave --config out, a resumed run has its own config.yaml"
         )
     config = run.with_steps(load_config(model, str(run.config_path), overrides, keys))
+    remember_secrets_in(config.model_dump(mode="json"))
     run.check_same_result(config)
     refuse_hidden(f"run {run.name}", config.model_dump(mode="json"))
     return _placed(config, {"dir": str(run.path.parent), "name": run.name})

@@ -24,8 +24,8 @@ STOPPED_STATUS = 143  # and by SIGTERM
 SAVE_S = 10.0
 """What a phase may take to save what it has, before it is ended without; see :meth:`StopSignals.gently`."""
 
-END_S, CLOSE_S = 15.0, 5.0
-"""So long after the signal, and after the time to save, the process ends, whatever hangs."""
+END_S, CLOSE_S = 13.0, 3.0
+"""So long after the signal, and after the time to save, the process is ended, whatever hangs: 15 s are promised."""
 
 ENDED_LATE = "stopped: something did not end in time, and was left; complete checkpoints are kept"
 

@@ -12,6 +12,7 @@ guard does the same for what the inner one leaves.
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -38,6 +39,7 @@ def _check(channel: socket.socket, guard: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     from bgrpo.scoring.check_child import serve
 
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)  # it may be killed at any time
     serve(channel)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from bgrpo.groups import Verdict
 from bgrpo.scoring.check_child import LONGEST_DETAIL, LOST_CHANNEL_STATUS, READY, REFUSED
+from bgrpo.scoring.check_output import CheckOutput
 from bgrpo.tasks.base import Outcome
 
 LONGEST_ANSWER = 16 * LONGEST_DETAIL  # bytes; more than any answer that the child makes
@@ -33,25 +34,33 @@ class BrokenLinkError(Exception):
 class CheckLink:
     """A check process and the sockets to it. Whatever is raised here, the process is of no use any more: stop it.
 
-    Its standard output goes to standard error, its standard input is empty. It ends with its starter, however that
-    ends, and takes with it everything that it started, see :mod:`bgrpo.scoring.check_guard`.
+    Its standard input is empty. It ends with its starter, however that ends, and takes with it everything that it
+    started, see :mod:`bgrpo.scoring.check_guard`.
+
+    Args:
+        output: of what it prints.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, output: CheckOutput) -> None:
         self._received = b""
         self._channel, their_channel = socket.socketpair()
         self._control, their_control = socket.socketpair()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
         with their_channel, their_control:
             sockets = [their_channel.fileno(), their_control.fileno()]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bgrpo.scoring.check_guard", *map(str, sockets)],
-                stdin=subprocess.DEVNULL,
-                stdout=2,
-                env=environment,
-                pass_fds=sockets,
-                start_new_session=True,
-            )
+            printed = output.pipe()
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "bgrpo.scoring.check_guard", *map(str, sockets)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=printed,
+                    env=environment,
+                    pass_fds=sockets,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(printed)
         self._poll = select.poll()
         for each in (self._channel, self._control):
             self._poll.register(each, select.POLLIN)

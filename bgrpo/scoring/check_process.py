@@ -17,6 +17,7 @@ from bgrpo.groups import Verdict
 from bgrpo.scoring.attempts import Attempt, by_group, to_json
 from bgrpo.scoring.check_child import GROUPS, ITEMS, REFUSED
 from bgrpo.scoring.check_link import BrokenLinkError, CheckLink
+from bgrpo.scoring.check_output import CheckOutput
 from bgrpo.scoring.failed_checks import FAILED
 from bgrpo.tasks.base import Outcome
 
@@ -58,6 +59,7 @@ class CheckProcess:
         self._timeout_s = timeout_s
         self._setup = {"target": target, "options": options or {}, "memory_bytes": memory_bytes}
         self._trial = trial
+        self._output = CheckOutput(f"check {target!r}")
         self._link: CheckLink | None = None
         self._form = ITEMS
         fault = self._start()
@@ -110,6 +112,10 @@ class CheckProcess:
 
     def close(self) -> None:
         """End the child and what it has started."""
+        self._end_child()
+        self._output.close()
+
+    def _end_child(self) -> None:
         if self._link is not None:
             self._link.stop()
             self._link = None
@@ -134,12 +140,12 @@ class CheckProcess:
     def _start(self) -> Verdict | None:
         """Start the child and try it; what is wrong, None when nothing is. Where it is of no use there is no link."""
         target, answers = self._setup["target"], list[Verdict]()
-        self._link = CheckLink()
+        self._link = CheckLink(self._output)
         fault = self._ask(self._setup, 1, answers, START_LIMIT_S)
         if fault is not None:
             return replace(fault, detail=f"{target!r}: on import, {fault.detail}")
         if answers[0].outcome == REFUSED:
-            self.close()
+            self._end_child()
             return Verdict(Outcome.ERROR, detail=answers[0].detail)
         self._form = answers[0].detail
         if self._trial is None:
@@ -166,5 +172,5 @@ class CheckProcess:
             fault = Verdict(Outcome.ERROR, detail=str(error))
         else:
             return None
-        self.close()
+        self._end_child()
         return fault

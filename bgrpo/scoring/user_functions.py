@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from copy import deepcopy
 from typing import Any
 
 from bgrpo.scoring.attempts import Attempt
@@ -80,7 +81,7 @@ def reward_function(function: Callable[..., Any]) -> Callable[[Sequence[Attempt]
         columns = _columns(attempts)
         _check_columns(parameters, columns)
         values = _finished(function(**_chosen(function, columns)))
-        if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        if isinstance(values, str | bytes | bytearray | Mapping | Set) or not hasattr(values, "__len__"):
             raise MisreturnedError(f"the reward function returned {type(values).__name__}, expected a list of numbers")
         values = list(values)
         if len(values) != len(attempts):
@@ -92,10 +93,10 @@ def reward_function(function: Callable[..., Any]) -> Callable[[Sequence[Attempt]
 
 def _call_once(function: Callable[..., Any], attempt: Attempt) -> Any:
     """The first two parameters are the prompt and the completion, whatever their names."""
-    further = list(_parameters(function).values())[2:]
-    columns = columns_of(attempt.problem)
+    further = [p for p in list(_parameters(function).values())[2:] if p.kind in _NAMED]
+    columns = columns_of(attempt.problem) if further else {}
     _check_columns(further, columns)
-    named = {p.name: columns[p.name] for p in further if p.kind in _NAMED and p.name in columns}
+    named = {p.name: deepcopy(columns[p.name]) for p in further if p.name in columns}
     return function(_prompt(attempt.problem), attempt.text, **named)
 
 
@@ -110,10 +111,13 @@ def _check_columns(parameters: Sequence[inspect.Parameter], columns: Mapping[str
 
 
 def _columns(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:
-    """What TRL passes: lists with one entry per completion. A column that a row lacks is None there."""
+    """What TRL passes: lists with one entry per completion. A column that a row lacks is None there.
+
+    What a function changes in its arguments is changed in that call alone.
+    """
     rows = [columns_of(attempt.problem) for attempt in attempts]
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names} | {
+    return {name: [deepcopy(row.get(name)) for row in rows] for name in names} | {
         "prompts": [_prompt(attempt.problem) for attempt in attempts],
         "completions": [_completion(attempt) for attempt in attempts],
         "completion_ids": [list(attempt.tokens) for attempt in attempts],

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import PlainConsole
+from bgrpo.distributed.session.cluster_address import cluster_address
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import check_room_here, missing_room, training_demand
 from bgrpo.errors import Stopped, UserError
@@ -94,6 +95,7 @@ def run_sweep(
     """
     console = console or PlainConsole()
     with stop_signals() as signals:
+        cluster_address()  # a wrong one is told before anything is made
         if old is None:
             check_place(sweep.run.dir, sweep.run.name, "sweep")
         trials_dir = Path(sweep.run.dir) / (str(sweep.run.name) if old is None else old.name) / "trials"

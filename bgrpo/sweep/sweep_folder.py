@@ -18,10 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError, brief
-from bgrpo.files import is_file, write_atomically
+from bgrpo.files import is_file, read_file, write_atomically
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, own
-from bgrpo.runs.redaction import redact_tree
+from bgrpo.runs.redaction import redact_tree, remember_secrets_in
 from bgrpo.runs.run_folder import (
     RunFolder,
     check_name,
@@ -113,7 +113,7 @@ class SweepFolder:
             UserError: damaged, or of a version that kept other things.
         """
         try:
-            return TypeAdapter(SavedPlan).validate_json((self.path / TRIALS).read_bytes())
+            return TypeAdapter(SavedPlan).validate_json(read_file(self.path / TRIALS))
         except FileNotFoundError:
             return SavedPlan()
         except OSError as error:
@@ -144,6 +144,7 @@ class SweepFolder:
 def load_new_sweep(config: str | None, overrides: list[str]) -> SweepConfig:
     """The configuration of a new sweep; ``run.dir`` becomes absolute."""
     sweep = load_config(SweepConfig, config, overrides)
+    remember_secrets_in(sweep.model_dump(mode="json"))
     check_name(sweep.run.name)
     return _placed(sweep, dir=str(settle_runs(sweep.run.dir)))
 
@@ -162,6 +163,7 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
     folder = SweepFolder.open(settle_runs(load_config(SweepConfig, None, place).run.dir), name)
     saved = load_config(SweepConfig, str(folder.path / CONFIG), [])
     sweep = load_config(SweepConfig, str(folder.path / CONFIG), overrides)
+    remember_secrets_in(sweep.model_dump(mode="json"))
     before, after = (redact_tree(each.model_dump(mode="json")) for each in (saved, sweep))
     changed = [key for key in SweepConfig.model_fields if before[key] != after[key]]
     refused = [key for key in changed if key not in CHANGEABLE]

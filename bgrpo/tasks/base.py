@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from bgrpo.errors import UserError, summary
+from bgrpo.errors import Stopped, UserError, summary
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with (lines read, lines in all as far as can be told)."""
@@ -224,6 +224,13 @@ def generate_problems(
         problems = generate(options, count, seed, exclude)
     if not _are_problems(problems):
         raise UserError(f"task {task.name!r}: generate() returned {_kind(problems)}, expected a list of Problem")
+    prompts = {problem.prompt for problem in problems}
+    if len(problems) != count or len(prompts) != count or not prompts.isdisjoint(exclude):
+        again = len(prompts.intersection(exclude))
+        raise UserError(
+            f"task {task.name!r}: generate({options}, {count}, {seed}) returned {len(problems):,} problems with "
+            f"{len(prompts):,} different prompts, {again:,} of them to be left out; expected {count:,} of neither kind"
+        )
     return problems
 
 
@@ -242,9 +249,9 @@ def _users_code(doing: str) -> Iterator[None]:
     """A failure of what a user wrote, told in one line that says what was being done, and where it failed."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt, GeneratorExit, Stopped):
         raise
-    except (Exception, SystemExit) as error:  # it may raise anything
+    except BaseException as error:  # it may raise anything; panics of libraries in Rust are no Exceptions
         raise UserError(f"{doing} failed: {summary(error, hidden=__file__)}") from error
 
 

@@ -186,8 +186,9 @@ class _Sources:
                 f"{len(left):,} of them are used: task.{name}.count={source.count}"
             )
         if not left:
+            where = "" if source.file is None else f".file={source.file}"
             raise UserError(
-                f"task.{name}.file={source.file}: no problem left for {name}: all {len(problems)} usable ones "
+                f"task.{name}{where}: no problem left for {name}: all {len(problems)} usable ones "
                 f"are also held out (validation and test); give another file"
             )
         return left

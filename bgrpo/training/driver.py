@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import plot_report
-from bgrpo.display.terminal import PlainConsole, progress_bar, table_console
+from bgrpo.display.terminal import PlainConsole, table_console
 from bgrpo.errors import Stopped, UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
@@ -25,28 +25,18 @@ from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import is_spent
 from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.mlflow_tracking import Tracker
-from bgrpo.runs.preparation import (
-    Preparation,
-    check_input,
-    check_same_input,
-    checkpoint_room,
-    load_problems,
-    record_input,
-    save_problems,
-)
-from bgrpo.runs.run_folder import ROOM, RunFolder, check_place, flatten, write_atomically
+from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
 from bgrpo.runs.samples import sample_table
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
 from bgrpo.tasks.base import Problem
 from bgrpo.training.machinery import Machinery, RunParts
 from bgrpo.training.metrics_tail import MetricsTail
+from bgrpo.training.owned_run import WriteGiven, new_owned, resumed_owned
 from bgrpo.training.run_attempt import (
     STOP_FILE,
     Background,
     ask_learners_to_stop,
-    new_run,
     recorded_attempt,
-    resumed_run,
     say,
 )
 from bgrpo.training.run_result import RunResult, announce, result_of, spent_so_far, summary
@@ -55,8 +45,6 @@ from bgrpo.training.watchdog import Watchdog
 POLL_S = 0.25
 
 OnStep = Callable[[int, Mapping[str, float]], None]
-WriteGiven = Callable[[RunFolder, TrainConfig], TrainConfig]
-"""Writes what was given as objects into a new run's folder, and names it in the configuration that it returns."""
 
 
 def train_and_announce(
@@ -106,7 +94,7 @@ def run_training(
         if resume and (done := _finished(config)) is not None:
             say(console, f"run {done.folder.name} has finished: nothing is left to do")
             return done
-        owned = _resumed(config, console) if resume else _begun(config, config_name, console, write_given)
+        owned = resumed_owned(config, console) if resume else new_owned(config, config_name, console, write_given)
         with owned as (config, folder, prepared):
             result: RunResult | None = None
             with recorded_attempt(folder, resume, signals, console) as attempt:
@@ -119,71 +107,6 @@ def run_training(
                     result = _Run(run, machinery, console, tags or {}, on_step, signals).go()
                     attempt.ended = "stopped" if result.stopped else "finished"
             return result or result_of(config, folder, stopped=True)
-
-
-Owned = tuple[TrainConfig, RunFolder, Preparation]
-
-
-@contextmanager
-def _resumed(config: TrainConfig, console: Console) -> Iterator[Owned]:
-    """The folder of a run that goes on, which is nobody else's meanwhile, and its input: all of it is checked here."""
-    with resumed_run(config, console) as folder:
-        with progress_bar("reading problems") as show:
-            prepared = check_input(config, load_problems(folder), show)
-        check_same_input(folder, prepared.policy)
-        training_store(config, folder).latest(lambda line: say(console, line))
-        folder.metrics()  # says which lines are damaged
-        steps = folder.load_config(TrainConfig).steps
-        if config.steps != steps and config.learner.schedule != "constant":
-            say(
-                console,
-                f"steps={config.steps}, where the run had {steps}: its {config.learner.schedule} schedule of the "
-                f"learning rate is stretched over {config.steps} steps from here on",
-            )
-        folder.resume(config)
-        yield config, folder, prepared
-
-
-@contextmanager
-def _begun(
-    config: TrainConfig, config_name: str | None, console: Console, write_given: WriteGiven | None
-) -> Iterator[Owned]:
-    """The same of a new run. Its folder is made when its input is known to be good, or to be written there first."""
-    check_place(config.run.dir, config.run.name)
-    prepared = None if write_given is not None else _checked(config, console)
-
-    def fill(folder: RunFolder) -> None:
-        nonlocal config, prepared
-        if write_given is not None:
-            config = write_given(folder, config)
-        prepared = prepared or _checked(config, console)
-        save_problems(prepared.splits, folder)
-        record_input(folder, prepared.policy)
-        config = _with_steps(config, prepared, console)
-        folder.write_config(config)
-        folder.update(problems=prepared.counts, steps=config.steps)
-
-    with new_run(config, config_name, fill) as folder:
-        assert prepared is not None
-        yield config, folder, prepared
-
-
-def _with_steps(config: TrainConfig, prepared: Preparation, console: Console) -> TrainConfig:
-    """The configuration with the steps that its epochs come to, from here on known everywhere."""
-    problems = len(prepared.splits.train)
-    config = config.with_steps(problems)
-    if config.epochs is not None:
-        say(console, f"epochs={config.epochs:g} of {problems:,} problems: {config.steps:,} steps")
-    return config
-
-
-def _checked(config: TrainConfig, console: Console) -> Preparation:
-    with progress_bar("reading problems") as show:
-        prepared = check_input(config, None, show)
-    for note in prepared.splits.notes:
-        say(console, note)
-    check_place(config.run.dir, None, room=ROOM + checkpoint_room(prepared.policy))
-    return prepared
 
 
 def _finished(config: TrainConfig) -> RunResult | None:

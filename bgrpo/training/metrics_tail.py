@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bgrpo.errors import UserError, brief
+from bgrpo.files import open_file
 from bgrpo.runs.metrics_lines import parse_step
 from bgrpo.scoring.failed_checks import DETAILS
 
@@ -44,7 +45,7 @@ class MetricsTail:
             UserError: the file cannot be read.
         """
         try:
-            with self._path.open("rb") as file:
+            with open_file(self._path) as file:
                 self._rewind_if_rewritten(file.fileno())
                 file.seek(self._offset)
                 written = file.read()

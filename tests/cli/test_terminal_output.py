@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,30 @@ def test_a_reader_that_goes_ends_the_command_quietly(arguments: list[str]) -> No
     assert done.returncode == 141 or "--help" in arguments, "rich ends its own printing with 1"
 
 
+CLOSED = ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_closed_streams_are_nothing_to_read_or_write(closed: str, tmp_path: Path) -> None:
+    made, data, log = (tmp_path / name for name in ("made.txt", "data.txt", "log"))
+    data.write_text(LINES)
+    generate = f"generate-data --degrees 2,2 --coefficients 9 --count 3 --out {made}"
+    for command, status in ((generate, 0), (f"verify --data {data}", 0), ("verify --data /nothere", 2)):
+        script = f"exec {shlex.join(BGRPO)} {command} >{log} 2>{log} {closed}"
+        done = subprocess.run(["bash", "-c", script], timeout=60, check=False)
+        assert (done.returncode, "Traceback" in log.read_text()) == (status, False), log.read_text()
+    assert len(made.read_text().splitlines()) == 3, "what was opened meanwhile has no line of the terminal"
+
+
+def test_a_current_folder_that_has_gone_is_one_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    for command in ("--version", "verify --data x", "train"):
+        script = f"mkdir {gone}; cd {gone}; rmdir {gone}; exec {shlex.join(BGRPO)} {command}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
+        assert b"current folder cannot be used" in done.stderr
+
+
 def test_a_full_disk_below_the_output_is_one_line() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*BGRPO, "options"], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
@@ -175,7 +200,7 @@ def test_the_keys_of_a_configuration_are_listed_one_a_line(capsys: pytest.Captur
     assert [line.partition("=")[0] for line in lines] == [key.name for key in all_keys(TrainConfig)]
     assert main(["options", "learner.be"]) == 0
     line = capsys.readouterr().out
-    assert re.fullmatch(r"learner\.beta=0\.01 +weight of the k3 KL .* \(a number from 0 to 10\^6\)\n", line)
+    assert re.fullmatch(r"learner\.beta=0\.01 +weight of the KL .* \(a number from 0 to 10\^6\)\n", line)
     assert main(["options", "--for", "sweep", "--json"]) == 0
     printed = capsys.readouterr().out
     assert all(f'"{key}' in printed for key in known_keys(SweepConfig)) and '"space.KEY.min"' in printed

@@ -7,26 +7,38 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from bgrpo.decoding.batch_search import TreeSearch
 from bgrpo.decoding.compiled import KernelUnavailable, load_kernel
 from bgrpo.decoding.engine import DecodeEngine
-from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.replayed import replayed_search
 from bgrpo.decoding.search import Traces
 from bgrpo.decoding.slots import Chooser
 
 
+class ReplayedTree(TreeSearch):
+    """The tree's search on the CPU as it is on a GPU."""
+
+    def run(self, prompts: Sequence[Sequence[int]], chooser: Chooser, group_size: int, steps: int) -> Traces:
+        assert self._fast is not None
+        return replayed_search(self._fast, prompts, chooser, group_size, steps)
+
+
 class ReplayedEngine(DecodeEngine):
     """Decodes on the CPU as it would on a GPU."""
 
-    def _search(
-        self, fast: FastModel, prompts: Sequence[Sequence[int]], chooser: Chooser, width: int, steps: int
-    ) -> Traces:
-        return replayed_search(fast, prompts, chooser, width, steps)
+    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
+        super().__init__(model, compiled=False, **options)
+        self._search = ReplayedTree(model, options.get("precision", "fp32"), options.get("max_rows", 1024), None)
 
 
 def torch_engine(model: PreTrainedModel, **options: Any) -> DecodeEngine:
     """Without the compiled kernel."""
     return DecodeEngine(model, compiled=False, **options)
+
+
+def plain_engine(model: PreTrainedModel, **options: Any) -> DecodeEngine:
+    """The model's own forward pass over rows."""
+    return DecodeEngine(model, engine="plain", **options)
 
 
 ENGINES: dict[str, Callable[..., DecodeEngine]] = {

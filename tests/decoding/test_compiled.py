@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings, compiled
+from bgrpo.decoding.attention_rules import AttentionRules
 from bgrpo.decoding.compiled import KernelUnavailable, load_kernel
 from bgrpo.decoding.paths import ReusingPaths
 from bgrpo.decoding.slots import Rows, Slots
@@ -38,6 +39,8 @@ needs_kernel = pytest.mark.skipif(REASON is not None, reason=f"no compiled kerne
     steps=st.integers(1, 20),
     sharpness=st.sampled_from([0.1, 1.0, 8.0]),
     threads=st.sampled_from([1, 2]),
+    window=st.none() | st.integers(1, 150),
+    cap=st.sampled_from([None, 0.5, 30.0]),
     kept=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_equals_masked_attention(
@@ -51,6 +54,8 @@ def test_equals_masked_attention(
     sharpness: float,
     threads: int,
     kept: torch.dtype,
+    window: int | None,
+    cap: float | None,
 ) -> None:
     """Both stores see the same random prompts and the same random search; every step's outputs must agree."""
     draw = torch.Generator().manual_seed(seed)
@@ -62,6 +67,7 @@ def test_equals_masked_attention(
             keys, values = rounded(torch.randn(2, 1, key_heads, length, head_width, generator=draw), kept)
             for store in stores:
                 store.add_prompts(0, g, keys, values)
+    rules = AttentionRules(sharpness / head_width**0.5, window, cap)
     live_GK = torch.zeros(len(lengths), width, dtype=torch.bool)
     live_GK[:, 0] = True
     for _ in range(steps):
@@ -73,9 +79,7 @@ def test_equals_masked_attention(
         key, value = torch.randn(2, key_heads, count, head_width, generator=draw)
         for store in stores:
             store.begin_step(rows)
-        found, expected = (
-            attend_with(threads, store, query, key, value, sharpness / head_width**0.5) for store in stores
-        )
+        found, expected = (attend_with(threads, store, query, key, value, rules) for store in stores)
         assert torch.isfinite(found).all()
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
         order_GK = torch.rand(live_GK.shape, generator=draw) + live_GK  # live slots are the largest
@@ -90,11 +94,13 @@ def slots_of(live_GK: Tensor) -> Slots:
     return Slots(zeros, zeros, zeros.float(), zeros.double(), live_GK)
 
 
-def attend_with(threads: int, store: TreeStore, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def attend_with(
+    threads: int, store: TreeStore, query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules
+) -> Tensor:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return store.attend(0, query, key, value, scale)
+        return store.attend(0, query, key, value, rules)
     finally:
         torch.set_num_threads(before)
 
@@ -177,7 +183,7 @@ def test_numbers_that_are_not_numbers_stay_visible() -> None:
     rows = Rows.live(slots)
     paths.add(rows, slots)
     store.begin_step(rows)
-    output = store.attend(0, *torch.ones(3, 1, 2, 16), 1.0)
+    output = store.attend(0, *torch.ones(3, 1, 2, 16), AttentionRules(1.0))
     assert torch.equal(output[0], torch.ones(1, 16)) and output[1].isnan().all()
 
 
@@ -197,7 +203,9 @@ def test_memory_that_nothing_was_written_to_is_never_read(monkeypatch: pytest.Mo
         rows = Rows.live(slots)
         paths.add(rows, slots)
         store.begin_step(rows)
-        assert torch.isfinite(store.attend(0, *torch.randn(3, 2, len(rows.flat_R), 16, generator=draw), 0.3)).all()
+        assert torch.isfinite(
+            store.attend(0, *torch.randn(3, 2, len(rows.flat_R), 16, generator=draw), AttentionRules(0.3))
+        ).all()
         paths.descend(torch.arange(3).expand(2, -1))
         live_GK = torch.ones(2, 3, dtype=torch.bool)
     assert paths.capacity > 2 * paths.chunk, "room was added"

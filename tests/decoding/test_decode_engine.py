@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -16,15 +17,13 @@ from transformers import (
     GPT2LMHeadModel,
     GPT2Model,
     LlamaConfig,
-    MistralConfig,
-    OPTConfig,
     PreTrainedModel,
-    Qwen2Config,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
+from bgrpo.decoding.support import service_of
 from bgrpo.errors import UserError
 from bgrpo.groups import Group
 
@@ -76,10 +75,8 @@ def test_beams_do_not_depend_on_the_batch(kind: str) -> None:
 def test_max_rows_bounds_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     engine = DecodeEngine(tiny_model(vocabulary=13), max_rows=10)
-    batch = engine._search
-    monkeypatch.setattr(
-        engine, "_search", lambda fast, prompts, *rest: sizes.append(len(prompts)) or batch(fast, prompts, *rest)
-    )
+    run = engine._search.run
+    monkeypatch.setattr(engine._search, "run", lambda prompts, *rest: sizes.append(len(prompts)) or run(prompts, *rest))
     engine.decode(ragged_prompts(5, 13, seed=1), beams(4, 6))
     assert sizes == [2, 2, 1]
 
@@ -198,6 +195,14 @@ def test_bad_prompts_are_named(prompts: list[list[int]], message: str) -> None:
         DecodeEngine(tiny_model(context=64)).decode(prompts, beams())
 
 
+def test_rows_end_where_all_angles_would_change() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    model = tiny_model("phi3", rope_parameters=rope, sliding_window=None, original_max_position_embeddings=32)
+    assert len(DecodeEngine(model).decode([[1] * 24], beams())[0].completions) == 4
+    with pytest.raises(UserError, match=r"25 tokens \+ max_new_tokens=8 = 33, and the model's context has 32"):
+        DecodeEngine(model).decode([[1] * 25], beams())
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_prompt_may_fill_the_context(kind: str) -> None:
     group = DecodeEngine(bias_token(tiny_model(kind, context=64), EOS, -1e4)).decode([[1] * 56], beams())[0]
@@ -253,24 +258,25 @@ def _flash_attention() -> PreTrainedModel:
             "T5ForConditionalGeneration .*encoder-decoder",
         ),
         (
-            lambda: AutoModelForCausalLM.from_config(BloomConfig(vocab_size=11, hidden_size=16, n_layer=1, n_head=2)),
-            "BloomForCausalLM .*supported model types are gpt2",
-        ),
-        (
-            lambda: AutoModelForCausalLM.from_config(OPTConfig(**{**SMALL, "ffn_dim": 16, "word_embed_proj_dim": 16})),
-            "OPTForCausalLM",
-        ),
-        (
-            lambda: AutoModelForCausalLM.from_config(MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=16)),
-            "MistralForCausalLM .*sliding-window",
-        ),
-        (
-            lambda: AutoModelForCausalLM.from_config(
-                Qwen2Config(
-                    **SMALL, num_key_value_heads=1, use_sliding_window=True, sliding_window=16, max_window_layers=0
-                )
+            lambda: GPT2LMHeadModel(
+                GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True)
             ),
-            "Qwen2ForCausalLM .*sliding-window",
+            "cross-attention",
+        ),
+        (lambda: GPT2Model(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)), "GPT2Model .*no language"),
+    ],
+)
+def test_models_that_cannot_be_decoded_exactly_are_refused_by_name(build: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DecodeEngine(build())
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (
+            lambda: AutoModelForCausalLM.from_config(BloomConfig(vocab_size=11, hidden_size=16, n_layer=1, n_head=2)),
+            r"BloomForCausalLM \(model_type 'bloom'\): the fast tree does not know this type",
         ),
         (
             lambda: AutoModelForCausalLM.from_config(
@@ -278,20 +284,19 @@ def _flash_attention() -> PreTrainedModel:
             ),
             "LlamaForCausalLM .*rope_type 'dynamic'",
         ),
-        (
-            lambda: GPT2LMHeadModel(
-                GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True)
-            ),
-            "cross-attention",
-        ),
-        (lambda: GPT2Model(GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2)), "GPT2Model .*no language"),
-        (_two_layered_head, "GPT2LMHeadModel .*head is a Sequential, expected a plain linear layer"),
+        (_two_layered_head, "GPT2LMHeadModel .*head is a Sequential, the fast tree needs a plain linear layer"),
         (_flash_attention, "GPT2LMHeadModel .*'flash_attention_2' takes no tree-shaped mask"),
     ],
 )
-def test_models_that_cannot_be_decoded_exactly_are_refused_by_name(build: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        DecodeEngine(build())
+def test_what_the_tree_does_not_serve_takes_the_plain_path_with_a_reason(build: Any, reason: str) -> None:
+    model = build()
+    service = service_of(model)
+    assert service.engine == "plain" and re.search(reason, service.reason) and "slow path" in service.note
+    with pytest.raises(UserError, match=r"rollout\.engine=tree: "):
+        service_of(model, "tree")
+    with pytest.raises(UserError, match="dtype bf16 is for the fast tree"):
+        DecodeEngine(model, precision="bf16")
+    assert service_of(tiny_model(), "plain").engine == "plain" and not service_of(tiny_model()).note
 
 
 def test_rounded_weights_are_refused() -> None:

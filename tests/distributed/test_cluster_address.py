@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
 from ray.exceptions import AuthenticationError
 
+from bgrpo.cli.app import main
 from bgrpo.distributed.session.cluster_address import check_head, cluster_address
 from bgrpo.distributed.session.ray_session import ray_session
 from bgrpo.errors import UserError
@@ -38,6 +40,7 @@ def test_addresses(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "nonsense", "10.0.0.1", "10.0.0.1:", ":6379", "h:0", "h:65536", "h:99999999999999999999", "h:-1", "h:63x",
         "ray://h:10001", "http://h:8265", "h:1,h:2", "a b:6379", "h:6379/x", "[::1:6379", "\n:1", "h\n:6379", "AUTO",
+        "h:٣", "é:1",
     ],
 )  # fmt: skip
 def test_what_is_no_address(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +49,18 @@ def test_what_is_no_address(value: str, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UserError, match=r"^RAY_ADDRESS='.*expected HOST:PORT") as caught, ray_session([]):
         pytest.fail("there is no Ray")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain", "sweep"])
+def test_what_is_no_address_is_told_before_anything_else_is_looked_at(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    wrong = [] if command == "sweep" else ["task.name=no:Task"]
+    assert main([command, f"run.dir={tmp_path}", *wrong]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: RAY_ADDRESS='nonsense': ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @contextmanager

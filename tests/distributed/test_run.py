@@ -148,17 +148,17 @@ def test_two_learners_stopped_and_resumed_make_the_update_of_one(
     torch.testing.assert_close(weights(result), weights(undisturbed), rtol=1e-3, atol=1e-4)
 
 
-AHEAD = {"max_staleness": 1, "max_extra_draws": 1}
+AHEAD = {"max_staleness": 2, "max_extra_draws": 1}
 
 
 @pytest.fixture(scope="module")
 def ahead(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """Each step decoded while the one before is learned."""
+    """Each step decoded while the two before are learned."""
     return run_training(config(policy, tmp_path_factory.mktemp("runs"), "ahead", rollout=AHEAD))
 
 
-def test_rollouts_ahead_are_one_version_old(ahead: RunResult, undisturbed: RunResult) -> None:
-    assert [line["staleness"] for line in ahead.folder.metrics()] == [0.0] + [1.0] * (STEPS - 1)
+def test_rollouts_ahead_are_two_versions_old(ahead: RunResult, undisturbed: RunResult) -> None:
+    assert [line["staleness"] for line in ahead.folder.metrics()] == [0.0, 1.0] + [2.0] * (STEPS - 2)
     first, other = ahead.folder.metrics()[0], undisturbed.folder.metrics()[0]
     assert first["reward_mean"] == other["reward_mean"]
     assert not torch.equal(weights(ahead), weights(undisturbed))

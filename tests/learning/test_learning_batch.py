@@ -47,6 +47,8 @@ def test_every_group_is_used_once_by_one_learner_in_whole(
         assert shares[0][number].cut_tokens == tokens and shares[0][number].tokens == sum(tokens)
         rows = [max(sum(len(group.completions) for group in own) for own in cut) for cut in per_cut]
         assert shares[0][number].cut_rows == rows
+        completions = [sum(len(group.completions) for own in cut for group in own) for cut in per_cut]
+        assert shares[0][number].cut_completions == completions and shares[0][number].rows == sum(completions)
 
 
 def test_rewards_and_advantages_are_over_the_groups_in_the_update() -> None:

@@ -1,4 +1,4 @@
-"""``rollout.max_staleness=1``: planned versions, the rollouts' own log-probs as the old policy, and exact resume."""
+"""``rollout.max_staleness``: planned versions, the rollouts' own log-probs as the old policy, and exact resume."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from transformers import PreTrainedModel
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
-from bgrpo.learning.batch import LearningGroup
+from bgrpo.learning.batch import LearningGroup, Minibatch
 from bgrpo.learning.learner_state import policy_folder
 from bgrpo.learning.packing import packed_logps
 from bgrpo.learning.prompt_order import indices_of_draw
+from bgrpo.learning.rollout_mismatch import RolloutCorrection
 from bgrpo.learning.rollout_source import LocalRolloutSource
-from bgrpo.learning.trainer import _rollout_logps
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.scoring.attempts import Attempt
@@ -42,7 +42,7 @@ AHEAD: dict[str, Any] = {
     "steps": STEPS,
     "rollout": {"max_staleness": 1, "skip_uninformative": True, "max_extra_draws": 2},
     "checkpoint": {"every": CUT, "keep": 9},
-    "learner": {"num_iterations": 2, "minibatches": 2, "max_grad_norm": 0.5},
+    "learner": {"num_iterations": 2, "minibatches": 2, "max_grad_norm": 0.5, "max_kl": 1e6},
 }
 
 
@@ -80,7 +80,7 @@ def whole_run(folder: Path, **changes: Any) -> WholeRun:
     return source, store, steps
 
 
-def resumed_run(folder: Path, checkpoint: Path, **changes: Any) -> RecordedSource:
+def resumed_run(folder: Path, checkpoint: Path, /, **changes: Any) -> RecordedSource:
     config = train_config(**(AHEAD | changes))
     source, store = RecordedSource(config), CheckpointStore(folder / "resumed", keep=9)
     policy = load_policy(str(policy_folder(checkpoint))).model
@@ -96,13 +96,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
     return whole_run(tmp_path_factory.mktemp("whole"))
 
 
-def test_each_step_is_decoded_by_the_version_before_and_asked_for_one_step_ahead(tmp_path: Path) -> None:
+@pytest.mark.parametrize("staleness", [1, 2, 3, 8])
+def test_each_step_is_decoded_by_the_planned_version_and_asked_for_that_much_ahead(
+    tmp_path: Path, staleness: int
+) -> None:
     source, steps = ScriptedSource(), []
-    config = train_config(steps=4, rollout={"max_staleness": 1})
+    config = train_config(steps=6, rollout={"max_staleness": staleness}, learner={"max_kl": 1e6})
+    begun_at: list[int] = []
+    source.prefetch = lambda *asked: (begun_at.append(source.published[-1]), source.prefetched.append(asked))  # type: ignore[method-assign]
     make_trainer(config, source, tmp_path, on_step=steps.append).run()
-    assert [(step, version) for step, version, _, _ in source.asked] == [(0, 0), (1, 0), (2, 1), (3, 2)]
+    assert [(step, version) for step, version, _, _ in source.asked] == [(t, max(0, t - staleness)) for t in range(6)]
     assert source.prefetched == [(step, version, indices) for step, version, indices, _ in source.asked[1:]]
-    assert [line["staleness"] for line in steps] == [line["staleness_mean"] for line in steps] == [0, 1, 1, 1]
+    assert begun_at == [version for _, version, _ in source.prefetched], "a step is begun once its weights are there"
+    expected = [min(step, staleness) for step in range(6)]
+    assert [line["staleness"] for line in steps] == [line["staleness_mean"] for line in steps] == expected
 
 
 def test_without_staleness_nothing_is_asked_for_ahead(tmp_path: Path) -> None:
@@ -171,22 +178,39 @@ def test_places_of_the_rollouts_log_probs(tmp_path: Path) -> None:
     """Ragged completions, a row beyond them, and an empty cut."""
     trainer = make_trainer(train_config(rollout={"max_staleness": 1}), ScriptedSource(), tmp_path)
     group = LearningGroup([3], [[5, 6, 1], [7, 1]], [[-1.0, -2.0, -3.0], [-4.0, -5.0]], [0.5, -0.5])
-    inputs = trainer._loss_inputs([group], rows=3, tokens=5)
-    assert inputs["old_per_token_logps"].tolist() == [[-1, -2, -3], [-4, -5, 0], [0, 0, 0]]
-    empty = trainer._loss_inputs([], rows=2, tokens=5)
-    assert not _rollout_logps([], empty["packed"]).any()
+    minibatch = Minibatch([[group], []], tokens=5, rows=2, cut_tokens=[5, 9], cut_rows=[3, 2], cut_completions=[2, 4])
+    whole, empty = trainer._make_inputs.of_step(
+        [minibatch], RolloutCorrection(trainer._run_config.learner.rollout_correction)
+    )[0]
+    assert whole["old_per_token_logps"].tolist() == [[-1, -2, -3], [-4, -5, 0], [0, 0, 0]]
+    assert not empty["old_per_token_logps"].any() and not empty["completion_mask"].any()
 
 
-def test_interrupted_equals_uninterrupted_bit_for_bit(whole: WholeRun, tmp_path: Path) -> None:
-    """With further draws, whose weights a resumed run would not have."""
-    uninterrupted, store, steps = whole
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_interrupted_equals_uninterrupted_bit_for_bit(whole: WholeRun, tmp_path: Path, staleness: int) -> None:
+    """With further draws, whose weights a resumed run would not have; a resumed run is interrupted again."""
+    rollout = AHEAD["rollout"] | {"max_staleness": staleness}
+    uninterrupted, store, steps = whole if staleness == 1 else whole_run(tmp_path, rollout=rollout)
     assert any(draw > 0 for step, _, draw in uninterrupted.asked if step % CUT == 0 and step), "the case is too easy"
-    for cut in (CUT, 2 * CUT):
-        source = resumed_run(tmp_path / str(cut), store.directory / f"step-{cut:08d}")
-        assert source.asked == [asked for asked in uninterrupted.asked if asked[0] > cut]
+    again = tmp_path / str(CUT) / "resumed" / f"step-{2 * CUT:08d}"
+    for cut, checkpoint in ((CUT, store.directory / f"step-{CUT:08d}"), (2 * CUT, again)):
+        source = resumed_run(tmp_path / str(cut), checkpoint, rollout=rollout)
+        asked = {asked for asked in uninterrupted.asked if asked[0] >= cut + staleness}
+        assert set(source.asked) == asked, "a checkpoint holds the steps before"
         for version in range(cut, STEPS + 1):
             assert torch.equal(source.weights[version], uninterrupted.weights[version]), f"version {version} differs"
-    assert max(step["staleness"] for step in steps) == 1
+    assert max(step["staleness"] for step in steps) == staleness
+
+
+def test_a_run_that_is_made_longer_when_its_checkpoint_holds_too_few_steps(tmp_path: Path) -> None:
+    """The steps beyond take the weights that there are, and a further checkpoint of that is one to go on from."""
+    rollout = AHEAD["rollout"] | {"max_staleness": 3, "max_extra_draws": 0}
+    _, store, _ = whole_run(tmp_path, rollout=rollout)
+    longer = {"steps": STEPS + 3, "checkpoint": {"every": 1, "keep": 9}, "rollout": rollout}
+    first = resumed_run(tmp_path / "longer", store.directory / f"step-{2 * CUT:08d}", **longer)
+    assert [asked[:2] for asked in first.asked] == [(6, 4), (7, 4), (8, 5)]
+    again = resumed_run(tmp_path / "again", tmp_path / "longer" / "resumed" / f"step-{2 * CUT + 1:08d}", **longer)
+    assert torch.equal(first.weights[STEPS + 3], again.weights[STEPS + 3])
 
 
 def test_a_run_without_checkpoints_learns_the_same(whole: WholeRun, tmp_path: Path) -> None:
@@ -203,11 +227,14 @@ def test_more_steps_continue_a_finished_run_with_fresh_rollouts(whole: WholeRun,
     assert {(step, version) for step, version, _ in source.asked} == {(STEPS, STEPS), (STEPS + 1, STEPS)}
 
 
-@pytest.mark.parametrize("fault", ["other problem", "other version", "one missing", "not json", "other fields"])
+@pytest.mark.parametrize(
+    "fault",
+    ["other problem", "other version", "one missing", "not json", "other fields", "older weights", "more steps"],
+)
 def test_groups_that_are_not_the_next_step_s_are_refused(whole: WholeRun, tmp_path: Path, fault: str) -> None:
     checkpoint = shutil.copytree(whole[1].directory / f"step-{CUT:08d}", tmp_path / f"step-{CUT:08d}")
     path = checkpoint / "rollouts.json"
-    groups = json.loads(path.read_text())
+    (groups,) = steps = json.loads(path.read_text())
     assert [group["index"] for group in groups[:4]] == indices_of_draw(train_config(**AHEAD), CUT, len(PROBLEMS))
     if fault == "other problem":
         groups[1]["index"] += 1
@@ -217,7 +244,11 @@ def test_groups_that_are_not_the_next_step_s_are_refused(whole: WholeRun, tmp_pa
         groups.pop()
     elif fault == "other fields":
         groups[2]["completions"][0]["token"] = groups[2]["completions"][0].pop("tokens")
-    path.write_text("[" if fault == "not json" else json.dumps(groups))
+    elif fault == "older weights":
+        steps[0] = [group | {"version": group["version"] - 1} for group in groups]
+    elif fault == "more steps":
+        steps.append(groups)
+    path.write_text("[" if fault == "not json" else json.dumps(steps))
     with pytest.raises(UserError, match=rf"{path}: not the rollouts of step {CUT} .*remove this checkpoint"):
         resumed_run(tmp_path, checkpoint)
 
@@ -231,7 +262,14 @@ def test_rollouts_of_an_earlier_layout_are_refused_with_what_to_do(tmp_path: Pat
         resumed_run(tmp_path, checkpoint)
 
 
-def test_only_zero_and_one_can_be_asked_for() -> None:
-    for bound in (-1, 2):
+def test_rollouts_ahead_in_the_layout_of_one_step_are_read(whole: WholeRun, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(whole[1].directory / f"step-{CUT:08d}", tmp_path / f"step-{CUT:08d}")
+    (groups,) = json.loads((checkpoint / "rollouts.json").read_text())
+    (checkpoint / "rollouts.json").write_text(json.dumps(groups))
+    assert torch.equal(resumed_run(tmp_path, checkpoint).weights[STEPS], whole[0].weights[STEPS])
+
+
+def test_no_more_than_eight_versions_can_be_asked_for() -> None:
+    for bound in (-1, 9):
         with pytest.raises(UserError, match=r"rollout\.max_staleness"):
             train_config(rollout={"max_staleness": bound})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from decoding.tiny_models import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from learner_cases import (
@@ -154,7 +155,7 @@ def test_log_probs_are_those_that_trl_computes_from_padded_rows(tmp_path: Path, 
     config = train_config(steps=1, algorithm="grpo", rollout={"temperature": temperature})
     trainer = make_trainer(config, ScriptedSource(), tmp_path)
     completions = [[5, 6, EOS], [7, 3, EOS], [5, 9, EOS]]
-    trainer._packed = pack_groups([([3, 4], completions)], "cpu")
+    trainer._inputs = {"packed": pack_groups([([3, 4], completions)], "cpu")}
     rows = torch.tensor([[3, 4, *completion] for completion in completions])
     with torch.no_grad():
         ours, our_entropies, _ = trainer._get_per_token_logps_and_entropies(trainer._policy)
@@ -422,11 +423,36 @@ def test_evaluation_and_the_padded_path_are_closed(tmp_path: Path) -> None:
         trainer._get_per_token_logps_and_entropies(trainer._policy, rows, rows, 2)
 
 
-def test_attention_without_tree_masks_is_refused(tmp_path: Path) -> None:
+def test_what_the_tree_does_not_serve_is_refused_where_the_tree_is_asked_for(tmp_path: Path) -> None:
     policy = tiny_policy()
     policy.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(UserError, match="attn_implementation='sdpa'"):
-        make_trainer(train_config(), ScriptedSource(), tmp_path, policy=policy)
+    with pytest.raises(UserError, match=r"rollout\.engine=tree: attn_implementation 'flash_attention_2' takes no"):
+        make_trainer(train_config(rollout={"engine": "tree"}), ScriptedSource(), tmp_path, policy=policy)
+
+
+def test_the_plain_path_learns_what_the_tree_learns(tmp_path: Path) -> None:
+    """Two steps of two updates each, with a reference."""
+    learner = {"beta": 0.05, "minibatches": 2, "micro_groups": 1}
+    runs = []
+    for engine in ("tree", "plain"):
+        config = train_config(learner=learner, rollout={"engine": engine})
+        runs.append(make_trainer(config, ScriptedSource(), tmp_path / engine))
+        runs[-1].run()
+    tree, plain = runs
+    assert len(tree.gradients) == len(plain.gradients) == 4
+    for found, expected in zip(plain.gradients, tree.gradients, strict=True):
+        assert relative_error(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["mamba", "qwen2_moe"])
+def test_models_of_the_plain_path_learn_the_loss_written_out_row_by_row(tmp_path: Path, kind: str) -> None:
+    source, config = ScriptedSource(), train_config(steps=1)
+    trainer = make_trainer(config, source, tmp_path, policy=tiny_model(kind, VOCABULARY))
+    trainer.run()
+    policy, groups = tiny_model(kind, VOCABULARY), drawn(source)
+    values = written_out("mean", groups, rewards_of(groups, "bgrpo"))
+    row_by_row_loss(policy, groups, values).backward()
+    assert relative_error(trainer.gradients[0], flat_gradient(policy)) < 1e-5
 
 
 def test_no_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "another file beside": lambda path: path.with_name("further.safetensors").write_bytes(b"x"),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
     "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "a link to itself": lambda path: (path.unlink(), path.symlink_to(path)),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "garbage": lambda path: path.write_bytes(b"\xff\xfe{"),
     "deep": lambda path: path.write_text("[" * 100_000),
     "a list": lambda path: path.write_text("[1]"),
@@ -182,6 +185,24 @@ def test_every_damage_to_every_file_is_noticed_and_the_older_checkpoint_taken(
     again.save(3, whole)
     assert steps(again) == [1, 3], "what was passed over stands in nobody's way"
     assert again.latest() == tmp_path / "step-00000003"
+
+
+@pytest.mark.parametrize("instead", ["file", "pipe", "link to a folder", "link to nowhere", "link to a checkpoint"])
+def test_what_stands_in_the_place_of_a_checkpoint_is_passed_over_and_goes(tmp_path: Path, instead: str) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    older, newer = (store.save(step, whole) for step in (1, 2))
+    kept = newer.rename(tmp_path / "elsewhere")
+    if instead == "file":
+        newer.write_text("x")
+    elif instead == "pipe":
+        os.mkfifo(newer)
+    else:
+        newer.symlink_to({"link to a folder": tmp_path, "link to nowhere": "nowhere"}.get(instead, kept))
+    again = CheckpointStore(tmp_path / "checkpoints", keep=1)
+    assert again.latest() == (newer if instead == "link to a checkpoint" else older)
+    again.save(3, whole)
+    assert steps(again) == [3]
+    assert find_damage(kept.rename(tmp_path / "step-00000002")) == "", "what a link names is somebody else's"
 
 
 def test_every_bit_of_the_marker_counts(tmp_path: Path) -> None:

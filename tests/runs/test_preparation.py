@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import FalconConfig, FalconForCausalLM
 
 from bgrpo.config import TrainConfig, build_config
+from bgrpo.decoding.support import service_of
 from bgrpo.errors import UserError
 from bgrpo.policies.io import SHIPPED_POLICY, save_policy
 from bgrpo.policies.model import build_policy
@@ -79,17 +80,19 @@ def test_policies_are_refused_before_anything_else(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED_POLICY, tmp_path / "policy")
     path = tmp_path / "policy" / "config.json"
     shape = json.loads(path.read_text())
-    for changes, message in (({"model_type": "gemma2"}, "Gemma2Config"), ({"n_head": 3}, "divisible")):
+    for changes, message in (({"model_type": "gemma2"}, "another shape"), ({"n_head": 3}, "divisible")):
         path.write_text(json.dumps(shape | changes))
         with pytest.raises(UserError, match=message):
             check_policy(str(tmp_path / "policy"))
-    windows = MistralConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, pad_token_id=0, eos_token_id=1, sliding_window=8,
-    )  # fmt: skip
-    save_policy(MistralForCausalLM(windows), build_tokenizer(0, 0), tmp_path / "windows")
-    with pytest.raises(UserError, match="sliding-window"):
-        check_policy(str(tmp_path / "windows"))
+    shape = FalconConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0, eos_token_id=1
+    )
+    save_policy(FalconForCausalLM(shape), build_tokenizer(0, 0), tmp_path / "falcon")
+    assert "the slow path" in service_of(check_policy(str(tmp_path / "falcon")).model).note
+    with pytest.raises(UserError, match=r"rollout\.engine=tree: the fast tree does not know this type"):
+        check_policy(str(tmp_path / "falcon"), "tree")
+    with pytest.raises(UserError, match="dtype bf16 is for the fast tree"):
+        check_policy(str(tmp_path / "falcon"), "auto", "bf16")
 
 
 def test_fewer_problems_than_one_step_needs(policy: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bgrpo.cli.app import main
+from bgrpo.cli.measure import Decoding
 from bgrpo.config import PretrainConfig, TrackingSection, TrainConfig, load_config
 from bgrpo.distributed.train.failures import record_failure
 from bgrpo.distributed.watch.run_log import RunLog
@@ -23,7 +24,7 @@ from bgrpo.errors import UserError
 from bgrpo.runs import redaction
 from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.redaction import redact_credentials, redact_tree, remember_secrets
-from bgrpo.runs.run_folder import RunFolder, flatten, load_resumed_config
+from bgrpo.runs.run_folder import RunFolder, flatten, load_new_config, load_resumed_config
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_folder import SweepFolder
 
@@ -103,6 +104,30 @@ def test_what_an_argument_held_is_hidden_wherever_it_occurs(secret: str, argumen
         secret = secret.replace(":", ".")
     remember_secrets([argument.format(secret)])
     assert message.format("") == "" or secret not in redact_credentials(message.format(secret))
+
+
+CONFIGURED = {
+    "url": "tracking: {uri: 'http://me:k9-hidden-k9@h/x'}",
+    "user": "tracking: {uri: 'http://k9-hidden-k9@h/x'}",
+    "query": "reward: {parts: {p: {url: 'http://h/x?sig=k9-hidden-k9'}}}",
+    "option": "task: {options: {api_key: k9-hidden-k9}}",
+    "nested option": "task: {options: {servers: [{password: k9-hidden-k9}]}}",
+    "list": "task: {options: {tokens: {secret: [a, k9-hidden-k9]}}}",
+}
+
+
+@pytest.mark.parametrize("place", CONFIGURED)
+@pytest.mark.parametrize("read", ["train", "evaluate"])
+def test_what_a_configuration_held_is_hidden_wherever_it_occurs(place: str, read: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIGURED[place])
+    if read == "train":
+        load_new_config(TrainConfig, str(path), [])
+    else:
+        Decoding.chosen("shipped", str(path), [], None, 1)
+    assert redact_credentials("could not translate k9-hidden-k9 to an address") == (
+        "could not translate *** to an address"
+    )
 
 
 @pytest.mark.parametrize(

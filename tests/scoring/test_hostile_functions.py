@@ -24,6 +24,7 @@ from bgrpo.chaos.faults import alive, children, wait_until
 from bgrpo.errors import UserError
 from bgrpo.scoring import check_link
 from bgrpo.scoring.check_child import LONGEST_DETAIL
+from bgrpo.scoring.check_output import SHOWN_BYTES
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.scoring.user_functions import MisreturnedError, as_score
 
@@ -246,3 +247,48 @@ def test_a_task_that_returns_something_else_than_an_outcome(
     with CheckProcess("task:odd_task:T") as checks:
         (result,) = checks.run(attempts(("p", "c")))
     assert f"{result.outcome} {result.detail}".startswith(verdict)
+
+
+FLOODS = {
+    "print": "print('x' * size)",
+    "standard error": "sys.stderr.write('x' * size)",
+    "its descriptor": "sum(os.write(1, b'x' * 10**6) for _ in range(size // 10**6))",
+    "another program": "subprocess.run(['head', '-c', str(size), '/dev/zero'])",
+}
+
+
+@pytest.mark.parametrize("way", FLOODS)
+def test_what_a_function_prints_is_bounded_and_told(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "floods.py").write_text(
+        "import os, subprocess, sys\n"
+        "def flood(prompt, completion):\n"
+        "    print('a first line', completion)\n"
+        "    size = int(completion)\n"
+        f"    {FLOODS[way]}\n"
+        "    return size\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    size = 8_000_000
+    with CheckProcess("floods:flood") as process:
+        verdicts = process.run([attempt("p", str(size)), attempt("q", str(size))])
+    assert [verdict.score for verdict in verdicts] == [size, size]
+    shown = capfd.readouterr().err
+    assert shown.startswith(f"a first line {size}\n")
+    assert SHOWN_BYTES < len(shown) < SHOWN_BYTES + 1000
+    told = [int(number.replace(",", "")) for number in re.findall(r"check 'floods:flood': ([0-9,]+) bytes", shown)]
+    assert len(told) <= 10
+    assert 2 * size <= told[-1] + SHOWN_BYTES <= 2 * size + 100
+
+
+def test_what_a_function_prints_before_it_is_killed_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import time\ndef talk(prompt, completion):\n    print('here', completion)\n    time.sleep(100)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with CheckProcess("talks:talk", timeout_s=0.5) as process:
+        assert [verdict.outcome for verdict in process.run(attempts(("p", "x"), ("q", "y")))] == ["timeout", "timeout"]
+    assert capfd.readouterr().err == "here x\nhere y\n"

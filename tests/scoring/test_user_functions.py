@@ -90,6 +90,12 @@ def test_every_form_gives_one_value_per_completion(function: Callable[..., Any],
         (lambda completions: None, "returned NoneType, expected a list"),
         (lambda completions: [1.0], "returned 1 values for 3 completions"),
         (lambda completions: (value for value in completions), "returned generator, expected a list"),
+        (lambda completions: dict(enumerate(completions)), "returned dict, expected a list"),
+        (lambda completions: set(range(len(completions))), "returned set, expected a list"),
+        (lambda completions: frozenset(range(len(completions))), "returned frozenset, expected a list"),
+        (lambda completions: dict(enumerate(completions)).keys(), "returned dict_keys, expected a list"),
+        (lambda completions: bytes(len(completions)), "returned bytes, expected a list"),
+        (lambda completions: bytearray(len(completions)), "returned bytearray, expected a list"),
     ],
 )
 def test_what_is_no_list_of_values_is_refused(function: Callable[..., Any], message: str) -> None:
@@ -111,6 +117,22 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(function: Calla
     told = r"takes 'ground_truth', which is no column of the problem: it has 'answer', 'answers', 'category'"
     with pytest.raises(MisreturnedError, match=told):
         reward_function(function)(ATTEMPTS)
+
+
+def take_one(prompt: str, completion: str, facts: list[int]) -> float:
+    facts.pop()
+    return len(facts)
+
+
+def take_one_each(completions: list, facts: list[list[int]]) -> list[float]:
+    return [take_one("", "", each) for each in facts]
+
+
+@pytest.mark.parametrize("function", [take_one, take_one_each])
+def test_what_a_function_changes_in_its_arguments_reaches_no_other_completion(function: Callable[..., Any]) -> None:
+    problem = Problem("p", "a", fields={"facts": [1, 2, 3]})
+    call = reward_function(function)
+    assert [list(call([Attempt(problem, "x"), Attempt(problem, "y")])) for _ in range(2)] == [[2, 2], [2, 2]]
 
 
 def test_trls_own_reward_functions_run_unchanged() -> None:

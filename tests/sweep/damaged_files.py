@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,22 @@ DEEP = "[" * 100_000
 def damage(path: Path, rng: random.Random) -> None:
     """Damage one file in one way, drawn from ``rng``."""
     kind = rng.choice(
-        [*["value"] * 10, "bytes", "bytes", "cut", "cut", "empty", "gone", "folder", "deep", "binary", "twice"]
+        [
+            *["value"] * 10,
+            "bytes",
+            "bytes",
+            "cut",
+            "cut",
+            "empty",
+            "gone",
+            "folder",
+            "deep",
+            "binary",
+            "twice",
+            "pipe",
+            "pipe",
+            "device",
+        ]
     )
     if kind == "value" and path.suffix in (".json", ".yaml", ".jsonl"):
         _change_value(path, rng)
@@ -40,6 +56,12 @@ def damage(path: Path, rng: random.Random) -> None:
     elif kind == "folder":
         path.unlink()
         path.mkdir()
+    elif kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "device":
+        path.unlink()
+        path.symlink_to("/dev/zero")
     elif kind == "deep":
         path.write_text(rng.choice([DEEP, f'{{"trials": {DEEP}', f'{{"step": 1, "x": {DEEP}}}\n', f"arms: {DEEP}"]))
     elif kind == "binary":

@@ -249,3 +249,29 @@ nested = st.recursive(
 @given(prompt=st.one_of(nested, st.just(F)), completion=st.one_of(nested, st.text(max_size=40)))
 def test_any_text_gets_an_outcome_soon(prompt: str, completion: str) -> None:
     check_counted(prompt, completion)
+
+
+def test_small_polynomials_have_the_outcome_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are divided at once; larger ones only after a look modulo a prime."""
+    draw = random.Random(3)
+
+    def polynomial(degree: int, size: int) -> str:
+        terms = [f"+ * {draw.choice('PN')} {draw.randint(0, size)} ^ a P {power}" for power in range(degree)]
+        return " ".join([*terms, f"* P {draw.randint(1, 3)} ^ a P {degree}"])
+
+    def composed(outer: list[int], inner: str) -> str:
+        text = f"P {outer[0]}"
+        for coefficient in outer[1:]:
+            text = f"+ P {coefficient} * {inner} {text}"
+        return text
+
+    pairs = []
+    for _ in range(300):
+        inner = polynomial(draw.randint(1, 3), draw.choice([1, 9, 10**9]))
+        f = composed([draw.randint(0, 5) for _ in range(draw.randint(2, 4))], inner)
+        other = polynomial(draw.randint(1, 3), 9)
+        pairs += [(f, inner), (f, other), (f, f"* P 2 {inner}"), (f, f"+ P 7 {inner}"), (f"+ a {f}", inner)]
+    found = [[check(f, inner, ring) for f, inner in pairs] for ring in ("ZZ", "QQ")]
+    assert {"correct", "wrong", "trivial"} <= {str(outcome) for outcomes in found for outcome in outcomes}
+    monkeypatch.setattr(composition, "SMALL_DEGREE", 0)
+    assert found == [[check(f, inner, ring) for f, inner in pairs] for ring in ("ZZ", "QQ")]

@@ -10,7 +10,7 @@ import pytest
 
 from bgrpo.cli.app import main
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import ability, load_task, outcome_of
+from bgrpo.tasks.base import ability, generate_problems, load_task, outcome_of
 
 WHOLE = """
 class Mine:
@@ -30,6 +30,7 @@ RAISED = [
     "raise FileNotFoundError(2, 'No such file', 'words.txt')",
     "raise TypeError('a\\nb')",
     "raise SystemExit(3)",
+    "raise BaseException('a panic of a library in Rust')",
     "raise KeyError()",
     "return 1 / 0",
     "return undefined_name",
@@ -83,6 +84,23 @@ def test_whatever_it_raises(what: str, where: str, write: Any, capsys: pytest.Ca
         one_line(capsys, "bench", "task", "--task", name, "--seconds", "0.1")
         one_line(capsys, "generate-data", "--task", name, "--help")
         one_line(capsys, "generate-data", "--task", name, "--count", "1", "--out", "new.txt")
+
+
+@pytest.mark.parametrize(
+    ("problems", "told"),
+    [
+        ("[]", "0 problems with 0 different prompts, 0 of them"),
+        ("[Problem('a', '')] * count", "3 problems with 1 different prompts, 0 of them"),
+        ("[Problem(str(i), '') for i in range(count - 1)]", "2 problems with 2 different prompts, 0 of them"),
+        ("[Problem(str(i), '') for i in range(count + 1)]", "4 problems with 4 different prompts, 0 of them"),
+        ("[Problem(exclude[0], ''), Problem('a', ''), Problem('b', '')]", "3 problems with 3 different prompts, 1 of"),
+    ],
+)
+def test_other_problems_than_were_asked_for_are_told(problems: str, told: str, write: Any) -> None:
+    source = "from bgrpo.tasks.base import Problem\n" + WHOLE.replace("return []", f"return {problems}", 1)
+    task = load_task(f"{write(source.format(**HARMLESS))}:Mine")
+    with pytest.raises(UserError, match=f"returned {told}.*expected 3"):
+        generate_problems(task, {}, 3, 0, ["held out"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 // Attention of the rows of search trees: each row attends to its prompt, which all rows of the prompt share, and to its
 // own path of nodes. Exact softmax over both. Keys and values are kept as `Kept`, fp32 or bf16 (the upper half of an fp32);
-// all arithmetic is fp32.
+// all arithmetic is fp32. A layer may cap its scores, and may see no further back than a window.
 //
 // Rows of one prompt that read the same key-value head are taken together: scores and outputs over the prompt are
 // register-blocked matrix products, the path is read node by node. Vectors of 16 floats are split by the compiler where the
@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -248,6 +249,26 @@ void mix_any_path(const float* weights, Nodes<Kept> values, int64_t width, const
     for (int64_t d = 0; d < width; d += LANES) mix_path<Kept, 1>(weights, values, d, path, length, output + d);
 }
 
+// cap * tanh(score / cap), in place, of `count` scores that are followed by room for a vector. Near 0 by the series, where
+// the quotient of exponentials would lose digits.
+void soften_peaks(float* scores, int64_t count, float cap) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Vector x = load(scores + i) * (1 / cap);
+        const Integers negative = x < Vector{};
+        const Vector size = negative ? -x : x;
+        const Vector power = exp_nonpositive(size * -2.0f);
+        const Vector far = (1.0f - power) / (1.0f + power);
+        const Vector square = x * x;
+        Vector near = broadcast(-0.0539682540f);
+        near = near * square + 0.133333333f;
+        near = near * square - 0.333333333f;
+        near = (near * square + 1.0f) * size;
+        const Integers is_near = size < broadcast(0.2f);
+        const Vector tanh = is_near ? near : far;
+        store(scores + i, (negative ? -tanh : tanh) * cap);
+    }
+}
+
 // Turns scores into weights exp(score - largest), in place; returns their sum. `count` is followed by room for a vector.
 float soften(float* scores, int64_t count) {
     for (int64_t i = count; i % LANES; ++i) scores[i] = -std::numeric_limits<float>::infinity();
@@ -331,6 +352,7 @@ void collect_nodes(const int32_t* paths, int64_t rows, int64_t stride, int64_t d
 
 inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
 }  // namespace
 
@@ -350,7 +372,9 @@ struct TreeAttention {
     const int32_t* paths;           // [rows, path_stride]: nodes of the row from the root on, its own last
     int64_t prompts, heads, key_heads, head_width, width, places, chunks, chunk, path_stride;
     int64_t depth;                  // nodes on each row's path
+    int64_t window;                 // places that a row sees, its own the last of them; 0: all
     float scale;
+    float cap;                      // of scores; 0: none
     int32_t threads;
     int32_t halves;                 // keys and values are kept in bf16
 };
@@ -392,6 +416,9 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
     const Kept* prompt_keys = static_cast<const Kept*>(a->prompt_keys) + (g * a->key_heads + h) * tiles * tile_size;
     const Kept* prompt_values = static_cast<const Kept*>(a->prompt_values) + (g * a->key_heads + h) * tiles * tile_size;
     const int64_t length = a->prompt_lengths[g];
+    // all rows stand at the same place after the prompt, so all see from the same place on
+    const int64_t from = a->window ? larger(0, length + a->depth - a->window) : 0;
+    const int64_t start_place = smaller(from / TILE * TILE, length);  // of the first tile that is read
     const int64_t score_stride = padded(length) + padded(a->depth) + LANES;
     static thread_local std::vector<float> scratch;
     scratch.resize(PANEL_ROWS * (score_stride + 2 * a->width));
@@ -408,7 +435,7 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
             for (int64_t d = a->head_width; d < a->width; ++d) queries[r * a->width + d] = 0;
         }
         Requests<Kept> key_requests(node_keys, found, a->width, blocks, a->width / STEP);
-        for (int64_t p = 0; p < length; p += TILE) {
+        for (int64_t p = start_place; p < length; p += TILE) {
             const int64_t vectors = padded(smaller(TILE, length - p)) / LANES;
             key_requests.start_tile(prompt_keys + (p + TILE) * a->width);
             for (int64_t r = 0; r < rows; r += BLOCK_ROWS)
@@ -421,11 +448,14 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
             const int32_t* path = a->paths + (first + (start + r) / shared) * a->path_stride;
             float* own = scores + r * score_stride;
             score_any_path(queries + r * a->width, node_keys, a->width, path, a->depth, own + length);
-            sums[r] = soften(own, length + a->depth);
+            const int64_t read = length + a->depth - start_place;
+            if (a->cap > 0) soften_peaks(own + start_place, read, a->cap);
+            std::fill(own + start_place, own + from, -std::numeric_limits<float>::infinity());
+            sums[r] = soften(own + start_place, read);
         }
         std::memset(outputs, 0, rows * a->width * sizeof(float));
         Requests<Kept> value_requests(node_values, found, a->width, blocks, TILE / STEP);
-        for (int64_t p = 0; p < length; p += TILE) {
+        for (int64_t p = start_place; p < length; p += TILE) {
             value_requests.start_tile(prompt_values + (p + TILE) * a->width);
             for (int64_t r = 0; r < rows; r += BLOCK_ROWS)
                 Products<Kept>::MIX[smaller(BLOCK_ROWS, rows - r) - 1](

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from bgrpo.decoding import DecodeSettings
+    from bgrpo.decoding.support import EngineName
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,20 @@ class RolloutActor(PooledActor):
         precision: of the layers' matrix products.
         threads: torch threads.
         device: ``cpu`` or ``cuda``.
+        engine: the tree or the plain path, as ``rollout.engine`` says.
     """
 
-    def __init__(self, policy: str, precision: Literal["fp32", "bf16"], threads: int, device: str) -> None:
+    def __init__(
+        self,
+        policy: str,
+        precision: Literal["fp32", "bf16"],
+        threads: int,
+        device: str,
+        engine: EngineName = "auto",
+    ) -> None:
         self._policy = policy
         self._precision = precision
+        self._engine_name = engine
         self._threads = threads
         self._device = device
         self._weights: Hashable = None
@@ -82,7 +92,7 @@ class RolloutActor(PooledActor):
 
         torch.set_num_threads(self._threads)
         self._loaded = load_policy(self._policy, self._device)
-        self._engine = DecodeEngine(self._loaded.model, precision=self._precision)
+        self._engine = DecodeEngine(self._loaded.model, precision=self._precision, engine=self._engine_name)
 
     def load(self, weights: Hashable, buffer: np.ndarray) -> None:
         """Replace the weights; see :mod:`bgrpo.policies.flat_weights` for the buffer."""
@@ -117,4 +127,4 @@ def spawn_rollout_actor(config: TrainConfig, cpus: float) -> ActorHandle:
         runtime_env={"env_vars": environment},
     )
     device = "cuda" if rollout.gpus_per_actor > 0 else "cpu"
-    return actor_class.remote(config.policy.path, rollout.dtype, rollout.threads, device)
+    return actor_class.remote(config.policy.path, rollout.dtype, rollout.threads, device, rollout.engine)

@@ -32,6 +32,7 @@ from bgrpo.distributed.session.ray_session import rollout_demand
 from bgrpo.distributed.watch.run_log import start_run_log
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup
+from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.scoring.attempts import Attempt, attempts_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.seeds import rollout_seed
@@ -50,7 +51,6 @@ Numbered = list[tuple[int, Problem]]
 again has nothing to find again, and holds no more than what it works on."""
 
 TICK_S = 0.1
-STEPS_KEPT = 2
 RATE_WINDOW_S = 60.0
 REQUEST_TIMES_KEPT = 256
 logger = logging.getLogger(__name__)
@@ -88,9 +88,13 @@ class RolloutService:
         self._request_s: deque[float] = deque(maxlen=REQUEST_TIMES_KEPT)
         self._reported = 0.0
         self._telling: asyncio.Task[None] | None = None
+        remember_secrets_in(config.model_dump(mode="json"))
         self._log = start_run_log(run, "rollout service")
         self._metrics = ServiceMetrics(run)
-        self._weights = WeightStore()
+        # Steps whose groups may still be asked for are those begun ahead and the present one; with further draws, as
+        # many that are over may have been asked for later than these.
+        self._steps_kept = 2 * max(1, config.rollout.max_staleness)
+        self._weights = WeightStore(kept=max(2, config.rollout.max_staleness + 1))
         rollout = config.rollout
         self._rollouts = ActorPool(
             "rollout actor",
@@ -259,7 +263,9 @@ class RolloutService:
             task.add_done_callback(_know_outcome)
             self._collections[key] = indices, task
             newest = list(dict.fromkeys((old, of.publication) for old, _, of in reversed(self._collections)))
-            for old in [old for old in self._collections if (old[0], old[2].publication) not in newest[:STEPS_KEPT]]:
+            for old in [
+                old for old in self._collections if (old[0], old[2].publication) not in newest[: self._steps_kept]
+            ]:
                 self._collections.pop(old)[1].cancel()
         asked, task = self._collections[key]
         if asked != indices:

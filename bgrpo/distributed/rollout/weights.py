@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import ray
 
-KEPT = 2  # newest publications, besides those in use: what rollout.max_staleness=1 needs
-
 
 class Weights(NamedTuple):
     """Names one set of weights.
@@ -31,9 +29,13 @@ class WeightStore:
 
     A version can be loaded as soon as it is published, from its publisher's buffer; :meth:`adopt` then makes a copy
     which the store owns, so that it outlives the learner.
+
+    Args:
+        kept: newest publications that can be asked for, besides those in use; ``rollout.max_staleness`` + 1 are needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = 2) -> None:
+        self._kept = kept
         self._references: dict[Weights, ray.ObjectRef] = {}
         self._known: list[Weights] = []
         self._users: Counter[Weights] = Counter()
@@ -57,7 +59,7 @@ class WeightStore:
         weights = Weights(version, self._publications)
         self._publications += 1
         self._references[weights] = buffer
-        self._known = [*(known for known in self._known if known.version < version), weights][-KEPT:]
+        self._known = [*(known for known in self._known if known.version < version), weights][-self._kept :]
         self._drop_unused()
         async with self._published:
             self._published.notify_all()

@@ -21,7 +21,7 @@ from bgrpo.errors import UserError
 ANSWER_S = 10.0
 _TOKEN_ADVICE = "this cluster wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
 _QUESTION = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(\d{1,5})")
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(\d{1,5})", re.ASCII)
 
 
 def cluster_address() -> str | None:

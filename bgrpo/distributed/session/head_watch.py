@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import psutil
 from ray.exceptions import RayError
 
+from bgrpo.cluster.private_ray import private_folder
 from bgrpo.errors import RunError
 from bgrpo.runs.stopping import end_process
 
@@ -34,7 +35,7 @@ BACK = "the head of the Ray cluster, {address}, answers again; one that was star
 OWN_PROCESSES = ("raylet", "gcs_server")
 OWN_LOST = (
     "Ray's {name} on this machine (process {pid}) has ended, and with it the processes of this command; its logs are "
-    "in /tmp/ray/session_latest/logs. Complete checkpoints are kept: go on with --resume"
+    "in {logs}. Complete checkpoints are kept: go on with --resume"
 )
 
 
@@ -61,7 +62,12 @@ def own_ray_watch() -> Iterator[None]:
         name, pid = names[ready.pop()]
         terminal = os.fdopen(os.dup(2), "w")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # for Ray's dump, which is in its logs too
-        end_process("failed", OWN_LOST.format(name=name, pid=pid), 1, terminal)
+        end_process(
+            "failed",
+            OWN_LOST.format(name=name, pid=pid, logs=private_folder() / "ray/session_latest/logs"),
+            1,
+            terminal,
+        )
 
     thread = threading.Thread(target=watch, name="own Ray watch", daemon=True)
     thread.start()

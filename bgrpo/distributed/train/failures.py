@@ -11,8 +11,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bgrpo.errors import DivergenceError, LostRunError, UserError
-from bgrpo.files import parse_object
+from bgrpo.errors import DivergenceError, LostRunError, UserError, brief
+from bgrpo.files import parse_object, read_file
 from bgrpo.runs.redaction import redact_credentials
 from bgrpo.runs.run_folder import RunFolder
 
@@ -67,11 +67,18 @@ def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None 
 
 
 def read_failures(run_dir: Path, since: float = 0.0) -> list[Failure]:
-    """The run's failures from ``since`` (seconds since 1970) on, earliest first."""
-    path = run_dir / FILE
-    if not path.exists():
+    """The run's failures from ``since`` (seconds since 1970) on, earliest first.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    try:
+        lines = read_file(run_dir / FILE).split(b"\n")  # the last piece is empty, or was cut off
+    except FileNotFoundError:
         return []
-    parsed = (_parse(line) for line in path.read_bytes().split(b"\n"))  # the last piece is empty, or was cut off
+    except OSError as error:
+        raise UserError(f"{run_dir / FILE}: cannot be read: {brief(error)}") from error
+    parsed = (_parse(line) for line in lines)
     failures = [failure for failure in parsed if failure is not None and failure.when >= since]
     return sorted(failures, key=lambda failure: failure.when)
 

@@ -16,6 +16,7 @@ from bgrpo.distributed.train.learner_watch import LearnerWatch, crash_record
 from bgrpo.distributed.watch.prometheus import MetricsRecorder, Sample, step_samples
 from bgrpo.distributed.watch.run_log import RunLog, start_run_log
 from bgrpo.runs.learning_signal import SignalWatch
+from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.failed_checks import failures_of_steps
 from bgrpo.training.learner import learn
@@ -47,6 +48,7 @@ def learner_loop(settings: dict[str, LearnerJob]) -> None:
     """
     job = settings["job"]
     rank = ray.train.get_context().get_world_rank()
+    remember_secrets_in(job.config.model_dump(mode="json"))
     log = start_run_log(job.folder.name, f"learner {rank}")
     if final_failure(job.folder.path, job.started) is not None or not is_owned(job.folder):
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from bgrpo.distributed.pool.actor_pool import Place
-from bgrpo.files import parse_object, write_atomically
+from bgrpo.files import parse_object, read_file, write_atomically
 
 FOLDER = "processes"
 
@@ -50,5 +50,5 @@ def record_learner(run_dir: Path, rank: int, step: int) -> None:
 
 def read_learners(run_dir: Path) -> list[LearnerPlace]:
     """The learners that :func:`record_learner` told of, by rank; they may have ended since."""
-    places = [LearnerPlace(**parse_object(path.read_bytes())) for path in (run_dir / FOLDER).glob("learner-*.json")]
+    places = [LearnerPlace(**parse_object(read_file(path))) for path in (run_dir / FOLDER).glob("learner-*.json")]
     return sorted(places, key=lambda place: place.rank)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bgrpo.files import parse_object, write_atomically
+from bgrpo.files import parse_object, read_file, write_atomically
 from bgrpo.training.stacks import current_stacks, describe_processes
 from bgrpo.training.watchdog import SUSPECT_SHARE, Watchdog
 
@@ -154,7 +154,7 @@ def read_open_ends(run_dir: Path, since: float) -> list[OpenEnd]:
     """The learners that have begun after ``since`` (seconds since 1970) and not left their loop, by rank."""
     ends = []
     for path in (run_dir / FOLDER).glob("*.crash"):
-        head, _, crash = path.read_text("utf-8", errors="replace").partition("\n")
+        head, _, crash = read_file(path).decode("utf-8", errors="replace").partition("\n")
         place = _parse(head)
         if place is not None and place["when"] >= since:
             ends.append(OpenEnd(int(path.stem), place["where"], crash.strip()))
@@ -163,7 +163,7 @@ def read_open_ends(run_dir: Path, since: float) -> list[OpenEnd]:
 
 def _read_silence(path: Path) -> SilentLearner | None:
     try:
-        fields = _parse(path.read_text("utf-8"))
+        fields = _parse(read_file(path).decode("utf-8", errors="replace"))
     except FileNotFoundError:
         return None
     return None if fields is None else SilentLearner(**fields)

@@ -15,6 +15,7 @@ from rich.console import Console
 from bgrpo.config import PretrainConfig
 from bgrpo.display.progress import PRETRAINING_COLUMNS, TrainingProgress
 from bgrpo.display.terminal import PlainConsole
+from bgrpo.distributed.session.cluster_address import cluster_address
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import pretraining_demand
 from bgrpo.distributed.train.driving import fit_workers, raise_failure
@@ -119,6 +120,7 @@ def run_pretrain(
     """
     console = console or PlainConsole()
     with stop_signals() as signals:
+        cluster_address()  # a wrong one is told before anything is made
         check_installed(config.tracking.also)
         if config.out is not None:
             check_target(Path(config.out))

@@ -22,6 +22,7 @@ from bgrpo.distributed.rollout.remote import (
     publish_in_spite_of_restarts,
 )
 from bgrpo.distributed.rollout.service import start_service
+from bgrpo.distributed.session.cluster_address import cluster_address
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import training_demand
 from bgrpo.distributed.train.decisions_tail import DecisionsTail
@@ -34,13 +35,15 @@ from bgrpo.policies.io import LoadedPolicy
 from bgrpo.runs.stopping import StopSignals
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.training import driver
-from bgrpo.training.driver import OnStep, WriteGiven
+from bgrpo.training.driver import OnStep
 from bgrpo.training.machinery import Machinery, RunParts, Workers
+from bgrpo.training.owned_run import WriteGiven
 from bgrpo.training.run_result import RunResult
 
 START_S = 180.0
 WATCHDOG_ANSWER_S = 10.0
 SHUTDOWN_S = 5.0
+STARTING_SHUTDOWN_S = 1.0  # a service that is still starting does not answer
 
 
 def train_and_announce(config: TrainConfig, config_name: str | None, resume: bool, as_json: bool) -> int:
@@ -67,7 +70,8 @@ class RayMachinery(Machinery):
     begins = "Ray"
 
     def check(self, config: TrainConfig) -> None:
-        """Nothing: how much room there is, the session tells."""
+        """Whether ``RAY_ADDRESS`` is an address; how much room there is, the session tells."""
+        cluster_address()
 
     @contextmanager
     def session(self, config: TrainConfig, signals: StopSignals, console: Console) -> Iterator[None]:
@@ -94,6 +98,7 @@ class RayWorkers(Workers):
         self._service: Any = start_service(
             config, settings, policy.model.config.vocab_size, name, run.folder.name, trial
         )
+        self._has_answered = False
         self._decisions = DecisionsTail(self._service)
         run.folder.update(service=name)
 
@@ -101,6 +106,7 @@ class RayWorkers(Workers):
         """Until one actor of each pool is up."""
         limit_s = START_S + self._run.config.rollout.placement_s
         in_spite_of_restarts(lambda: answer(self._service.ready.remote(limit_s), limit_s + 30), limit_s)
+        self._has_answered = True
 
     def decoder(self, policy: LoadedPolicy, version: int) -> Decode:
         """On the rollout actors; the weights are published again where the service was lost."""
@@ -140,4 +146,4 @@ class RayWorkers(Workers):
     def close(self) -> None:
         """The service ends its actors; one that is lost, or hangs, ends with this process."""
         with suppress(RayActorError, GetTimeoutError):  # what made us end is raised
-            ray.get(self._service.shutdown.remote(), timeout=SHUTDOWN_S)
+            ray.get(self._service.shutdown.remote(), timeout=SHUTDOWN_S if self._has_answered else STARTING_SHUTDOWN_S)

@@ -16,6 +16,7 @@ import yaml
 
 from bgrpo.errors import UserError, brief
 from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.files import read_file
 from bgrpo.runs.budget import METRIC_PREFIX
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.sweep.sweep_folder import CONFIG, TRIALS, VERSIONS, SweepFolder
@@ -170,7 +171,7 @@ def _read_object(path: Path, parse: Callable[[str], Any], notes: list[str]) -> d
 
 def _read_text(path: Path, notes: list[str]) -> str:
     try:
-        return path.read_text("utf-8", errors="replace")
+        return read_file(path).decode("utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:

@@ -1,8 +1,8 @@
 """Exact tests of compositions: is f = g(h) for some g of one variable, and is f = outer(inner0, inner1, …)?
 
-Each test first works modulo a prime, where every step is cheap and a mismatch proves that f differs. Only what agrees
-there, which is right but for a chance near 1e-16, is computed with integers. So an answer that is wrong cannot cause
-large numbers or many terms.
+Each test of what may become large first works modulo a prime, where every step is cheap and a mismatch proves that f
+differs. Only what agrees there, which is right but for a chance near 1e-16, is computed with integers. So an answer
+that is wrong cannot cause large numbers or many terms.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from bgrpo.tasks.polynomial.notation import (
 )
 
 PRIME = 2**61 - 1
+SMALL_DEGREE, SMALL_BITS = 32, 64
+"""Polynomials in one variable up to here are divided at once: no quotient of theirs is large."""
+
 MAX_EXPANSION = 20_000  # terms of all products in a composition, before like ones are collected
 
 
@@ -68,6 +71,12 @@ def has_left_factor(f: Target, h: Polynomial, integral: bool) -> bool:
     """
     if f.degree % h.degree or any(key >> EXPONENT_BITS * len(f.names) for key in h.terms):
         return False
+    if len(f.names) == 1 and f.degree <= SMALL_DEGREE:
+        of_f, of_h = f.exact, _dense(h.terms)
+        if isinstance(of_f, fmpz_poly) and max(of_f.height_bits(), of_h.height_bits()) <= SMALL_BITS:
+            of_h -= of_h[0]
+            content = int(of_h.content())
+            return _divides_throughout(f, of_h / content, content if integral else 1)
     h1, content = _primitive({key: coefficient for key, coefficient in h.terms.items() if key})
     exact = _exact(h1, len(f.names))
     digits = _digits(f.on_line, _on_line(exact, h1, f.names))

@@ -19,7 +19,7 @@ from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, readable_file
 from bgrpo.tasks.base import Outcome, listed
 from bgrpo.tasks.polynomial.generator import Generated, draw_chunk, select
-from bgrpo.tasks.polynomial.notation import SEPARATORS
+from bgrpo.tasks.polynomial.notation import SEPARATOR, SEPARATORS
 from bgrpo.tasks.polynomial.options import GeneratorOptions
 from bgrpo.tasks.polynomial.verifier import Ring, check
 
@@ -166,6 +166,9 @@ def generate_file(
 
 
 def _split(path: Path, number: int, text: str) -> Line:
+    expanded, separator, answer = text.partition(SEPARATOR)
+    if separator and expanded and not _SEPARATOR.search(answer) and "?" not in expanded:  # nearly every line
+        return Line(number, expanded.rstrip(), answer.lstrip())
     parts = [part.strip() for part in _SEPARATOR.split(text, maxsplit=3)]
     if len(parts) == 3 and not parts[2]:
         parts.pop()

@@ -40,6 +40,7 @@ _LEXEME = re.compile(rf"\^\s*{_NAME}\s*P{_DIGITS}|[PN]{_DIGITS}|{_NAME}|[+*^]|\S
 # What generated files of one variable hold: "+ P 3 + * N 2 a * P 1 ^ a P 2"; nothing is given back in matching.
 _TERM = r"(?:[PN][ 0-9]*[0-9]|\* [PN][ 0-9]*[0-9] (?:\^ a P[ 0-9]*[0-9]|a))"
 _SUM = re.compile(rf"((?:\+ {_TERM} )*+)({_TERM})")
+_SHORT_FORM = str.maketrans("N", "-", " P*^")
 
 Terms = dict[int, int]
 _Value = int | tuple[int, Terms]  # an integer literal, or (bound of the total degree, terms)
@@ -64,6 +65,8 @@ class Polynomial:
     @property
     def degree(self) -> int:
         """Total degree; 0 for constants, zero included."""
+        if len(self.names) <= 1:
+            return max(self.terms, default=0)
         # A number is congruent to the sum of its digits modulo its base less one, and MAX_DEGREE is below that.
         return max([key % _EXPONENT_MASK for key in self.terms], default=0)
 
@@ -146,29 +149,18 @@ def _sum_of_terms(text: str, known: tuple[str, ...], budget: Budget) -> Polynomi
     found = _SUM.fullmatch(text) if known in ((), ("a",)) else None
     if found is None:
         return None
+    pieces = f"{found[1]}+{found[2]}".translate(_SHORT_FORM).split("+")  # "", "-3", "2a", "-1a2"
+    if max(map(len, pieces)) > _QUICK_LENGTH:
+        return None
     terms: Terms = {}
-    work = text.count("*")
-    dense = f"{found[1]}+{found[2]}".replace(" ", "").replace("N", "-").replace("P", "")
-    for piece in reversed(dense.split("+")[1:]):  # "-3", "*2a", "*-1^a2"
-        if len(piece) > _QUICK_LENGTH:
+    for piece in pieces[:0:-1]:
+        number, variable, exponent = piece.partition("a")
+        key = int(exponent) if exponent else len(variable)
+        if key > MAX_DEGREE or key in terms:  # one that comes again is rare
             return None
-        coefficient, _, exponent = piece.partition("^a")
-        if exponent:
-            key, value = int(exponent), int(coefficient[1:])
-        elif piece[-1] == "a":
-            key, value = 1, int(coefficient[1:-1])
-        else:
-            key, value = 0, int(coefficient)
-        if key > MAX_DEGREE:
-            return None
-        if value:
-            work += bool(terms)
-            value += terms.get(key, 0)
-            if value:
-                terms[key] = value
-            else:
-                del terms[key]
-    budget.charge(work)
+        if value := int(number):
+            terms[key] = value
+    budget.charge(text.count("*") + max(len(terms) - 1, 0))
     budget.keep(len(terms))
     return Polynomial(("a",) if "a" in text else known, terms)
 
