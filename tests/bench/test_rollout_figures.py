@@ -154,7 +154,7 @@ def test_peak_memory_counts_what_a_call_needs_though_as_much_was_free_before() -
     environment = measuring_environment(1)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     needed, nothing = map(int, done.stdout.split())
-    assert needed > 500 * 100_000 > 10 * nothing
+    assert needed > 499 * 100_000 > 10 * nothing  # the first of 500 may begin in a page that was there
 
 
 def test_description_of_the_machine_is_json() -> None:
