@@ -346,7 +346,7 @@ def reward_model(
     max_steps: Annotated[int, typer.Option("--max-steps", min=0, max=MANY, help="At most so many steps; 0: all.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MANY, help="Pairs in a step.")] = 16,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", min=0, max=10, callback=_finite, help="The highest.")
+        float, typer.Option("--learning-rate", min=1e-30, max=10, callback=_finite, help="The highest.")
     ] = 5e-5,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the head, the order and the held-out share.")

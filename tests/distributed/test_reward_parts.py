@@ -145,6 +145,7 @@ def test_a_reward_model_without_memory_is_asked_again_then_the_cause_is_told(
         assert judged(made, attempts) == here_too.judge(attempts)
 
 
+@pytest.mark.long
 def test_a_reward_models_template_that_hangs_on_a_completion_ends_the_run(here: Path, tmp_path: Path) -> None:
     """Nobody can interrupt it, so the actor is killed each time."""
     hangs = TEMPLATE + "{% if messages[-1].content == 'w4' %}{{ 3 ** (messages|length * 10 ** 9) }}{% endif %}"
