@@ -10,27 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bgrpo.distributed.pool.actor_pool import PooledActor
 from bgrpo.distributed.rollout.actor import RolloutActor, RolloutReply, RolloutRequest
-from bgrpo.distributed.rollout.scorers import RewardActor
 from bgrpo.errors import UserError
 from bgrpo.groups import Group
-from bgrpo.scoring.fixed_shapes import telling_memory
-
-
-class Starving(RewardActor):
-    """A reward actor whose models run out of memory: as often as the file ``starve`` in ``run.dir`` says."""
-
-    def serve(self, request: Any) -> Any:
-        file = Path(self._judge.config.run.dir) / "starve"
-        left = int(file.read_text())
-        if left:
-            file.write_text(str(left - 1))
-            with telling_memory("reward model judge"):
-                raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().serve(request)
 
 
 class Echo(PooledActor):

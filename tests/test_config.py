@@ -100,7 +100,7 @@ def test_there_is_a_configuration_to_start_with() -> None:
         (config, key)
         for config in (TrainConfig, PretrainConfig)
         for key in known_keys(config)
-        if key.endswith(("learning_rate", "max_grad_norm", "temperature", "temperature_pos", "temperature_neg"))
+        if key.endswith(("learning_rate", "max_grad_norm"))
     ],
 )
 def test_what_multiplies_tensors_is_no_zero_in_float32(

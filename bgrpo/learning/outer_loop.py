@@ -135,7 +135,11 @@ class OuterLoop(TrainerCallback):
         self._clock.end_optimizer()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a training step's last optimizer step: publish, validate, save, report, and end where asked to."""
+        """After a training step's last optimizer step: publish, validate, report, save, and end where asked to.
+
+        A step is reported before it is saved: a resumed run forgets the reports of later steps than its checkpoint's,
+        and misses none. The seconds of a checkpoint are told with the next step.
+        """
         if state.global_step % self._config.optimizer_steps_per_step:
             return
         model = kwargs["model"]
@@ -149,17 +153,15 @@ class OuterLoop(TrainerCallback):
         stop = self._settle() or self.is_complete
         control.should_training_stop = control.should_training_stop or stop
         metrics |= self._spent.metrics()
-        details: dict[str, str] = {}
-        if self._publishes:
-            validation = self._run_validation()
-            details = validation.pop(DETAILS, {})
-            if control.should_training_stop or self._checkpoint_due(validation):
-                self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
-            metrics |= {f"validation/{name}": value for name, value in validation.items()}
-        metrics |= self._clock.restart(len(_completions(self._scored)))
+        validation = self._run_validation() if self._publishes else {}
+        details = validation.pop(DETAILS, {})
+        told = metrics | {f"validation/{name}": value for name, value in validation.items()}
+        told |= self._clock.restart(len(_completions(self._scored)))
         if self._on_step is not None:
             details = first_details(_completions(self._scored)) | details
-            self._on_step(metrics | ({DETAILS: details} if details else {}))
+            self._on_step(told | ({DETAILS: details} if details else {}))
+        if self._publishes and (control.should_training_stop or self._checkpoint_due(validation)):
+            self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
 
     def _step_metrics(self) -> dict[str, float]:
         if self._scored is None:

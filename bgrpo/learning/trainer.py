@@ -56,7 +56,7 @@ class BGRPOTrainer(GRPOTrainer):
             where it becomes the checkpoint's if ``learner.reference.sync_every`` has moved it.
         store: where checkpoints go; None saves none.
         resume: complete checkpoint of ``store`` to continue from.
-        on_step: called on every learner after each step with its metrics, once weights and checkpoint are out.
+        on_step: called on every learner after each step with its metrics: its weights are out, it is not saved yet.
         validate: called on learner 0 with the version every ``evaluation.every`` steps; its metrics join the step's.
         should_stop: asked on learner 0 after each step; True saves a checkpoint and ends all learners.
         keep_samples: called on learner 0 with each step's groups, before its weights and checkpoint are out.

@@ -360,7 +360,7 @@ def test_evaluate_takes_a_configurations_test_problems(
     asked: list[str] = []
 
     @contextmanager
-    def knowing(*arguments: Any) -> Any:
+    def knowing(_decoding: Any, problems: list[Problem], _where: str) -> Any:
         """Solves every problem at rank 2."""
 
         def decode(problems: Sequence[Problem], mode: str, group_size: int, seeds: Any) -> list[list[Completion]]:
@@ -368,7 +368,7 @@ def test_evaluate_takes_a_configurations_test_problems(
             wrong, right = (Completion([1], [0.0], True, "", Verdict(outcome)) for outcome in ("wrong", "correct"))
             return [[wrong, right, *[wrong] * group_size][:group_size] for _ in problems]
 
-        yield decode
+        yield decode, problems
 
     monkeypatch.setattr(measure, "_decoder", knowing)
     config = tmp_path / "mine.yaml"

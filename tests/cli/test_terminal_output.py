@@ -200,7 +200,7 @@ def test_the_keys_of_a_configuration_are_listed_one_a_line(capsys: pytest.Captur
     assert [line.partition("=")[0] for line in lines] == [key.name for key in all_keys(TrainConfig)]
     assert main(["options", "learner.be"]) == 0
     line = capsys.readouterr().out
-    assert re.fullmatch(r"learner\.beta=0\.01 +weight of the k3 KL .* \(a number from 0 to 10\^6\)\n", line)
+    assert re.fullmatch(r"learner\.beta=0\.01 +weight of the KL .* \(a number from 0 to 10\^6\)\n", line)
     assert main(["options", "--for", "sweep", "--json"]) == 0
     printed = capsys.readouterr().out
     assert all(f'"{key}' in printed for key in known_keys(SweepConfig)) and '"space.KEY.min"' in printed

@@ -6,8 +6,9 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
 
@@ -32,6 +33,7 @@ def _rounding_attention(
 
 
 AttentionInterface.register("rounding_keys_and_values", _rounding_attention)
+AttentionMaskInterface.register("rounding_keys_and_values", sdpa_mask)  # without, windows would not be seen
 
 
 def _as_bf16(values: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from pooled_actors import Starving
+from starving_reward import Starving
 from tiny_rewards import TEMPLATE, WORDS, write_model
 
 import bgrpo

@@ -53,11 +53,11 @@ def test_a_typing_error_is_recognised(typed: str, meant: str) -> None:
 @pytest.mark.parametrize(
     "typed",
     [
-        "learner.lora_r", "learner.lr", "learner.optimizer", "learner.gamma", "learner.rank", "learner.dropout",
+        "learner.lora_r", "learner.lr", "learner.gamma", "learner.rank", "learner.dropout",
         "learner.gae",
-        "rollout.top_p", "rollout.top_k", "rollout.engine", "rollout.vllm", "rollout.batch", "reward.model",
+        "rollout.top_p", "rollout.top_k", "rollout.vllm", "rollout.batch", "reward.model",
         "reward.path",
-        "reward.scale", "policy.quantization", "policy.name", "policy.lora", "wandb", "logger", "epochs",
+        "reward.scale", "policy.quantization", "policy.name", "policy.lora", "wandb", "logger",
         "batch_size", "device",
         "max_steps", "model", "run.id", "run.tags", "tracking.wandb", "evaluation.metrics", "checkpoint.best", "lr",
         "x", "",
