@@ -6,7 +6,6 @@ stopped as asked, to go on with --resume.
 
 from __future__ import annotations
 
-import errno
 import io
 import math
 import os
@@ -20,12 +19,12 @@ import typer
 from typer.core import TyperCommand
 
 from bgrpo.errors import RunError, Stopped, UserError, one_line
+from bgrpo.files import FULL
 from bgrpo.runs.redaction import redacted_output, remember_secrets
 from bgrpo.settings.paths import expanded
 from bgrpo.settings.spelling import nearest
 
 INTERRUPTED, UNREAD = 130, 141
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANY = 10**6
 WITH_OVERRIDES = ("train", "pretrain", "sweep", "evaluate", "decode", "chaos")
 
