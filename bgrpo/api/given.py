@@ -16,7 +16,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError, one_line
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.kept_functions import DIGESTS, PREFIX, keep_function, module_name
-from bgrpo.scoring.text_metrics import text_metric
+from bgrpo.scoring.text_metrics import EMBEDDING_SIMILARITY, text_metric
 from bgrpo.tasks.base import shipped_tasks
 
 if TYPE_CHECKING:
@@ -33,12 +33,15 @@ Reward: TypeAlias = "Callable[..., Any] | str | PathLike[str] | Mapping[str, Any
 """A function in one of the two forms; ``module:function``; the name of a metric; ``check``; a reward model's folder or
 id of the Hub; the URL of a reward server; or the keys of a part, as ``{"model": …, "max_tokens": 512}``."""
 
-Rewards: TypeAlias = "Reward | Sequence[Reward | tuple[Reward, float]] | Mapping[str, Reward | tuple[Reward, float]]"
+Weighted: TypeAlias = "Reward | tuple[Reward, float]"
+
+Rewards: TypeAlias = "Weighted | Sequence[Weighted] | Mapping[str, Weighted]"
 """One reward, a list of them, or a mapping of names to them; each alone or as ``(reward, weight)``."""
 
 SPLITS = ("train", "validation", "test")
 _PART_KEYS = ("check", "function", "metric", "model", "url")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_SUM = "reward"  # what metrics call the weighted sum of all parts
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}")
 
 
@@ -111,7 +114,7 @@ class Given:
         named: list[tuple[str | None, Any]]
         if isinstance(rewards, Mapping) and not set(rewards) & set(_PART_KEYS):
             named = list(rewards.items())
-        elif isinstance(rewards, Sequence) and not isinstance(rewards, str | bytes):
+        elif isinstance(rewards, Sequence) and not isinstance(rewards, str | bytes) and not _is_weighted(rewards):
             named = [(None, reward) for reward in rewards]
         else:
             named = [(None, rewards)]
@@ -157,8 +160,8 @@ class Given:
                 )
             return name
         stem = re.sub(r"\W", "_", _stem(reward), flags=re.ASCII).lstrip("_0123456789")[:30].rstrip("_") or "reward"
-        chosen, number = stem, 1
-        while chosen in taken:
+        chosen, number = stem, int(stem != _SUM)
+        while chosen in taken or chosen == _SUM:
             number += 1
             chosen = f"{stem}_{number}"
         return chosen
@@ -182,6 +185,11 @@ class Given:
         return _named_part(reward)
 
 
+def _is_weighted(rewards: Any) -> bool:
+    """Whether it is one ``(reward, weight)``, not a sequence of rewards."""
+    return isinstance(rewards, tuple) and len(rewards) == 2 and isinstance(rewards[1], int | float)
+
+
 def _named_part(reward: str) -> dict[str, Any]:
     """What a text names."""
     if reward == "check":
@@ -190,10 +198,14 @@ def _named_part(reward: str) -> dict[str, Any]:
         return {"url": reward}
     if _FUNCTION.fullmatch(reward):
         return {"function": reward}
+    if reward == EMBEDDING_SIMILARITY:
+        return {"metric": reward}
     try:
         text_metric(reward)
-    except UserError:
-        return {"model": reward}
+    except UserError as error:
+        if "/" in reward or Path(reward).expanduser().exists():
+            return {"model": reward}
+        raise UserError(f"rewards: no folder is called so, and {error}") from error
     return {"metric": reward}
 
 

@@ -187,9 +187,7 @@ def load_kernel() -> TreeAttentionKernel:
     if not path.is_file():
         _build(path)
     kernel = TreeAttentionKernel(path)
-    for kept in (torch.float32, torch.bfloat16):
-        for rules in (AttentionRules(0.3), AttentionRules(0.3, window=20, cap=0.7)):
-            _check(kernel, kept, rules)
+    _check(kernel)
     return kernel
 
 
@@ -240,7 +238,13 @@ def _build(path: Path) -> None:
             raise KernelUnavailable(f"{compiler} failed: {error}") from error
 
 
-def _check(kernel: TreeAttentionKernel, kept: torch.dtype, rules: AttentionRules) -> None:
+def _check(kernel: TreeAttentionKernel) -> None:
+    for kept in (torch.float32, torch.bfloat16):
+        for rules in (AttentionRules(0.3), AttentionRules(0.3, window=20, cap=0.7)):
+            _check_with(kernel, kept, rules)
+
+
+def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: AttentionRules) -> None:
     """A small attention with grouped heads, ragged prompts, chunks and fillers, against the plain formula in fp64."""
     heads, key_heads, head_width, lengths, rows, depth = 4, 2, 8, [0, 3, TILE + 21], [2, 1, 19], 2
     draw = torch.Generator().manual_seed(0)

@@ -43,6 +43,7 @@ class Column(NamedTuple):
 
 TRAINING_COLUMNS = (
     Column("reward", "reward_mean", ".3f"),
+    Column("score", "score_mean", ".3f"),
     Column("solved groups", "solved_groups", ".0%"),
     Column("top-1", "top1_accuracy", ".0%"),
     Column("KL", "kl", ".4f"),

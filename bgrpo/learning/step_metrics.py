@@ -65,7 +65,7 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
     }
     if scored.kl_in_reward is not None:
         metrics["kl_in_reward"] = scored.kl_in_reward
-    checked = not counts[Outcome.SCORED]  # else nothing says what is correct
+    checked = reward.says_what_is_correct and not counts[Outcome.SCORED]
     if checked:
         metrics["solved_groups"] = float(np.mean([Outcome.CORRECT in group.outcomes for group in groups]))
     if mode == "beam":

@@ -15,7 +15,7 @@ _OUTCOME = "outcome/"
 
 
 class SignalWatch:
-    """Says once what keeps a run from learning: cut-off completions, or no group to learn from.
+    """Says once what keeps a run from learning: cut-off completions, such as earn most, or no group to learn from.
 
     Args:
         config: of the run.
@@ -32,6 +32,12 @@ class SignalWatch:
         share = _truncated_share([metrics])
         if share > 0.5 and self._once("truncated"):
             lines.append(f"warning: step {step}: {_truncation(self._config, share)}")
+        if cut_off_pays(self._config, metrics) and self._once("cut off pays"):
+            lines.append(
+                f"warning: step {step}: completions that were cut off get reward.wrong_reward="
+                f"{self._config.reward.wrong_reward:g}, more than the others get on average, so the policy may learn "
+                f"never to end: set a lower reward.wrong_reward, or score_truncated of a part"
+            )
         self._idle = self._idle + 1 if made_no_update(self._config, metrics) else 0
         if self._idle == STREAK and self._once("idle"):
             lines.append(
@@ -43,6 +49,15 @@ class SignalWatch:
         new = kind not in self._said
         self._said.add(kind)
         return new
+
+
+def cut_off_pays(config: TrainConfig, metrics: Mapping[str, Any]) -> bool:
+    """Whether completions without an end had a higher reward in a step than the mean of those with one."""
+    reward = config.reward
+    if not reward.is_graded or reward.combine != "sum" or _scores_cut_off(config):
+        return False
+    mean = metrics.get("reward_mean")
+    return bool(metrics.get(f"{_OUTCOME}truncated")) and mean is not None and mean < reward.wrong_reward
 
 
 def made_no_update(config: TrainConfig, metrics: Mapping[str, Any]) -> bool:
@@ -91,12 +106,15 @@ def _truncated_share(steps: Sequence[Mapping[str, Any]]) -> float:
     return sum(value for name, value in counts if name == f"{_OUTCOME}truncated") / total if total else 0.0
 
 
+def _scores_cut_off(config: TrainConfig) -> bool:
+    return any(part.score_truncated for part in config.reward.named_parts.values())
+
+
 def _truncation(config: TrainConfig, share: float) -> str:
-    scored = any(part.score_truncated for part in config.reward.named_parts.values())
+    meaning = "are scored as they are" if _scores_cut_off(config) else "count as wrong whatever they say"
     return (
         f"{share:.0%} of the completions were cut off at rollout.max_new_tokens={config.rollout.max_new_tokens}, and "
-        f"{'are scored as they are' if scored else 'count as wrong whatever they say'}: raise it, or start from a "
-        f"policy that ends its answers"
+        f"{meaning}: raise it, or start from a policy that ends its answers"
     )
 
 

@@ -24,7 +24,7 @@ _LISTS = ("prompts", "completions", "completion_ids")
 
 
 class MisreturnedError(Exception):
-    """A check returned something else than it should; the message says what."""
+    """A check returned something else than it should, or asks for a column that no problem has; the message says."""
 
 
 def as_score(value: Any) -> float:
@@ -75,8 +75,12 @@ def reward_function(function: Callable[..., Any]) -> Callable[[Sequence[Attempt]
     if not takes_groups(function):
         return lambda attempts: [_finished(_call_once(function, attempt)) for attempt in attempts]
 
+    parameters = list(_parameters(function).values())
+
     def call(attempts: Sequence[Attempt]) -> list[Any]:
-        values = _finished(function(**_chosen(function, _columns(attempts))))
+        columns = _columns(attempts)
+        _check_columns(parameters, columns)
+        values = _finished(function(**_chosen(function, columns)))
         if isinstance(values, str | bytes | bytearray | Mapping | Set) or not hasattr(values, "__len__"):
             raise MisreturnedError(f"the reward function returned {type(values).__name__}, expected a list of numbers")
         values = list(values)
@@ -89,10 +93,21 @@ def reward_function(function: Callable[..., Any]) -> Callable[[Sequence[Attempt]
 
 def _call_once(function: Callable[..., Any], attempt: Attempt) -> Any:
     """The first two parameters are the prompt and the completion, whatever their names."""
-    further = [p.name for p in list(_parameters(function).values())[2:] if p.kind in _NAMED]
+    further = [p for p in list(_parameters(function).values())[2:] if p.kind in _NAMED]
     columns = columns_of(attempt.problem) if further else {}
-    named = {name: deepcopy(columns[name]) for name in further if name in columns}
+    _check_columns(further, columns)
+    named = {p.name: deepcopy(columns[p.name]) for p in further if p.name in columns}
     return function(_prompt(attempt.problem), attempt.text, **named)
+
+
+def _check_columns(parameters: Sequence[inspect.Parameter], columns: Mapping[str, Any]) -> None:
+    """Each of these parameters has a column, or a default."""
+    for parameter in parameters:
+        if parameter.kind in _NAMED and parameter.default is parameter.empty and parameter.name not in columns:
+            there = ", ".join(map(repr, columns))
+            raise MisreturnedError(
+                f"the reward function takes {parameter.name!r}, which is no column of the problem: it has {there}"
+            )
 
 
 def _columns(attempts: Sequence[Attempt]) -> dict[str, list[Any]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bgrpo.config import ProblemSource, TaskSection
+from bgrpo.config.problems import GENERATED
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Problem, Progress, Task, can_generate, generate_problems, load_file
 
@@ -23,7 +24,7 @@ class Splits:
     train: list[Problem]
     validation: list[Problem]
     test: list[Problem]
-    notes: list[str] = field(default_factory=list, compare=False)  # where a file holds more or fewer than asked for
+    notes: list[str] = field(default_factory=list, compare=False)  # where a file holds more than are used
 
 
 def load_splits(task: Task, section: TaskSection, progress: Progress | None = None) -> Splits:
@@ -153,7 +154,7 @@ class _Sources:
     """Reads and generates the splits of a section.
 
     Attributes:
-        notes: where a file holds more or fewer problems than asked for.
+        notes: where a file holds more problems than are used.
     """
 
     def __init__(self, task: Task, section: TaskSection, progress: Progress | None) -> None:
@@ -164,7 +165,8 @@ class _Sources:
         """All problems of a split's own source; generated ones have no prompt in ``exclude``."""
         source: ProblemSource = getattr(self._section, name)
         if source.file is None:
-            return generate_problems(self._task, source.options, source.count, source.seed, sorted(exclude))
+            count = GENERATED if source.count is None else source.count
+            return generate_problems(self._task, source.options, count, source.seed, sorted(exclude))
         return load_file(
             self._task,
             Path(source.file),
@@ -178,10 +180,10 @@ class _Sources:
         source: ProblemSource = getattr(self._section, name)
         usable = [problem for problem in problems if problem.prompt not in exclude]
         left = usable[: source.count]
-        if source.file is not None and len(usable) != source.count:
+        if len(left) < len(usable):
             self.notes.append(
-                f"note: task.{name}.file={source.file} has {len(usable):,} problems, {len(left):,} of them are used: "
-                f"task.{name}.count={source.count}"
+                f"note: {place_of_split(self._task, self._section, name)} has {len(usable):,} problems, "
+                f"{len(left):,} of them are used: task.{name}.count={source.count}"
             )
         if not left:
             where = "" if source.file is None else f".file={source.file}"

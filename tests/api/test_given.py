@@ -78,7 +78,20 @@ def test_rewards_in_every_form() -> None:
         "size": {"metric": "completion_words", "weight": 0.3},
     }
     assert parts_of({"metric": "token_f1"})[0] == {"token_f1": {"metric": "token_f1"}}
+    assert parts_of("embedding_similarity")[0] == {"embedding_similarity": {"metric": "embedding_similarity"}}
     assert load_config(TrainConfig, None, [], {"reward.parts": named}).reward.parts["quality"].weight == 0.7
+
+
+def reward(prompt: str, completion: str) -> float:
+    """Called as many a script calls its function, and as the metrics call the sum of all parts."""
+    return 1.0
+
+
+@pytest.mark.parametrize("rewards", [reward, [reward], [reward, "token_f1"], (reward, 0.5), [(reward, 0.5), reward]])
+def test_the_names_that_rewards_get_are_names_of_parts(rewards: Any) -> None:
+    parts, functions = parts_of(rewards)
+    assert set(load_config(TrainConfig, None, [], {"reward.parts": parts}).reward.parts) == set(parts)
+    assert next(iter(parts)) == "reward_1" and parts["reward_1"].get("weight", 1) in (1, 0.5) and not functions
 
 
 def written(tmp_path: Path, given: Given) -> tuple[RunFolder, TrainConfig]:
@@ -224,6 +237,11 @@ def test_a_task_by_name() -> None:
         ({"rewards": ("token_f1", 1.0, 2)}, "rewards: float: is 1.0"),
         ({"rewards": [("token_f1", "much")]}, "reward.parts.token_f1.weight='much': expected a number"),
         ({"rewards": {"a": {"metric": "token_f1", "wieght": 2}}}, "wieght"),
+        (
+            {"rewards": "token_f2"},
+            "rewards: no folder is called so, and metric 'token_f2': expected one of exact_match",
+        ),
+        ({"rewards": {"reward": "token_f1", "a": "bleu"}}, "parts.reward: metrics call the weighted sum"),
         ({"policy": 3}, "policy: is a int"),
         ({"algorithm": "ppo"}, "algorithm='ppo'"),
         ({"steps": 2.5}, "steps=2.5: expected a whole number"),

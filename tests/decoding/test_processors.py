@@ -123,8 +123,7 @@ def test_the_kernel_is_right_with_narrower_vectors(
     flags = [{"-march=native": f"-march={target}", "-O3": "-O1"}.get(flag, flag) for flag in compiled.FLAGS]
     monkeypatch.setattr(compiled, "FLAGS", flags)  # -O1: a quarter of the time, the same instructions
     compiled._build(tmp_path / "kernel.so")
-    for kept in (torch.float32, torch.bfloat16):
-        compiled._check(TreeAttentionKernel(tmp_path / "kernel.so"), kept)
+    compiled._check(TreeAttentionKernel(tmp_path / "kernel.so"))
 
 
 @pytest.mark.skipif(shutil.which(CROSS_COMPILER) is None, reason=f"no {CROSS_COMPILER}")

@@ -7,19 +7,24 @@ import importlib
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from page_commands import PAGES, REPOSITORY, check, commands_of
 
+import bgrpo
+from bgrpo.api.given import Given
 from bgrpo.cli.app import main
-from bgrpo.config import ProblemSource, TaskSection, TrainConfig, load_config
+from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import UserError
+from bgrpo.sweep.sweep_config import SweepConfig
+from bgrpo.sweep.trial_configs import TrialConfigs
 from bgrpo.tasks.base import Outcome, load_task
-from bgrpo.tasks.splits import load_splits
 
 README = (REPOSITORY / "README.md").read_text("utf-8")
 COMMANDS = sorted({(command, mark) for page in PAGES for command, mark in commands_of(page.read_text("utf-8"))})
@@ -135,21 +140,31 @@ def test_the_task_on_the_page_generates_loads_checks_and_is_measured(
         task.generate({"digits": 1}, 11, seed=1)
 
 
-def test_the_moved_script_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for number, name in enumerate(["train", "valid", "test"]):
-        (tmp_path / f"{name}.jsonl").write_text(
-            json.dumps({"prompt": f"{number}+1=", "answer": f"{number + 1}"}) + "\n"
-        )
-    assert save_files_of((REPOSITORY / "docs" / "from_trl.md").read_text("utf-8"), tmp_path) == ["moved.py"]
-    task = load_task("moved:MovedTask")
-    source = {name: ProblemSource(file=f"{name}.jsonl") for name in ("train", "test")}
-    splits = load_splits(task, TaskSection(validation=ProblemSource(file="valid.jsonl"), **source))
-    assert [problem.prompt for problem in splits.validation] == ["1+1="]
-    assert [task.check("2+1=", text) for text in ("3", "4")] == [Outcome.CORRECT, Outcome.WRONG]
-    with pytest.raises(UserError, match=r"task\.validation\.file"):
-        load_splits(task, TaskSection(**source))
+def test_the_sweep_on_its_page_is_one(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "sweeps.md").read_text("utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "sweep.yaml").write_text(block)
+    sweep = load_config(SweepConfig, str(tmp_path / "sweep.yaml"))
+    TrialConfigs(sweep, tmp_path).check()
+
+
+def test_the_moved_script_and_its_command_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (REPOSITORY / "docs" / "from_trl.md").read_text("utf-8")
+    (call,) = re.findall(r"```python\n(import bgrpo\n.*?)```", page, re.DOTALL)
+    keys: dict[str, Any] = {}
+
+    def train(policy: str, problems: str, rewards: str, **named: Any) -> None:
+        given = Given()
+        given.add_policy(policy)
+        given.add_problems(problems, task_is_named=False)
+        keys.update(given.keys | named.pop("config") | {"reward.function": rewards})
+        keys.update({{"group_size": "rollout.group_size", "name": "run.name"}.get(k, k): v for k, v in named.items()})
+
+    monkeypatch.setattr(bgrpo, "train", train)
+    (tmp_path / "moved.py").write_text(call)
+    runpy.run_path(str(tmp_path / "moved.py"), {"dataset": "train.jsonl", "exact": "my_rewards:exact"})
+    (command,) = re.findall(r"bgrpo train (algorithm=grpo .*?)  #", page)
+    assert load_config(TrainConfig, None, command.split()) == load_config(TrainConfig, None, [], keys)
 
 
 @pytest.fixture(scope="module")

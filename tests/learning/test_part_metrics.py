@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from bgrpo.config import RewardSection, TrainConfig, build_config
 from bgrpo.groups import Completion, ScoredGroup, Verdict
-from bgrpo.learning.batch import choose_groups
-from bgrpo.learning.step_metrics import part_metrics, variance_shares
+from bgrpo.learning.batch import LearningStep, choose_groups
+from bgrpo.learning.step_metrics import part_metrics, rollout_metrics, variance_shares
 from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import Attempt
@@ -101,6 +101,18 @@ def test_a_step_tells_every_part() -> None:
     assert metrics["part/a/share"] + metrics["part/b/share"] == pytest.approx(1)
     assert metrics["score_mean"] == pytest.approx((2.0 + 3.0 + 0 + 0) / 4)
     assert part_metrics(groups, RewardSection()) == {}
+
+
+@pytest.mark.parametrize(("above", "names"), [(None, set()), (0.5, {"solved_groups", "top1_accuracy"})])
+def test_solved_groups_are_counted_where_something_says_what_is_correct(above: float | None, names: set[str]) -> None:
+    keys = two_parts().model_dump(mode="json") | {
+        "reward": {"parts": {"a": {"metric": "bleu"}}, "correct_above": above}
+    }
+    config = build_config(TrainConfig, keys, "test")
+    verdicts = [Verdict("truncated", None), Verdict("truncated", None)]
+    cut_off = ScoredGroup([1], [Completion([5], [-0.5], False, "x", each) for each in verdicts], [0.0, 0.0], 0, 3)
+    metrics = rollout_metrics(LearningStep([cut_off], []), 3, "beam", config.reward)
+    assert {"solved_groups", "top1_accuracy"} & metrics.keys() == names
 
 
 def test_the_seconds_of_a_part_are_those_of_its_calls() -> None:

@@ -108,3 +108,26 @@ def test_a_step_makes_no_update_exactly_when_all_its_advantages_are_zero(
     chosen = choose_groups(groups, config)
     nothing = not any(advantage for group in chosen.learning for advantage in group.advantages)
     assert made_no_update(config, rollout_metrics(chosen, 0, "sample", config.reward)) == nothing
+
+
+@pytest.mark.parametrize(
+    ("reward", "mean", "truncated", "said"),
+    [
+        ({"function": "m:f"}, -0.4, 1, True),
+        ({"function": "m:f", "wrong_reward": -1.0}, -0.4, 1, False),
+        ({"function": "m:f", "wrong_reward": -1.0}, -1.4, 1, True),
+        ({"function": "m:f"}, 0.4, 1, False),
+        ({"function": "m:f"}, -0.4, 0, False),
+        ({"function": "m:f"}, None, 1, False),
+        ({"parts": {"a": {"metric": "bleu", "weight": -1.0}}}, -0.4, 1, True),
+        ({"parts": {"a": {"metric": "bleu", "weight": -1.0}}, "combine": "normalize_then_sum"}, -0.4, 1, False),
+        ({"parts": {"a": {"metric": "bleu", "weight": -1.0, "score_truncated": True}}}, -0.4, 1, False),
+        ({}, -0.4, 1, False),
+    ],
+)
+def test_cut_off_completions_that_earn_most_are_told_once(
+    reward: dict[str, Any], mean: float | None, truncated: int, said: bool
+) -> None:
+    steps = [step(scored=9, truncated=truncated) | {"reward_mean": mean}] * 3
+    lines = warnings(steps, reward=reward)
+    assert [("step 1: completions that were cut off get" in line) for line in lines] == [True] * said

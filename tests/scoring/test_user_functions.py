@@ -104,6 +104,21 @@ def test_what_is_no_list_of_values_is_refused(function: Callable[..., Any], mess
         reward_function(function)(ATTEMPTS)
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda prompt, completion, ground_truth: 1.0,
+        lambda prompt, completion, *, ground_truth: 1.0,
+        lambda completions, ground_truth: [1.0] * len(completions),
+        lambda prompts, completions, ground_truth, **columns: [1.0] * len(completions),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_those_that_are(function: Callable[..., Any]) -> None:
+    told = r"takes 'ground_truth', which is no column of the problem: it has 'answer', 'answers', 'category'"
+    with pytest.raises(MisreturnedError, match=told):
+        reward_function(function)(ATTEMPTS)
+
+
 def take_one(prompt: str, completion: str, facts: list[int]) -> float:
     facts.pop()
     return len(facts)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from pretrain_toy_task import ReverseTask
 
 from bgrpo.config import TaskSection, build_config
+from bgrpo.config.problems import SPLITS
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import LoadedProblems, Problem
+from bgrpo.tasks.base import LoadedProblems, Problem, load_task
 from bgrpo.tasks.splits import hold_out, load_splits, load_test
 
 
@@ -52,6 +53,24 @@ def test_files_are_cut_to_count_and_held_out_prompts_leave_training(tmp_path: Pa
     assert not prompts(splits.train) & (prompts(splits.test) | prompts(splits.validation))
     held_out = prompts(splits.test) | prompts(splits.validation)
     assert [p.prompt for p in splits.train] == [line for line in lines if line not in held_out][:70]
+
+
+def test_a_training_file_is_used_as_a_whole_unless_count_says_less(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(3000)))
+    whole = load_splits(load_task("text"), TaskSection.model_validate({"name": "text", "train": {"file": str(path)}}))
+    assert len(whole.train) + len(whole.validation) + len(whole.test) == 3000 and not whole.notes
+    keys = {"name": "text", "train": {"file": str(path), "count": 100}}
+    assert load_splits(load_task("text"), TaskSection.model_validate(keys)).notes == [
+        f"note: task.train: {path} has 2,707 problems, 100 of them are used: task.train.count=100"
+    ]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("given", [{"file": "x"}, {"options": {"a": 1}}, {"share": 0.1}, {"count": 7}, {"seed": 9}])
+def test_a_key_of_a_split_changes_no_other_key(split: str, given: dict[str, object]) -> None:
+    keys = getattr(TaskSection.model_validate({split: given}), split).model_dump()
+    assert keys == getattr(TaskSection(), split).model_dump() | given
 
 
 def test_a_split_with_nothing_left_is_refused(tmp_path: Path) -> None:
