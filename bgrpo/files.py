@@ -20,6 +20,9 @@ UNFINISHED = ".writing-"
 """Names of what is being written start so, and of what a killed writer left."""
 
 NOT_A_FILE = "Is a pipe, socket or device"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for what is written."""
+NO_ROOM = "what is to be written has no room ({}): free some space, then go on from the last complete checkpoint"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ from bgrpo.config import (
 from bgrpo.errors import UserError
 from bgrpo.settings.key_table import all_keys, describe, known_keys
 from bgrpo.settings.typed import below, metadata
-from bgrpo.settings.values import PathText, Section
+from bgrpo.settings.values import LEAST, PathText, Section
 from bgrpo.sweep.config_keys import nest
 from bgrpo.sweep.sweep_config import SpaceEntry, SweepConfig
 
@@ -91,6 +92,25 @@ def test_shipped_configurations_load_and_survive_the_disk(path: Path, tmp_path: 
 
 def test_there_is_a_configuration_to_start_with() -> None:
     assert "quickstart" in [path.stem for path in SHIPPED]
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (config, key)
+        for config in (TrainConfig, PretrainConfig)
+        for key in known_keys(config)
+        if key.endswith(("learning_rate", "max_grad_norm"))
+    ],
+)
+def test_what_multiplies_tensors_is_no_zero_in_float32(
+    config: type[TrainConfig] | type[PretrainConfig], key: str
+) -> None:
+    for tiny in ("0", "1e-310", "1e-46", "1e-38"):
+        with pytest.raises(UserError, match=rf"{key}.*expected a number from"):
+            load_config(config, None, [f"{key}={tiny}"])
+    load_config(config, None, [f"{key}=0.001"])
+    assert np.float32(LEAST) > np.finfo(np.float32).smallest_normal
 
 
 def test_overrides_are_typed_by_yaml() -> None:

@@ -6,7 +6,6 @@ stopped as asked, to go on with --resume.
 
 from __future__ import annotations
 
-import errno
 import io
 import math
 import os
@@ -20,12 +19,12 @@ import typer
 from typer.core import TyperCommand
 
 from bgrpo.errors import RunError, Stopped, UserError, one_line
+from bgrpo.files import FULL
 from bgrpo.runs.redaction import redacted_output, remember_secrets
 from bgrpo.settings.paths import expanded
 from bgrpo.settings.spelling import nearest
 
 INTERRUPTED, UNREAD = 130, 141
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MANY = 10**6
 WITH_OVERRIDES = ("train", "pretrain", "sweep", "evaluate", "decode", "chaos")
 
@@ -346,7 +345,7 @@ def reward_model(
     max_steps: Annotated[int, typer.Option("--max-steps", min=0, max=MANY, help="At most so many steps; 0: all.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MANY, help="Pairs in a step.")] = 16,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", min=0, max=10, callback=_finite, help="The highest.")
+        float, typer.Option("--learning-rate", min=1e-30, max=10, callback=_finite, help="The highest.")
     ] = 5e-5,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the head, the order and the held-out share.")

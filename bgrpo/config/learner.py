@@ -15,7 +15,19 @@ from bgrpo.config.loss import (
     SapoSection,
     VespoSection,
 )
-from bgrpo.settings.values import Batch, Cores, Few, Fraction, NonNegative, Scale, Section, Text, ThreadsOrAuto, Weight
+from bgrpo.settings.values import (
+    Batch,
+    Cores,
+    Few,
+    Fraction,
+    NonNegative,
+    Rate,
+    Scale,
+    Section,
+    Text,
+    ThreadsOrAuto,
+    Weight,
+)
 
 
 class LearnerSection(Section):
@@ -29,7 +41,7 @@ class LearnerSection(Section):
     optimizer: Literal["adafactor", "adamw", "adamw_8bit", "muon", "sgd"] = Field(
         "adamw", description="muon: of the layers' matrices, with adamw for the rest; adamw_8bit needs bitsandbytes"
     )
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(1e-4, description="peak learning rate")
+    learning_rate: Rate = Field(1e-4, description="peak learning rate")
     warmup_steps: NonNegative = Field(10, description="training steps of linear warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after the warm-up")
     min_learning_rate_ratio: Fraction = Field(0.1, description="where the schedule ends")

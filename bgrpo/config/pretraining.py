@@ -17,6 +17,7 @@ from bgrpo.settings.values import (
     NonNegative,
     PathText,
     Positive,
+    Rate,
     Scale,
     Section,
     Seed,
@@ -67,7 +68,7 @@ class PretrainConfig(Section):
         None, description="passes over the training lines: where they are given, they decide the number of steps"
     )
     batch_size: Batch = Field(64, description="lines per optimizer step, over all workers")
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+    learning_rate: Rate | None = Field(
         None,
         description=f"peak learning rate of AdamW; default: {RATE_NEW:g} for a new policy, {RATE_GOING_ON:g} with "
         "policy.path",

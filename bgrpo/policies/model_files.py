@@ -33,6 +33,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, 
 
 from bgrpo.errors import UserError, one_line, reading
 from bgrpo.files import readable_file
+from bgrpo.policies.tokenizer_growth import check_charsmaps, check_growth
 
 _MIB = 1 << 20
 _MOST_BYTES = {"tokenizer.json": 48 * _MIB, "model.safetensors.index.json": 16 * _MIB}
@@ -361,9 +362,11 @@ def read_tokenizer(folder: Path, config: PretrainedConfig) -> PreTrainedTokenize
         said["chat_template"] = _text(folder, "chat_template.jinja")
     text = _text(folder, "tokenizer.json")
     with reading("tokenizer.json cannot be loaded"):
+        check_charsmaps(text)
         backend = Tokenizer.from_str(text)
         backend.no_padding()
         backend.no_truncation()
+        check_growth(backend)
         known = backend.get_vocab()
     if sorted(known.values()) != list(range(len(known))):
         raise UserError(f"tokenizer.json has {len(known)} tokens, whose ids are not 0 to {len(known) - 1}, each once")

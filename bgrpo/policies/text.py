@@ -12,6 +12,7 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError, reading, summary
+from bgrpo.policies.template_bounds import first_unbounded
 
 TEXTS_AT_ONCE = 1024
 """Texts encoded together where only their lengths are wanted."""
@@ -66,14 +67,23 @@ def encode_texts(
     return [ids if ids[: len(before)] == before else before + ids for ids in encoded]
 
 
-def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict[str, str]]]) -> list[list[int]]:
+def encode_chats(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict[str, str]]], *, tried: bool = False
+) -> list[list[int]]:
     """Token ids of chats as the policy's chat template renders them, up to where the assistant's answer begins.
 
     The template writes all special tokens itself, BOS included.
 
+    Args:
+        tokenizer: of the policy.
+        chats: any number.
+        tried: the template is known to render these chats within bounds, so that no process is needed to try it.
+
     Raises:
-        UnreadableText: there is no chat template, it fails, or renders nothing.
+        UnreadableText: there is no chat template, it fails, renders nothing, or does not end.
     """
+    if not tried:
+        _check_bounds(tokenizer, chats, add_generation_prompt=True)
     encoded: list[list[int]] = []
     for index, chat in enumerate(chats):
         if tokenizer.chat_template is None:
@@ -88,6 +98,14 @@ def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[di
             raise UnreadableText("the policy's chat template renders nothing", index)
         encoded.append(list(found))
     return encoded
+
+
+def _check_bounds(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[dict[str, str]]], add_generation_prompt: bool
+) -> None:
+    found = first_unbounded(tokenizer, chats, add_generation_prompt=add_generation_prompt)
+    if found is not None:
+        raise UnreadableText(f"the policy's chat template {found[1]}", found[0])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -111,17 +129,20 @@ def cut_left(tokenizer: PreTrainedTokenizerBase, ids: list[int], most: int) -> l
     return kept + ids[len(ids) - most + len(kept) :]
 
 
-def end_of_answer(tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, str]], answer: str) -> int:
+def end_of_answer(
+    tokenizer: PreTrainedTokenizerBase, chat: Sequence[dict[str, str]], answer: str, *, tried: bool = False
+) -> int:
     """The token with which the policy's chat template ends an assistant's message; the tokenizer's own where none does.
 
     Raises:
-        UnreadableText: the template fails.
+        UnreadableText: the template fails, or does not end.
     """
-    (prompt,) = encode_chats(tokenizer, [chat])
+    (prompt,) = encode_chats(tokenizer, [chat], tried=tried)
+    answered = [*map(dict, chat), {"role": "assistant", "content": answer}]
+    if not tried:
+        _check_bounds(tokenizer, [answered], add_generation_prompt=False)
     try:
-        whole: Any = tokenizer.apply_chat_template(
-            [*map(dict, chat), {"role": "assistant", "content": answer}], tokenize=True, return_dict=False
-        )
+        whole: Any = tokenizer.apply_chat_template(answered, tokenize=True, return_dict=False)
     except Exception as error:  # a template may raise anything
         raise UnreadableText(f"the policy's chat template fails on an answer: {summary(error)}", 0) from error
     ends = end_tokens(tokenizer)

@@ -71,7 +71,9 @@ class Lines:
             return cls(arrays["tokens"], arrays["starts"], arrays["prompt_lengths"])
 
 
-def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, where: str = "task.train") -> Lines:
+def tokenise(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, where: str = "task.train", *, tried: bool = False
+) -> Lines:
     """Tokenise each problem with its answer and an end token.
 
     Prompts are encoded as they are for rollouts, and answers as what the policy goes on with. After a chat's answer
@@ -81,6 +83,7 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, wh
         problems: at least one.
         tokenizer: of the policy.
         where: they came from, for messages.
+        tried: they have been tokenised before, see :func:`bgrpo.policies.text.encode_chats`.
 
     Raises:
         UserError: a problem without answer, or with a token that the vocabulary lacks.
@@ -88,13 +91,13 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, wh
     tokens: list[np.ndarray] = []
     lengths: list[int] = []
     prompt_lengths: list[int] = []
-    chat_end = _end_of_chats(problems, tokenizer, where)
+    chat_end = _end_of_chats(problems, tokenizer, where, tried)
     for start in range(0, len(problems), _CHUNK):
         chunk = problems[start : start + _CHUNK]
         for index, problem in enumerate(chunk):
             if not problem.answer.strip():
                 raise UserError(f"{place(where, chunk, index, start)}: has no answer to learn from")
-        prompts = encode_prompts(tokenizer, chunk, where, start)
+        prompts = encode_prompts(tokenizer, chunk, where, start, tried=tried)
         try:
             answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
         except UnreadableText as error:
@@ -109,12 +112,14 @@ def tokenise(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, wh
     return Lines(np.concatenate(tokens), starts, np.array(prompt_lengths, np.int32))
 
 
-def _end_of_chats(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, where: str) -> int | None:
+def _end_of_chats(
+    problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, where: str, tried: bool
+) -> int | None:
     """What ends an answer in a chat; None where there is no chat."""
     for index, problem in enumerate(problems):
         if problem.messages:
             try:
-                return end_of_answer(tokenizer, problem.messages, problem.answer)
+                return end_of_answer(tokenizer, problem.messages, problem.answer, tried=tried)
             except UnreadableText as error:
                 raise UserError(f"{place(where, problems, index)}: {error}") from error
     return None

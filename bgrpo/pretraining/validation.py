@@ -39,8 +39,8 @@ class Validator:
         self._config = config
         self._problems = problems
         self._task: Task = load_task(config.task.name, config.task.options)
-        self._lines = tokenise(problems, tokenizer, "task.validation")
-        self._prompts = encode_prompts(tokenizer, problems, "task.validation")
+        self._lines = tokenise(problems, tokenizer, "task.validation", tried=True)
+        self._prompts = encode_prompts(tokenizer, problems, "task.validation", tried=True)
         self._settings = DecodeSettings(
             mode="beam",
             group_size=1,

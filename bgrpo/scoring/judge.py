@@ -57,17 +57,20 @@ class Judge:
             unlikely_share=reward.unlikely_share,
         )
 
-    def start(self, trial: Attempt | None, names: Collection[str] | None = None) -> Scorer:
+    def start(
+        self, trial: Attempt | None, names: Collection[str] | None = None, *, tries_templates: bool = True
+    ) -> Scorer:
         """What scores here: processes for the task's check and for the user's functions, metrics of text, models.
 
         Args:
             trial: what each is tried on, see :func:`bgrpo.scoring.attempts.trial_of`.
             names: of the parts; default: all.
+            tries_templates: see :class:`bgrpo.scoring.reward_model.RewardModel`.
 
         Raises:
             UserError: a function, task, metric, model or server is not there, or fails in its trial.
         """
-        return Scorer(self, trial, self.parts if names is None else names)
+        return Scorer(self, trial, self.parts if names is None else names, tries_templates)
 
     def verdicts(self, attempts: Sequence[Attempt], found: PartVerdicts) -> list[Verdict]:
         """Join what the parts say about each attempt."""
@@ -164,12 +167,13 @@ class Scorer:
         judge: whose parts they are.
         trial: what they are tried on.
         names: of the parts.
+        tries_templates: of reward models, see :meth:`Judge.start`.
 
     Raises:
         UserError: see :meth:`Judge.start`.
     """
 
-    def __init__(self, judge: Judge, trial: Attempt | None, names: Collection[str]) -> None:
+    def __init__(self, judge: Judge, trial: Attempt | None, names: Collection[str], tries_templates: bool) -> None:
         self._judge = judge
         self._processes = ExitStack()
         self._parts: dict[str, Check] = {}
@@ -179,7 +183,7 @@ class Scorer:
                 if part.source in ("check", "function"):
                     self._parts[name] = stack.enter_context(_process(judge.config, part, trial)).run
                 else:
-                    self._parts[name] = _check_of(judge.config, part)
+                    self._parts[name] = _check_of(judge.config, part, tries_templates)
                     _try(name, self._parts[name], trial)
             self._threads = stack.enter_context(ThreadPoolExecutor(len(self._parts)))
             self._processes = stack.pop_all()
@@ -232,7 +236,7 @@ def _process(config: TrainConfig, part: PartSection, trial: Attempt | None) -> C
     return CheckProcess(f"task:{config.task.name}", config.task.options, timeout_s, memory_bytes, trial)
 
 
-def _check_of(config: TrainConfig, part: PartSection) -> Check:
+def _check_of(config: TrainConfig, part: PartSection, tries_templates: bool) -> Check:
     """Of a part that runs nobody's code."""
     device = "cuda" if config.reward_model.gpus_per_actor > 0 else "cpu"
     if part.encoder is not None:
@@ -263,6 +267,7 @@ def _check_of(config: TrainConfig, part: PartSection) -> Check:
         dtype=part.dtype or "fp32",
         device=device,
         separator=part.separator or "",
+        tries_template=tries_templates,
     )
     return _scores_check(model.score)
 

@@ -28,19 +28,19 @@ def complete(
     Args:
         engine: holds the policy.
         tokenizer: of the policy.
-        problems: whose prompts are completed.
+        problems: whose prompts are completed, and have been encoded before.
         settings: how.
         seeds: one per problem, for samples.
 
     Raises:
         UserError: a prompt that the vocabulary lacks, or that is too long; see :meth:`DecodeEngine.decode`.
     """
-    prompts = encode_prompts(tokenizer, problems, "prompt")
+    prompts = encode_prompts(tokenizer, problems, "prompt", tried=True)
     return [with_texts(group, tokenizer) for group in engine.decode(prompts, settings, seeds)]
 
 
 def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str, first: int = 0
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str, first: int = 0, *, tried: bool = False
 ) -> list[list[int]]:
     """Token ids of the problems' prompts: of texts as they stand, of chats as the policy's chat template renders them.
 
@@ -51,9 +51,12 @@ def encode_prompts(
         problems: any number.
         where: they came from, for the message: their file, if there is one.
         first: position of the first of them among all that are there, for the message.
+        tried: they have been encoded before, so the chat template is known to end: see
+            :func:`bgrpo.policies.text.encode_chats`.
 
     Raises:
-        UserError: a prompt that the vocabulary lacks, or that the chat template refuses, with its line.
+        UserError: a prompt that the vocabulary lacks, or that the chat template refuses or does not end on, with its
+            line.
     """
     from bgrpo.policies.text import UnreadableText, cut_left, encode_chats, encode_texts
 
@@ -63,7 +66,7 @@ def encode_prompts(
     for part in (texts, chats):
         try:
             if part is chats:
-                encoded = encode_chats(tokenizer, [problems[i].messages for i in part])
+                encoded = encode_chats(tokenizer, [problems[i].messages for i in part], tried=tried)
             else:
                 encoded = encode_texts(tokenizer, [problems[i].prompt for i in part])
         except UnreadableText as error:

@@ -14,13 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bgrpo.errors import UserError, one_line
 from bgrpo.policies.io import loading
 from bgrpo.policies.model_files import read_model_files
+from bgrpo.policies.template_bounds import first_unbounded
 from bgrpo.scoring.classifier import read_classifier
 from bgrpo.scoring.fixed_shapes import FixedShapes, telling_memory
 from bgrpo.scoring.scored_text import Item, Messages, Score, as_messages, is_text, shorten
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRUNCATE = ("refuse", "cut")
-ENCODE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+ENCODE_ERRORS = (
+    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError
+)  # fmt: skip
 """What chat templates and tokenizers raise on a text."""
 _NO_LIMIT = 1_000_000  # tokenizers without a maximum say 1e30
 
@@ -47,6 +50,8 @@ class RewardModel:
         dtype: ``fp32`` or ``bf16``.
         device: where the weights go.
         separator: between the texts of prompt and completion, where there is no chat template.
+        tries_template: see that the chat template ends before it renders, in a fork of this process; for a process that
+            may fork, and that nobody else ends when a request takes too long.
 
     Raises:
         UserError: the model cannot be loaded, has no trained head, or an argument does not fit it.
@@ -61,6 +66,7 @@ class RewardModel:
         dtype: str = "fp32",
         device: str | torch.device = "cpu",
         separator: str = "",
+        tries_template: bool = True,
     ) -> None:
         for name, value, known in (("dtype", dtype, tuple(DTYPES)), ("truncate", truncate, TRUNCATE)):
             if value not in known:
@@ -72,12 +78,18 @@ class RewardModel:
             self.label = _output(self.model, label)
         self.path = path
         self.limit = longest_text(f"reward model {path}", self.model, self.tokenizer, max_tokens)
-        self._truncate, self._separator = truncate, separator
+        self._truncate, self._separator, self._tries_template = truncate, separator, tries_template
         self._several = (self.model.config.num_labels or 1) > 1
         self._shapes = FixedShapes(self.model.to(device).eval(), self.limit)  # type: ignore[arg-type]
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """A score for every item, in order. Equal texts are computed once."""
+        """A score for every item, in order. Equal texts are computed once.
+
+        Raises:
+            UserError: the chat template does not end, or needs too much; only where it is tried.
+        """
+        if self._tries_template:
+            check_bounds(self.tokenizer, [(item.prompt, item.completion) for item in items], self.path)
         scores = [Score(failure="was not scored")] * len(items)
         encoded: dict[int, list[int]] = {}
         for position, item in enumerate(items):
@@ -117,6 +129,23 @@ class RewardModel:
             return 1 / (1 + math.exp(-chosen)) if chosen >= 0 else math.exp(chosen) / (1 + math.exp(chosen))
         largest = max(logits)
         return math.exp(chosen - largest) / sum(math.exp(logit - largest) for logit in logits)
+
+
+def check_bounds(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str | Messages, str | Messages]], path: str
+) -> None:
+    """See that the chat template renders every prompt with its completion within bounds.
+
+    Raises:
+        UserError: names the reward model at ``path``, and the first text that it does not render.
+    """
+    known = [(prompt, answer) for prompt, answer in texts if is_text(prompt) and is_text(answer)]
+    chats = [as_messages(prompt, "user") + as_messages(answer, "assistant") for prompt, answer in known]
+    if found := first_unbounded(tokenizer, chats):
+        prompt, answer = (one_line(repr(text), 80) for text in known[found[0]])
+        raise UserError(
+            f"reward model {path}: its chat template {found[1]}: on the prompt {prompt} with the completion {answer}"
+        )
 
 
 def encode(

@@ -151,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
                 scores = self.scorer.score(items)
         except _Refused as refused:
             self._answer(refused.status, {"error": str(refused)})
+        except UserError as error:  # the chat template does not end
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
         except (RuntimeError, MemoryError) as error:  # lack of memory, for example: the client may try again
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"{type(error).__name__}: {shorten(error)}"})
         else:

@@ -20,7 +20,7 @@ from bgrpo.policies.io import loading
 from bgrpo.scoring.classifier import read_base
 from bgrpo.scoring.fixed_shapes import FixedShapes
 from bgrpo.scoring.preference_pairs import Pair, accuracy_interval
-from bgrpo.scoring.reward_model import ENCODE_ERRORS, encode, token_limit
+from bgrpo.scoring.reward_model import ENCODE_ERRORS, check_bounds, encode, token_limit
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Told of every step: its number, how many there are, and metrics."""
@@ -157,7 +157,7 @@ def train_reward_model(
     model, tokenizer = load_base(base, options.seed)
     model_limit = token_limit(model, tokenizer)
     limit = min((n for n in (model_limit, options.max_tokens) if n is not None), default=None)
-    learned, measured = (_encoded(tokenizer, pairs, limit) for pairs in (train, held_out))
+    learned, measured = (_encoded(tokenizer, pairs, limit, base) for pairs in (train, held_out))
     for rows, what in ((learned, "training"), (measured, "held-out")):
         if not rows:
             raise UserError(
@@ -216,13 +216,16 @@ def _arguments(options: TrainingOptions, scratch: str) -> RewardConfig:
     )
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int | None) -> list[dict[str, Any]]:
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], limit: int | None, path: str
+) -> list[dict[str, Any]]:
     """Rows for the trainer, without those that are too long.
 
     Raises:
-        UserError: a pair that the chat template refuses, with its line.
+        UserError: a pair that the chat template refuses, with its line, or on which it does not end.
     """
     rows = []
+    check_bounds(tokenizer, [(pair.prompt, text) for pair in pairs for text in (pair.chosen, pair.rejected)], path)
     for pair in pairs:
         try:
             chosen, rejected = (encode(tokenizer, pair.prompt, text) for text in (pair.chosen, pair.rejected))

@@ -69,7 +69,11 @@ Cores = Annotated[float, Field(ge=0, le=10**4)]
 """CPUs or GPUs that a process reserves."""
 Seconds = Annotated[float, Field(gt=0, le=10**6)]
 """Of a wait."""
-Scale = Annotated[float, Field(gt=0, le=10**6)]
+LEAST = 1e-30
+"""Of what multiplies tensors: far less is 0 in float32, and trains nothing without a word."""
+Scale = Annotated[float, Field(ge=LEAST, le=10**6)]
+Rate = Annotated[float, Field(ge=LEAST, le=10)]
+"""Of learning."""
 Weight = Annotated[float, Field(ge=0, le=10**6)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

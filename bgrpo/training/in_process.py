@@ -17,6 +17,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.evaluation.decoders import Decode
+from bgrpo.files import FULL, NO_ROOM
 from bgrpo.learning.rollout_source import LocalRolloutSource, torch_threads
 from bgrpo.policies.io import LoadedPolicy
 from bgrpo.runs.ownership import Claim
@@ -134,6 +135,8 @@ class LocalWorkers(Workers):
             return
         if isinstance(error, UserError | RunError | LostRunError):
             raise error
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise RunError(NO_ROOM.format(error)) from error
         trace = "".join(traceback.format_exception(error)).rstrip()
         raise RunError(f"training failed; the last complete checkpoint is kept.\n{trace}") from error
 

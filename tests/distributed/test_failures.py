@@ -1,7 +1,9 @@
 """The first cause of a failed run is kept with its traceback, and told apart from what may be tried again."""
 
+import errno
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from ray.train import WorkerGroupError
 from bgrpo.distributed.train.driving import raise_failure
 from bgrpo.distributed.train.failures import final_failure, read_failures, record_failure
 from bgrpo.errors import DivergenceError, RunError, UserError
+from bgrpo.training.in_process import LocalWorkers
 
 
 def failing(error: Exception) -> Exception:
@@ -70,6 +73,15 @@ def test_a_users_error_that_only_ray_carried_is_raised(tmp_path: Path) -> None:
     lost = WorkerGroupError("workers failed", {0: ConnectionError("peer closed"), 1: UserError("the disk is full")})
     with pytest.raises(UserError, match="the disk is full"):
         raise_failure(tmp_path, 0.0, lost)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_line_on_ray_and_in_this_process(number: int, tmp_path: Path) -> None:
+    full = OSError(number, "no room", "metrics.jsonl")
+    for raises in (partial(raise_failure, tmp_path, 0.0, WorkerGroupError("failed", {0: full})),
+                   partial(LocalWorkers.__new__(LocalWorkers).raise_failure, full)):  # fmt: skip
+        with pytest.raises(RunError, match=r"^what is to be written has no room [^\n]*metrics.jsonl[^\n]*$"):
+            raises()
 
 
 def test_the_first_cause_is_raised_with_its_traceback(tmp_path: Path) -> None:

@@ -137,23 +137,39 @@ def test_a_reward_model_without_memory_is_asked_again_then_the_cause_is_told(
     made = config(here, "starved", parts=quality).model_copy(update={"run": RunSection(dir=str(tmp_path))})
     attempts = [Attempt(Problem("w1 w2", "w3"), text, (1,)) for text in ("w4", "w5 w6")]
 
-    async def judged() -> list[Verdict]:
+    if starved == 3:
+        with pytest.raises(PoolError, match=r"(?s)3 actors in a row died over it; .*reward model judge: out of memory"):
+            judged(made, attempts)
+        return
+    with Judge(made).start(None) as here_too:
+        assert judged(made, attempts) == here_too.judge(attempts)
+
+
+@pytest.mark.long
+def test_a_reward_models_template_that_hangs_on_a_completion_ends_the_run(here: Path, tmp_path: Path) -> None:
+    """Nobody can interrupt it, so the actor is killed each time."""
+    hangs = TEMPLATE + "{% if messages[-1].content == 'w4' %}{{ 3 ** (messages|length * 10 ** 9) }}{% endif %}"
+    made = config(here, "hangs", parts={"quality": {"model": str(write_model(tmp_path / "m", template=hangs))}})
+    made = made.model_copy(update={"reward_model": made.reward_model.model_copy(update={"timeout_s": 4.0})})
+    with pytest.raises(PoolError, match=r"(?s)3 actors in a row died over it"):
+        judged(made, [Attempt(Problem("w1 w2", "w3"), text, (1,)) for text in ("w3", "w4")])
+
+
+def judged(made: TrainConfig, attempts: list[Attempt]) -> list[Verdict]:
+    """By the actors that a run has."""
+
+    async def work() -> list[Verdict]:
         pools = scorers.ScorerPools(made, None)
         (pool,) = pools.pools.values()
         pool.start()
-        work = asyncio.ensure_future(pools.judge(attempts))
-        while not work.done():
+        judging = asyncio.ensure_future(pools.judge(attempts))
+        while not judging.done():
             pool.tick()
             await asyncio.sleep(0.05)
         pool.shutdown()
-        return await work
+        return await judging
 
-    if starved == 3:
-        with pytest.raises(PoolError, match=r"(?s)3 actors in a row died over it; .*reward model judge: out of memory"):
-            asyncio.run(asyncio.wait_for(judged(), 240))
-        return
-    with Judge(made).start(None) as here_too:
-        assert asyncio.run(asyncio.wait_for(judged(), 240)) == here_too.judge(attempts)
+    return asyncio.run(asyncio.wait_for(work(), 240))
 
 
 @pytest.mark.long

@@ -31,6 +31,26 @@ MUTATIONS = 500
 BIAS = "transformer.ln_f.bias"
 
 
+def replaces(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def sequence(kind: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "Sequence", kind: steps}
+
+
+def template_of(ends: int, name: str = "a") -> dict[str, Any]:
+    """A post-processor that writes a token so many times, and ``name`` before a pair."""
+    text, token = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "a", "type_id": 0}}
+    known = {"a": {"id": "a", "ids": [1], "tokens": ["a"]}}
+    pair = [{"SpecialToken": {"id": name, "type_id": 0}}, text, {"Sequence": {"id": "B", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": [text, *ends * [token]], "pair": pair, "special_tokens": known}
+
+
+GROWS = replaces({"String": "P"}, "PP")
+CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "/////w=="}
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A GPT-2, a Llama with a padded vocabulary, and the same in two files with an index."""
@@ -107,6 +127,14 @@ def test_any_mutation_of_any_file_is_used_or_refused_in_one_line(
         (says("config.json", n_embd=10**8), "another shape"),
         (says("config.json", n_positions=10**9), "another shape"),
         (says("config.json", n_inner=10**9), "another shape"),
+        (says("tokenizer.json", normalizer=sequence("normalizers", 16 * [GROWS])), "text 10^4.8 times as long"),
+        (says("tokenizer.json", normalizer=sequence("normalizers", 9_999 * [GROWS])), "10^3010.0 times"),
+        (says("tokenizer.json", normalizer={"type": "Prepend", "prepend": 5_000 * "P"}), "10^3.7 times"),
+        (says("tokenizer.json", normalizer=replaces({"Regex": "P*"}, 5_000 * "P")), "10^3.7 times"),
+        (says("tokenizer.json", normalizer=CHARSMAP), "precompiled_charsmap is damaged"),
+        (says("tokenizer.json", decoder=sequence("decoders", 4 * [replaces({"String": " "}, 99 * " ")])), "decoder"),
+        (says("tokenizer.json", post_processor=template_of(9_999)), "post_processor can make a text 10^4.0 times"),
+        (says("tokenizer.json", post_processor=template_of(0, "zz")), "names 'zz', which special_tokens lacks"),
         (becomes("tokenizer.json", sparse(500 << 20)), "524,288,000 bytes, expected at most"),
         (becomes("config.json", sparse(1 << 40)), "bytes, expected at most"),
         (becomes("model.safetensors", sparse(1 << 43)), "bytes, expected at most"),
@@ -157,6 +185,7 @@ def test_what_is_refused(folder: Path, change: Change, message: str, network: li
                                         "pad_id": 0, "pad_type_id": 0, "pad_token": "□"}),
         says("tokenizer.json", truncation={"direction": "Right", "max_length": 1, "strategy": "LongestFirst",
                                            "stride": 0}),
+        says("tokenizer.json", normalizer=sequence("normalizers", 9 * [replaces({"Regex": "x+"}, "x")])),
         lambda folder: (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/owned'\ntR."),
         lambda folder: [(folder / "custom_generate").mkdir(), (folder / "custom_generate" / "generate.py").touch()],
         in_parts,

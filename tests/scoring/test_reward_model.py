@@ -199,6 +199,18 @@ def test_a_template_that_raises_is_a_failure_of_that_text(tmp_path: Path) -> Non
     assert good.value is not None and "only two messages" in bad.failure
 
 
+def test_a_template_that_recurses_is_a_failure_and_one_that_hangs_is_told(tmp_path: Path) -> None:
+    """Each on one completion only."""
+    bad = "{% if messages[-1].content == 'w4' %}{{ 3 ** (messages|length * 10 ** 9) }}{% endif %}"
+    deep = "{% macro m() %}{{ m() }}{% endmacro %}{% if messages[-1].content == 'w5' %}{{ m() }}{% endif %}"
+    model = RewardModel(str(write_model(tmp_path / "m", "llama", template=deep + bad + TEMPLATE)))
+    good, bad_score = model.score([Item("w1", "w2"), Item("w1", "w5")])
+    assert good.value is not None and "RecursionError" in bad_score.failure
+    told = r"its chat template does not end[^\n]* on the prompt 'w1' with the completion 'w4'$"
+    with pytest.raises(UserError, match=told):
+        model.score([Item("w1", "w3"), Item("w1", "w4")])
+
+
 def no_head(folder: Path, family: str, kind: str) -> None:
     shutil.rmtree(folder)
     write_model(folder, family, kind=kind)

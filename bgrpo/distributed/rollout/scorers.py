@@ -42,7 +42,7 @@ class VerifierActor(PooledActor):
 
     def prepare(self) -> None:
         """Start what scores; UserError when it is not there, or fails in its trial."""
-        self._scorer = self._judge.start(self._trial, self._names)
+        self._scorer = self._judge.start(self._trial, self._names, tries_templates=False)
 
     def serve(self, request: list[Attempt]) -> Scores:
         """What each part of the reward says about each attempt."""

@@ -20,6 +20,7 @@ from bgrpo.distributed.train.failures import final_failure, read_failures
 from bgrpo.distributed.train.learner_watch import read_open_ends
 from bgrpo.distributed.train.process_group import LearnerGroupConfig
 from bgrpo.errors import DivergenceError, LostRunError, RunError, UserError
+from bgrpo.files import FULL, NO_ROOM
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
@@ -88,6 +89,8 @@ def raise_failure(run_dir: Path, since: float, error: BaseException | None) -> N
         raised = getattr(failure, "_base_exc", failure)  # what Ray Train wrapped
         if isinstance(raised, UserError | LostRunError):
             raise raised
+        if isinstance(raised, OSError) and raised.errno in FULL:
+            raise RunError(NO_ROOM.format(raised)) from error
     if error is not None:
         cause = first_cause(run_dir, since, error)
         raise RunError(f"training failed; the last complete checkpoint is kept.\n{cause}") from error
