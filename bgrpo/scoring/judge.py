@@ -65,7 +65,7 @@ class Judge:
         Args:
             trial: what each is tried on, see :func:`bgrpo.scoring.attempts.trial_of`.
             names: of the parts; default: all.
-            tries_templates: see :class:`bgrpo.scoring.reward_model.RewardModel`.
+            tries_templates: see ``RewardModel``.
 
         Raises:
             UserError: a function, task, metric, model or server is not there, or fails in its trial.
