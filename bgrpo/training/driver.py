@@ -266,7 +266,6 @@ class _Run:
         start = spent.steps
         self._tell_start(f"{self._workers.learners}, then step {start + 1}")
         self._begin(f"after step {start}", learning=True)
-        learners = Background(self._workers.learn)
         tail = MetricsTail(self._folder.metrics_path, start)
         signal = SignalWatch(self._config)
         step_s = 0.0
@@ -279,7 +278,7 @@ class _Run:
             TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress,
             self._signals.gently(ask),
         ):
-            finished = False
+            learners, finished = Background(self._workers.learn), False
             while not finished:
                 finished = learners.wait(POLL_S)
                 self._signals.check()

@@ -7,8 +7,9 @@ many requests were open at once in that time. What is promised:
 - the size stays between the least and the most;
 - an actor is added only after requests waited for ``up_s`` seconds since the last decision, so two decisions to grow
   are at least ``up_s`` apart;
-- the pool shrinks only ``down_s`` or more after the last decision, and never below the number of requests that were
-  open at once at any moment of the last ``down_s`` seconds. So steps that repeat make it grow, or shrink, but never
+- the pool shrinks only ``down_s`` or more after the last decision and after the actors that it asked for were up
+  (waiting for them puts it off by ``down_s`` at most), and never below the number of requests that were open at once at
+  any moment of the last ``down_s`` seconds. So steps that repeat make it grow, or shrink, but never
   both, if ``down_s`` is longer than learning and the decoding of one request together.
 """
 
@@ -53,7 +54,7 @@ class PoolScaler:
 
     def __init__(self, limits: ScalingLimits, now: float) -> None:
         self._limits = limits
-        self._changed = now
+        self._changed, self._settled = now, now
         self._queued, self._open, self._since = 0, 0, now
         self._is_short = False
         self._waits: deque[tuple[float, float]] = deque()  # when requests waited that nobody was about to serve
@@ -71,6 +72,8 @@ class PoolScaler:
         self._pass_time(now)
         self._open, self._queued = open_requests, queued
         self._is_short = queued > about_to_serve
+        if about_to_serve:
+            self._settled = min(now, self._changed + self._limits.down_s)
 
     def decide(self, now: float, size: int) -> ScalingDecision | None:
         """Another size for the pool; None when it should stay as it is. The caller carries the decision out.
@@ -88,7 +91,7 @@ class PoolScaler:
                 seen = f"requests waited for {waited:.1f} s of the last {now - begin:.1f} s (limit {limits.up_s:g} s)"
                 return self._decided(now, size + 1, f"{seen}, {self._queued} wait now")
         peak = max(self._open, self._peaks[0][1] if self._peaks else 0)
-        if size > max(limits.least, peak) and now - self._changed >= limits.down_s:
+        if size > max(limits.least, peak) and now - max(self._changed, self._settled) >= limits.down_s:
             at_most = f"at most {peak} requests were open at once" if peak else "no request came"
             return self._decided(now, max(limits.least, peak), f"{at_most} for {limits.down_s:g} s")
         return None

@@ -224,7 +224,6 @@ def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console:
     start = 0 if newest is None else CheckpointStore.step_of(newest)
     job = PretrainJob(config, folder, started)
     (demand,) = pretraining_demand(config)
-    workers = Background(lambda: fit_workers(pretrain_loop, job, demand, folder.name, config.max_failures))
     tail = MetricsTail(folder.metrics_path, start)
 
     def ask(name: str) -> float:
@@ -234,6 +233,7 @@ def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console:
         TrainingProgress(config.steps, folder.name, start, PRETRAINING_COLUMNS, console) as progress,
         signals.gently(ask),
     ):
+        workers = Background(lambda: fit_workers(pretrain_loop, job, demand, folder.name, config.max_failures))
         finished = False
         while not finished:
             finished = workers.wait(POLL_S)
