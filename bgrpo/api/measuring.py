@@ -18,6 +18,7 @@ from bgrpo.errors import UserError
 from bgrpo.evaluation.metrics import Evaluation, Measures
 from bgrpo.groups import Group
 from bgrpo.runs.run_folder import RunFolder, load_new_config
+from bgrpo.scoring.failed_checks import truncation
 from bgrpo.tasks.base import Problem, load_file, load_task, shipped_tasks
 from bgrpo.tasks.splits import load_test
 
@@ -142,6 +143,8 @@ def evaluate(
         )
         with decoder as (decoding, found), progress_bar("evaluating", shown=progress) as show:
             result = measure(decoding, found, widths, drawn, chosen_seed, Measures.of(settings), on_progress=show)
+    if line := truncation(result.totals(), new, "max_new_tokens"):
+        warnings.warn(line, stacklevel=2)
     return PolicyEvaluation(**vars(result))
 
 

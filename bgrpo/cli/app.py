@@ -1,7 +1,7 @@
 """The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 141 nobody reads the output any more, 143
-stopped as asked, to go on with --resume.
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 stopped by Ctrl-C, 141 nobody reads the output any more, 143
+stopped by SIGTERM or the file stop. A run that was stopped goes on with --resume.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typer.core import TyperCommand
 from bgrpo.errors import RunError, Stopped, UserError, one_line
 from bgrpo.files import FULL
 from bgrpo.runs.redaction import redacted_output, remember_secrets
+from bgrpo.runs.stopping import end_of
 from bgrpo.settings.paths import expanded
 from bgrpo.settings.spelling import nearest
 
@@ -640,7 +641,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.append(here)  # a user's tasks and reward functions are found here, as with python -m
     remember_secrets(given)
     with redacted_output():
-        return _flushed(given)
+        status = _flushed(given)
+    return end_of(status) if arguments is None else status
 
 
 def _open_missing_streams() -> None:
