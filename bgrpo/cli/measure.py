@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bgrpo.cli.task_options import load_problems
 from bgrpo.config import TrainConfig, load_config
@@ -23,6 +23,9 @@ from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.scoring.failed_checks import describe_failures, first_details, truncation
 from bgrpo.tasks.base import Problem, Task, load_task
 from bgrpo.tasks.splits import load_test, place_of_split
+
+if TYPE_CHECKING:
+    from bgrpo.policies.io import LoadedPolicy
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
 
@@ -117,7 +120,7 @@ def decode_file(
     outcomes: Counter[str] = Counter()
     details: dict[str, str] = {}
     tried = _decoder(decoding, problems, str(data))
-    with tried as (decode, problems), progress_bar("decoding") as show, _written(out) as file:
+    with tried as (decode, problems), progress_bar("decoding") as show, written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
@@ -194,26 +197,35 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
 @contextmanager
 def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterator[tuple[Any, list[Problem]]]:
     """A local decoder with its judge's process, both tried on the problems, and the problems that it can read."""
+    from bgrpo.training.measuring import judged_decoder
+
+    policy, longest = load_decoding_policy(decoding), decoding.max_new_tokens
+    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", _tell) as found:
+        yield found
+
+
+def load_decoding_policy(decoding: Decoding) -> LoadedPolicy:
+    """The policy, checked, with a line on standard error where it takes the plain path; sets torch's threads."""
     import torch
 
     from bgrpo.decoding.support import service_of
     from bgrpo.runs.preparation import check_policy
-    from bgrpo.training.measuring import judged_decoder
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr)
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    rollout, longest = decoding.config.rollout, decoding.max_new_tokens
+    rollout = decoding.config.rollout
     policy = check_policy(decoding.policy, rollout.engine, rollout.dtype)
     if note := service_of(policy.model, rollout.engine).note:
-        tell(note)
-    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", tell) as found:
-        yield found
+        _tell(note)
+    return policy
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @contextmanager
-def _written(out: Path) -> Iterator[Any]:
+def written(out: Path) -> Iterator[TextIO]:
+    """A text file that is complete or absent; where it cannot be written, one line says so."""
     try:
         with atomic_file(out) as file:
             yield file

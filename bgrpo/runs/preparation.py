@@ -121,10 +121,15 @@ def check_same_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
 def _digests(folder: RunFolder, policy: LoadedPolicy | None) -> dict[str, str]:
     found = {f"data/{path.name}": sha256(path) for path in sorted(folder.data.iterdir()) if path.is_file()}
     if policy is not None:
-        digest = hashlib.sha256(flatten_parameters(policy.model).data)
-        digest.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
-        found["policy"] = digest.hexdigest()
+        found["policy"] = policy_digest(policy)
     return found
+
+
+def policy_digest(policy: LoadedPolicy) -> str:
+    """Of a policy's weights and vocabulary."""
+    digest = hashlib.sha256(flatten_parameters(policy.model).data)
+    digest.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
+    return digest.hexdigest()
 
 
 def save_problems(splits: Splits, folder: RunFolder) -> None:
