@@ -65,6 +65,12 @@ class TrainConfig(Section):
         return self.advantage.kind or defaults[self.algorithm]
 
     @property
+    def weighs_rollouts(self) -> bool:
+        """Whether the loss weighs each token, or completion, by how the rollouts' policy differs from the learner's."""
+        kind = self.learner.rollout_correction.kind
+        return self.rollout.truncates if kind is None else kind != "none"
+
+    @property
     def checkpoint_metric(self) -> str:
         """The validation metric asked for, or the one that this reward lets be measured."""
         return self.checkpoint.metric or ("beam_rank_score" if self.reward.says_what_is_correct else "greedy_reward")
@@ -106,6 +112,18 @@ class TrainConfig(Section):
             raise ValueError(
                 f"rollout.temperature={rollout.temperature:g}: beams are the policy's own best completions, so "
                 f"algorithm={self.algorithm} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
+            )
+        if self.decode_mode == "beam" and rollout.truncates:
+            given = [("top_k", rollout.top_k, 0), ("top_p", rollout.top_p, 1), ("min_p", rollout.min_p, 0)]
+            name, value = next((name, value) for name, value, nothing in given if value != nothing)
+            raise ValueError(
+                f"rollout.{name}={value:g}: cuts off what samples are drawn from, but algorithm={self.algorithm} "
+                f"searches beams, which are the most probable anyway: leave it out, or use algorithm=grpo"
+            )
+        correction = learner.rollout_correction
+        if not self.weighs_rollouts and correction.kind is None and correction != type(correction)():
+            raise ValueError(
+                "learner.rollout_correction has bounds or a level, but kind=none: set kind=truncate or mask"
             )
         if self.reward.kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")

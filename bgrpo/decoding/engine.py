@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bgrpo.decoding.batch_search import BatchSearch, TreeSearch
@@ -14,11 +16,14 @@ from bgrpo.decoding.beam import BeamChooser
 from bgrpo.decoding.compiled import compiled_kernel
 from bgrpo.decoding.fast_layers import Precision
 from bgrpo.decoding.plain_search import PlainSearch
-from bgrpo.decoding.sample import SampleChooser, uniform_streams
+from bgrpo.decoding.sample import SampleChooser, TruncatedSampleChooser, uniform_streams
 from bgrpo.decoding.search import Traces
 from bgrpo.decoding.settings import DecodeSettings
 from bgrpo.decoding.slots import NO_TOKEN, Chooser
+from bgrpo.decoding.stop_strings import StoppingChooser, StopStrings, TextOf
 from bgrpo.decoding.support import EngineName, context_of, service_of
+from bgrpo.decoding.token_mask import ForbiddenTokens, TokenMask
+from bgrpo.decoding.truncation import Truncation
 from bgrpo.errors import NotFiniteError, UserError
 from bgrpo.groups import Completion, Group
 
@@ -67,7 +72,11 @@ class DecodeEngine:
             self._search = PlainSearch(model, max_rows)
 
     def decode(
-        self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: DecodeSettings,
+        seeds: Sequence[int] | None = None,
+        text_of: TextOf | None = None,
     ) -> list[Group]:
         """One group per prompt, in order.
 
@@ -76,17 +85,22 @@ class DecodeEngine:
             settings: beams or samples, how many, how long.
             seeds: for samples, one non-negative integer per prompt: its samples depend on no other prompt's. Beams
                 need none and ignore them.
+            text_of: gives the text of a completion's tokens; needed for ``settings.stop``.
 
         Returns:
             Beams best first, all distinct, fewer than K only where fewer sequences exist; samples in draw order.
 
         Raises:
-            UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds are missing.
+            UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds or
+                ``text_of`` are missing.
             NotFiniteError: the model's logits are not numbers.
         """
         self._check_prompts(prompts, settings)
+        if settings.stop and text_of is None:
+            raise UserError("stop: finding texts needs text_of, which turns tokens into text")
         if not prompts:
             return []
+        stop = StopStrings(settings.stop, text_of, settings.min_new_tokens) if settings.stop and text_of else None
         seeds = _checked_seeds(seeds, len(prompts)) if settings.mode == "sample" else [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
         size = max(1, self._search.most_rows // settings.group_size)
@@ -97,30 +111,31 @@ class DecodeEngine:
             if not self._search.takes_ragged():
                 alike = [list(same) for _, same in itertools.groupby(order, key=lambda index: len(prompts[index]))]
             for batch in (part[start : start + size] for part in alike for start in range(0, len(part), size)):
+                own: Chooser = self._chooser(settings, [seeds[index] for index in batch])
+                chooser = own if stop is None else StoppingChooser(own, stop, len(batch), settings.group_size)
                 traces = self._search.run(
-                    [prompts[index] for index in batch],
-                    self._chooser(settings, [seeds[index] for index in batch]),
-                    settings.group_size,
-                    settings.max_new_tokens,
+                    [prompts[index] for index in batch], chooser, settings.group_size, settings.max_new_tokens
                 )
                 _check_numbers(traces, batch)
-                groups.update(
-                    zip(batch, _assemble(traces, [list(prompts[index]) for index in batch], settings), strict=True)
-                )
+                log_kept_GKT = own.log_kept_GKT if isinstance(own, TruncatedSampleChooser) else None
+                made = _assemble(traces, [list(prompts[index]) for index in batch], settings.mode, log_kept_GKT)
+                groups.update(zip(batch, made, strict=True))
         return [groups[index] for index in range(len(prompts))]
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
+        mask, device = TokenMask.of(settings), self._model.device
+        forbidden = ForbiddenTokens(mask, device) if mask is not None else None
         if settings.mode == "beam":
-            return BeamChooser(settings.group_size, settings.end_tokens)
-        uniforms_GKT = uniform_streams(seeds, settings.group_size, settings.max_new_tokens)
-        return SampleChooser(uniforms_GKT.to(self._model.device), settings.end_tokens, settings.temperature)
+            return BeamChooser(settings.group_size, settings.end_tokens, forbidden)
+        uniforms_GKT = uniform_streams(seeds, settings.group_size, settings.max_new_tokens).to(device)
+        if not settings.truncates:
+            return SampleChooser(uniforms_GKT, settings.end_tokens, settings.temperature, forbidden)
+        truncation = Truncation(settings.top_k, settings.top_p, settings.min_p)
+        return TruncatedSampleChooser(uniforms_GKT, settings.end_tokens, settings.temperature, forbidden, truncation)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
         vocabulary, context = self._model.config.get_text_config().vocab_size, context_of(self._model.config)
-        ids = [("eos_token_id", token) for token in settings.end_tokens] + [("pad_token_id", settings.pad_token_id)]
-        for name, token in ids:
-            if not 0 <= token < vocabulary:
-                raise UserError(f"{name}={token}: the model's vocabulary has ids 0 to {vocabulary - 1}")
+        settings.check_vocabulary(vocabulary)
         for index, prompt in enumerate(prompts):
             total = len(prompt) + settings.max_new_tokens
             if not len(prompt):
@@ -166,18 +181,28 @@ def _check_numbers(traces: Traces, batch: Sequence[int]) -> None:
         )
 
 
-def _assemble(traces: Traces, prompts: list[list[int]], settings: DecodeSettings) -> list[Group]:
+def _assemble(
+    traces: Traces, prompts: list[list[int]], mode: Literal["beam", "sample"], log_kept_GKT: Tensor | None
+) -> list[Group]:
     lengths = (traces.tokens_GKT != NO_TOKEN).sum(-1).tolist()
     exists = (traces.scores_GK > -torch.inf).tolist()
-    tokens, logps = traces.tokens_GKT.tolist(), traces.logps_GKT.tolist()
+    tokens, logps, finished = traces.tokens_GKT.tolist(), traces.logps_GKT.tolist(), traces.finished_GK.tolist()
+    sampled = None
+    if log_kept_GKT is not None:  # of as many tokens as the longest completion has
+        sampled = (traces.logps_GKT - log_kept_GKT[:, :, : traces.logps_GKT.shape[2]].cpu()).tolist()
     groups = []
     for g, group_lengths in enumerate(lengths):
         completions = [
-            Completion(tokens[g][k][:length], logps[g][k][:length], tokens[g][k][length - 1] in settings.end_tokens)
+            Completion(
+                tokens[g][k][:length],
+                logps[g][k][:length],
+                finished[g][k],
+                sampled_logprobs=[] if sampled is None else sampled[g][k][:length],
+            )
             for k, length in enumerate(group_lengths)
             if exists[g][k]
         ]
-        if settings.mode == "beam":
+        if mode == "beam":
             completions.sort(key=lambda completion: (-completion.logprob, completion.tokens))
         groups.append(Group(prompts[g], completions))
     return groups

@@ -109,6 +109,15 @@ def test_a_policy_is_saved_and_loaded_again(policy_folder: Path, tmp_path: Path)
         ({"seed": -1}, "seed=-1: expected a whole number from 0"),
         ({"temperature": 0.5}, "temperature=0.5: beams are searched at temperature 1"),
         ({"temperature": "hot"}, "temperature='hot': expected a number"),
+        ({"top_p": 0.5}, "top_p=0.5: cuts off what samples are drawn from; beams are the most probable anyway"),
+        ({"search": "sample", "top_p": 0}, "top_p=0.0: expected a number above 0"),
+        ({"search": "sample", "min_p": "x"}, "min_p='x': expected a number"),
+        ({"stop": ["w1", ""]}, "stop: holds an empty text"),
+        ({"stop": 3}, "stop=3: expected a list of texts"),
+        ({"min_new_tokens": 5}, "min_new_tokens=5: expected 0 to max_new_tokens=4"),
+        ({"banned_tokens": ["unheard"]}, "banned_tokens='unheard': is no token of the policy's vocabulary"),
+        ({"banned_tokens": "w1"}, "banned_tokens='w1': expected a list of token ids and texts"),
+        ({"banned_tokens": [97]}, "banned_tokens=97: the policy's vocabulary has ids 0 to 96"),
     ],
 )
 def test_a_wrong_argument_is_told_in_one_line(policy_folder: Path, changes: dict[str, Any], told: str) -> None:
