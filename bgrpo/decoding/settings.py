@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from bgrpo.errors import UserError
+
+Search = Literal["beam", "sample", "stochastic_beam"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +16,8 @@ class DecodeSettings:
     """How every prompt of a request is completed.
 
     Attributes:
-        mode: ``beam`` searches for the most probable completions, ``sample`` draws independent ones.
+        mode: ``beam`` searches for the most probable completions, ``sample`` draws independent ones,
+            ``stochastic_beam`` draws distinct ones, without replacement.
         group_size: K, beams or samples per prompt; may exceed the vocabulary size.
         max_new_tokens: longest completion, end token included.
         eos_token_id: the token that ends a completion, or several, each of which does.
@@ -35,7 +38,7 @@ class DecodeSettings:
         UserError: a value outside its range.
     """
 
-    mode: Literal["beam", "sample"]
+    mode: Search
     group_size: int
     max_new_tokens: int
     eos_token_id: int | tuple[int, ...]
@@ -53,7 +56,7 @@ class DecodeSettings:
         """Whether samples are drawn from a part of the policy's distribution."""
         return bool(self.top_k) or self.top_p < 1 or self.min_p > 0
 
-    def to_measure(self, mode: Literal["beam", "sample"], group_size: int) -> DecodeSettings:
+    def to_measure(self, mode: Search, group_size: int) -> DecodeSettings:
         """The same for an evaluation: at temperature 1; what cuts the distribution off is of samples alone."""
         if mode == "sample":
             return replace(self, mode=mode, group_size=group_size, temperature=1.0)
@@ -76,13 +79,18 @@ class DecodeSettings:
             )
 
     @property
+    def width(self) -> int:
+        """Hypotheses of each prompt; one more than asked for tells the largest key that was not drawn."""
+        return self.group_size + (self.mode == "stochastic_beam")
+
+    @property
     def end_tokens(self) -> tuple[int, ...]:
         """Every token that ends a completion."""
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
 
     def __post_init__(self) -> None:
-        if self.mode not in ("beam", "sample"):
-            raise UserError(f"decode mode {self.mode!r}: expected 'beam' or 'sample'")
+        if self.mode not in get_args(Search):
+            raise UserError(f"search={self.mode!r}: expected one of {', '.join(get_args(Search))}")
         if self.group_size < 1:
             raise UserError(f"group_size={self.group_size}: expected at least 1 beam or sample per prompt")
         if self.max_new_tokens < 1:
@@ -113,10 +121,13 @@ class DecodeSettings:
             raise UserError(f"top_p={self.top_p}: expected a number above 0 and at most 1, which cuts nothing off")
         if not 0 <= self.min_p < 1:
             raise UserError(f"min_p={self.min_p}: expected a number from 0, which cuts nothing off, to less than 1")
-        if self.mode == "beam" and self.truncates:
+        if self.mode != "sample" and self.truncates:
             given = [("top_k", self.top_k, 0), ("top_p", self.top_p, 1), ("min_p", self.min_p, 0)]
             named = ", ".join(f"{name}={value:g}" for name, value, nothing in given if value != nothing)
-            raise UserError(f"{named}: cuts off what samples are drawn from; beams are the most probable anyway")
+            raise UserError(
+                f"{named}: cuts off what independent samples are drawn from; beams are the most probable anyway, and "
+                f"completions drawn without replacement come from all"
+            )
 
 
 def check_stop(texts: Sequence[str]) -> None:

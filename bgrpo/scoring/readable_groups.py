@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bgrpo.config import RolloutSection
 from bgrpo.errors import UserError
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeEngine, DecodeSettings
+    from bgrpo.decoding.settings import Search
 
 
 def complete(
@@ -56,7 +57,7 @@ def decode_readable(
 
 def decode_settings_of(
     rollout: RolloutSection,
-    mode: Literal["beam", "sample"],
+    mode: Search,
     tokenizer: PreTrainedTokenizerBase,
     max_new_tokens: int | None = None,
 ) -> DecodeSettings:

@@ -59,7 +59,30 @@ def test_samples_are_those_of_the_masked_policy(mask: dict[str, Any]) -> None:
         assert completion.logprob == pytest.approx(exact[tuple(completion.tokens)], abs=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["beam", "sample"])
+def test_what_is_drawn_without_replacement_is_of_the_masked_policy_and_ends_with_stop_texts() -> None:
+    """The first of each group is a plain sample, and none of a group is another one's beginning."""
+    model = bias_token(tiny_model(vocabulary=6, seed=11), EOS, 1.0)
+    settings = DecodeSettings(
+        "stochastic_beam", 2, 4, EOS, 0, 1.2, banned_tokens=(5,), min_new_tokens=1, stop=("13", "30")
+    )
+    groups = DecodeEngine(model).decode([PROMPT] * 3000, settings, range(3000), lambda ids: "".join(map(str, ids)))
+    after = masked(next_logprobs(model, PROMPT), (5,), [EOS], 1)
+
+    def ended(tokens: tuple[int, ...]) -> bool:
+        text = "".join(map(str, tokens))
+        return tokens[-1] == EOS or "13" in text or "30" in text
+
+    exact = all_sequences(after, 6, 4, ended, 1.2)
+    firsts = Counter(tuple(group.completions[0].tokens) for group in groups)
+    assert firsts.keys() <= exact.keys()
+    statistic, limit = chi_square(firsts, exact)
+    assert statistic < limit
+    for first, second in (group.completions for group in groups[:200]):
+        assert first.tokens != second.tokens and first.finished == ended(tuple(first.tokens))
+        assert second.logprob == pytest.approx(exact[tuple(second.tokens)], abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["beam", "sample", "stochastic_beam"])
 def test_the_blocks_of_a_large_vocabulary_are_masked_alike(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = bias_token(tiny_model(vocabulary=2600, seed=1), EOS, 5.0)
     free = DecodeEngine(model).decode([PROMPT], DecodeSettings(mode, 6, 4, EOS, 0), [5])[0]

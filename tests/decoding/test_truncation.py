@@ -171,7 +171,9 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) 
 @pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}])
 def test_beams_are_not_cut_off(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
-    with pytest.raises(UserError, match=f"^{name}={value:g}: cuts off what samples are drawn from; beams are"):
+    with pytest.raises(
+        UserError, match=f"^{name}={value:g}: cuts off what independent samples are drawn from; beams are"
+    ):
         DecodeSettings("beam", 2, 8, EOS, 0, **options)
 
 

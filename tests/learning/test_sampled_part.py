@@ -216,7 +216,11 @@ def test_masked_logprobs_entropies_and_gradients(lay_out: Any) -> None:
 @pytest.mark.parametrize(
     ("rollout", "learner", "message"),
     [
-        ({"top_p": 0.9}, {}, r"rollout\.top_p=0\.9: cuts off what samples are drawn from, but algorithm=bgrpo"),
+        (
+            {"top_p": 0.9},
+            {},
+            r"top_p=0\.9: cuts off what independent samples are drawn from, but algorithm=bgrpo",
+        ),
         ({"top_k": 5}, {}, r"rollout\.top_k=5: cuts off"),
         ({"min_p": 0.1}, {}, r"rollout\.min_p=0\.1: cuts off"),
         ({"top_p": 0.0}, {}, r"rollout\.top_p=0"),
