@@ -102,7 +102,7 @@ def test_a_policy_is_saved_and_loaded_again(policy_folder: Path, tmp_path: Path)
             {"prompts": ["w1", "w1 " * 80]},
             "prompts[1]: has 81 tokens + max_new_tokens=4 = 85, but the policy's",
         ),
-        ({"search": "depth"}, "decode mode 'depth': expected 'beam' or 'sample'"),
+        ({"search": "depth"}, "search='depth': expected one of beam, sample"),
         ({"group_size": 0}, "group_size=0: expected a whole number from 1"),
         ({"group_size": 2.5}, "group_size=2.5: expected a whole number"),
         ({"max_new_tokens": "8"}, "max_new_tokens='8': expected a whole number"),
