@@ -133,7 +133,8 @@ NO_NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, 10**400, 10**20, -(10**2
 
 
 def _keys_that_take_numbers(section: type[Section]) -> list[str]:
-    return [key.name for key in all_keys(section) if "number" in key.takes]
+    """And nothing else, which a list of tokens does."""
+    return [key.name for key in all_keys(section) if "number" in key.takes and "text" not in key.takes]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -310,7 +311,13 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
         ("rollout=3", r"rollout=3"),
         ("learner.workers=3", r"prompts_per_step=32.*3 × learner\.minibatches=1 = 3.*32 = 10 × 3 \+ 2.*nearest.* 33"),
         ("reward.kind=function", r"needs reward\.function"),
-        ("algorithm=grpo reward.kind=rank", r"needs ranked beams, but algorithm=grpo draws samples"),
+        ("algorithm=grpo reward.kind=rank", r"needs ranked beams, but algorithm=grpo draws completions"),
+        ("rollout.search=stochastic_beam reward.kind=rank", r"beams, but rollout\.search=stochastic_beam draws"),
+        ("advantage.kind=set_estimator", r"without replacement, but algorithm=bgrpo makes beams: use rollout\.search="),
+        (
+            "rollout.search=sample advantage.kind=importance_weighted",
+            r"rollout\.search=sample makes independent samples",
+        ),
         ("algorithm=bgrpo rollout.temperature=0.5", r"rollout\.temperature=0\.5: beams .* needs temperature 1"),
         ("algorithm=reinforce learner.num_iterations=2", r"on-policy: learner\.num_iterations=2 must be 1"),
         ("rollout.max_actors=1", r"min_actors=2, actors=2, max_actors=1"),
