@@ -36,5 +36,5 @@ class LogitTreatment:
     def backward(self, grad: Tensor, treated: Tensor) -> Tensor:
         """Gradient of the logits from that of the treated ones, in its memory; ``treated`` is overwritten."""
         if self.cap is not None:
-            return grad.mul_(treated.div_(self.cap).square_().neg_().add_(1))
+            return grad.mul_(treated.div_(self.cap).clamp_(-1, 1).square_().neg_().add_(1))
         return grad if self.divisor is None else grad.div_(self.divisor)

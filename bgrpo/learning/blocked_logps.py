@@ -10,6 +10,7 @@ Shape letters: S scored places, E width of the states, V vocabulary, N chosen to
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bgrpo.decoding.logit_treatment import LogitTreatment
+from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.learning.matrix_products import times_transposed
 
 LEARNER_LOGITS_AT_ONCE = 1 << 24
@@ -25,14 +27,47 @@ LEARNER_LOGITS_AT_ONCE = 1 << 24
 _TOKENS_AT_ONCE = 16384  # rows of the head that are turned into fp32, or whose gradient is made, at a time
 
 
+UNTREATED = LogitTreatment()
+
+
+@dataclass(frozen=True, slots=True)
+class LogitUse:
+    """What becomes of the head's products before their softmax.
+
+    Attributes:
+        treatment: what the model does to its logits.
+        temperature: divides them afterwards.
+        mask: tokens that completions cannot have; None: they can have all.
+        depth_S: of each place, for the mask.
+    """
+
+    treatment: LogitTreatment = UNTREATED
+    temperature: float = 1.0
+    mask: TokenMask | None = None
+    depth_S: Tensor | None = None
+
+    def __call__(self, logits_RV: Tensor, block: slice) -> Tensor:
+        """The logits of the distribution, of the places of a block; in the same memory where there is no mask."""
+        treated = self.treatment(logits_RV)
+        if self.mask is not None and self.depth_S is not None:
+            treated = self.mask.scored(treated, self.depth_S[block])
+        return treated if self.temperature == 1 else treated.div_(self.temperature)
+
+    def backward(self, grad_RV: Tensor, used_RV: Tensor) -> Tensor:
+        """Gradient of the products from that of the logits, in its memory; ``used_RV`` is overwritten."""
+        if self.temperature != 1:
+            grad_RV.div_(self.temperature)
+            used_RV.mul_(self.temperature)
+        return self.treatment.backward(grad_RV, used_RV)
+
+
 def blocked_logps(
     states_SE: Tensor,
     weight_VE: Tensor,
     bias_V: Tensor | None,
     source_N: Tensor,
     tokens_N: Tensor,
-    treatment: LogitTreatment,
-    temperature: float,
+    use: LogitUse,
     entropy_gradient: bool,
     logits_at_once: int = LEARNER_LOGITS_AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
@@ -44,8 +79,7 @@ def blocked_logps(
         bias_V: of the head, or None.
         source_N: the place that predicts each chosen token.
         tokens_N: the chosen tokens.
-        treatment: what the model does to its logits.
-        temperature: that divides the treated logits.
+        use: what becomes of the logits.
         entropy_gradient: the entropies are differentiable too.
         logits_at_once: most of them that are held at a time.
 
@@ -54,7 +88,7 @@ def blocked_logps(
     """
     order_N = source_N.argsort(stable=True)
     rows = max(1, logits_at_once // len(weight_VE))
-    options = (treatment, temperature, entropy_gradient, rows)
+    options = (use, entropy_gradient, rows)
     logps_N, entropies_S = _BlockedLogps.apply(
         states_SE, weight_VE, bias_V, source_N[order_N], tokens_N[order_N], *options
     )
@@ -72,17 +106,16 @@ class _BlockedLogps(torch.autograd.Function):
         bias_V: Tensor | None,
         source_N: Tensor,
         tokens_N: Tensor,
-        treatment: LogitTreatment,
-        temperature: float,
+        use: LogitUse,
         entropy_gradient: bool,
         rows: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.treatment, ctx.temperature, ctx.rows = treatment, temperature, rows
+        ctx.use, ctx.rows = use, rows
         dtype = torch.promote_types(states_SE.dtype, torch.float32)
         lse_S, entropies_S = (states_SE.new_empty(len(states_SE), dtype=dtype) for _ in range(2))
         logps_N = states_SE.new_empty(len(source_N), dtype=dtype)
         for block, chosen in _blocks(len(states_SE), source_N, rows):
-            logits_RV = _logits(states_SE[block], weight_VE, bias_V, treatment, temperature)
+            logits_RV = use(_logits(states_SE[block], weight_VE, bias_V), block)
             lse_R = lse_S[block] = logits_RV.logsumexp(-1)
             logps_N[chosen] = (
                 logits_RV[source_N[chosen] - block.start, tokens_N[chosen]] - lse_R[source_N[chosen] - block.start]
@@ -107,7 +140,7 @@ class _BlockedLogps(torch.autograd.Function):
         grad_N = lse_S.new_zeros(len(source_N)) if grad_N is None else grad_N
         for block, chosen in _blocks(len(states_SE), source_N, ctx.rows):
             states_RE = states_SE[block]
-            logits_RV = _logits(states_RE, weight_VE, bias_V, ctx.treatment, ctx.temperature)
+            logits_RV = ctx.use(_logits(states_RE, weight_VE, bias_V), block)
             places = source_N[chosen] - block.start
             total_R = lse_S.new_zeros(len(states_RE)).index_add_(0, places, grad_N[chosen])
             # d log p(token) = onehot(token) - p;  d entropy = -p (log p + entropy)
@@ -117,10 +150,7 @@ class _BlockedLogps(torch.autograd.Function):
                 factor = factor - of_entropies_S[block, None] * (logits_RV - lse_R1 + entropies_S[block, None])
             grad_RV = (logits_RV - lse_R1).exp_().mul_(factor)
             grad_RV.index_put_((places, tokens_N[chosen]), grad_N[chosen], accumulate=True)
-            if ctx.temperature != 1:
-                grad_RV.div_(ctx.temperature)
-                logits_RV.mul_(ctx.temperature)
-            grad_RV = ctx.treatment.backward(grad_RV, logits_RV)
+            grad_RV = ctx.use.backward(grad_RV, logits_RV)
             del logits_RV
             if of_bias is not None:
                 of_bias += grad_RV.sum(0)
@@ -133,7 +163,7 @@ class _BlockedLogps(torch.autograd.Function):
             if of_states is not None:
                 of_states[block] = of_block
         found = ((of_states, states_SE), (of_weight, weight_VE), (of_bias, bias_V))
-        return *(None if grad is None else grad.to(like.dtype) for grad, like in found), *(None,) * 6
+        return *(None if grad is None else grad.to(like.dtype) for grad, like in found), *(None,) * 5
 
 
 def _blocks(places: int, source_N: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
@@ -144,16 +174,13 @@ def _blocks(places: int, source_N: Tensor, rows: int) -> Iterator[tuple[slice, s
         yield slice(start, min(start + rows, places)), slice(first, last)
 
 
-def _logits(
-    states_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, treatment: LogitTreatment, temperature: float
-) -> Tensor:
+def _logits(states_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None) -> Tensor:
     dtype = torch.promote_types(states_RE.dtype, torch.float32)
     logits_RV = states_RE.new_empty(len(states_RE), len(weight_VE), dtype=dtype)
     for part, weight in _parts(weight_VE, dtype):
         bias = None if bias_V is None else bias_V[part].to(dtype)
         logits_RV[:, part] = times_transposed(states_RE.to(dtype), weight, bias)
-    treated = treatment(logits_RV)
-    return treated if temperature == 1 else treated.div_(temperature)
+    return logits_RV
 
 
 def _parts(weight_VE: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bgrpo.decoding.logit_treatment import LogitTreatment
-from bgrpo.learning.blocked_logps import LEARNER_LOGITS_AT_ONCE, blocked_logps
+from bgrpo.decoding.token_mask import TokenMask
+from bgrpo.learning.blocked_logps import LEARNER_LOGITS_AT_ONCE, LogitUse, blocked_logps
 from bgrpo.learning.matrix_products import OneDNNProducts
 
 Arithmetic = Literal["fp32", "bf16"]
@@ -40,6 +41,13 @@ class ChosenTokens:
     tokens_BC: Tensor
     mask_BC: Tensor
 
+    def depths(self, scored: int) -> Tensor:
+        """Of each of so many scored places: tokens of its completion that come before the one it predicts, [S]."""
+        depth_S = torch.zeros(scored, dtype=torch.long, device=self.source_BC.device)
+        depth_BC = torch.arange(self.source_BC.shape[1], device=self.source_BC.device).expand_as(self.source_BC)
+        depth_S[self.source_BC[self.mask_BC]] = depth_BC[self.mask_BC]
+        return depth_S
+
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
@@ -47,12 +55,14 @@ class Scoring:
 
     Attributes:
         temperature: that the completions were drawn at; divides the logits.
+        mask: tokens that they could not have; None: all could be.
         entropy_gradient: the entropies are differentiable too.
         arithmetic: see :data:`Arithmetic`.
         logits_at_once: more logits than these are made in blocks.
     """
 
     temperature: float = 1.0
+    mask: TokenMask | None = None
     entropy_gradient: bool = False
     arithmetic: Arithmetic = "fp32"
     logits_at_once: int = LEARNER_LOGITS_AT_ONCE
@@ -89,7 +99,7 @@ class Scoring:
             states = stack.enter_context(_caught_states(head)) if blocks else []
             logits = run()
         if not blocks:
-            return _picked(of_places(logits), chosen, self.temperature, self.entropy_gradient)
+            return self._picked(of_places(logits), chosen)
         mask_BC = chosen.mask_BC
         logps_N, entropies_S = blocked_logps(
             of_places(states.pop()),
@@ -97,27 +107,25 @@ class Scoring:
             head.bias,
             chosen.source_BC[mask_BC],
             chosen.tokens_BC[mask_BC],
-            LogitTreatment.of(base.config),
-            self.temperature,
+            LogitUse(LogitTreatment.of(base.config), self.temperature, self.mask, chosen.depths(scored)),
             self.entropy_gradient,
             self.logits_at_once,
         )
         logps_BC = logps_N.new_zeros(mask_BC.shape).masked_scatter(mask_BC, logps_N)
         return logps_BC, entropies_S[chosen.source_BC].masked_fill(~mask_BC, 0.0)
 
-
-def _picked(
-    logits_SV: Tensor, chosen: ChosenTokens, temperature: float, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """From all logits at once."""
-    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
-    logps_SV = (logits_SV if temperature == 1 else logits_SV / temperature).log_softmax(-1)
-    vocabulary = logps_SV.shape[-1]
-    logps_BC = logps_SV.view(-1)[chosen.source_BC * vocabulary + chosen.tokens_BC]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropies_S = -(logps_SV.exp() * logps_SV).sum(-1)
-        entropies_BC = entropies_S[chosen.source_BC]
-    return logps_BC.masked_fill(~chosen.mask_BC, 0.0), entropies_BC.masked_fill(~chosen.mask_BC, 0.0)
+    def _picked(self, logits_SV: Tensor, chosen: ChosenTokens) -> tuple[Tensor, Tensor]:
+        """From all logits at once."""
+        logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
+        if self.mask is not None:
+            logits_SV = self.mask.scored(logits_SV, chosen.depths(len(logits_SV)))
+        logps_SV = (logits_SV if self.temperature == 1 else logits_SV / self.temperature).log_softmax(-1)
+        vocabulary = logps_SV.shape[-1]
+        logps_BC = logps_SV.view(-1)[chosen.source_BC * vocabulary + chosen.tokens_BC]
+        with torch.set_grad_enabled(self.entropy_gradient and torch.is_grad_enabled()):
+            entropies_S = -(logps_SV.exp() * logps_SV).sum(-1)
+            entropies_BC = entropies_S[chosen.source_BC]
+        return logps_BC.masked_fill(~chosen.mask_BC, 0.0), entropies_BC.masked_fill(~chosen.mask_BC, 0.0)
 
 
 @contextlib.contextmanager

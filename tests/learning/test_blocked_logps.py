@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bgrpo.decoding.logit_treatment import LogitTreatment
+from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.learning import forward_pass
-from bgrpo.learning.blocked_logps import blocked_logps
+from bgrpo.learning.blocked_logps import LogitUse, blocked_logps
 from bgrpo.learning.forward_pass import Scoring
 from bgrpo.learning.packing import pack_groups
 from bgrpo.learning.padded_rows import PaddedGroups, pad_groups
@@ -41,7 +42,7 @@ def test_numbers_and_gradients_are_those_of_torch(treatment: LogitTreatment, tem
     distribution = torch.distributions.Categorical(logits=logits / (treatment.divisor or 1) / temperature)
     expected = distribution.logits[source, tokens], distribution.entropy()
     for with_entropies in (False, True):
-        options = (treatment, temperature, with_entropies, rows * VOCABULARY)
+        options = (LogitUse(treatment, temperature), with_entropies, rows * VOCABULARY)
         logps, entropies = blocked_logps(states, weight, bias, source, tokens, *options)
         assert (logps - expected[0]).abs().max() < 1e-10 and (entropies - expected[1]).abs().max() < 1e-10
         assert entropies.requires_grad == with_entropies
@@ -56,7 +57,7 @@ def test_numbers_and_gradients_are_those_of_torch(treatment: LogitTreatment, tem
 
 def test_a_frozen_head_gets_no_gradient_and_states_do() -> None:
     states, weight, _, source, tokens = head(1)
-    logps, _ = blocked_logps(states, weight.detach(), None, source, tokens, LogitTreatment(), 1.0, False, 40)
+    logps, _ = blocked_logps(states, weight.detach(), None, source, tokens, LogitUse(), False, 40)
     logps.sum().backward()
     assert states.grad is not None and states.grad.any() and weight.grad is None
 
@@ -74,12 +75,12 @@ def test_a_model_learns_the_same_from_blocks(kind: str, tied: bool) -> None:
     precision = 1e-5 if kind == "mamba" else 1e-10  # whose logits are fp32 where they are made at once
     generator = torch.Generator().manual_seed(2)
     prompts = ragged_prompts(3, 11, seed=0)
-    groups = [(prompt, torch.randint(0, 11, (4, 6), generator=generator).tolist()) for prompt in prompts]
+    groups = [(prompt, torch.randint(4, 7, (4, 6), generator=generator).tolist()) for prompt in prompts]
     for lay_out in (pad_groups, *([pack_groups] if kind in FAMILIES else [])):
         laid_out = lay_out(groups, "cpu", rows=13)
-        found = []
+        found, mask = [], TokenMask(banned=(3, 9), ends=(0, 7), min_new_tokens=2)
         for at_once in (1 << 20, 30):  # all of them; two or three places
-            logps_BC, entropies_BC = laid_out.logps(model, Scoring(0.7, entropy_gradient=True, logits_at_once=at_once))
+            logps_BC, entropies_BC = laid_out.logps(model, Scoring(0.7, mask, True, logits_at_once=at_once))
             assert not logps_BC[~laid_out.mask_BC].any() and not entropies_BC[~laid_out.mask_BC].any()
             model.zero_grad()
             (logps_BC.square().sum() + entropies_BC.sin().sum()).backward()
@@ -121,6 +122,6 @@ def test_only_one_block_of_logits_is_held() -> None:
             return results
 
     with Sizes():
-        logps, _ = blocked_logps(states, weight, None, source, tokens, LogitTreatment(), 1.0, False, at_once)
+        logps, _ = blocked_logps(states, weight, None, source, tokens, LogitUse(), False, at_once)
         logps.sum().backward()
     assert largest == at_once == places * vocabulary // 32
