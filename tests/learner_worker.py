@@ -26,10 +26,9 @@ def train(
     folder: Path, sections: dict[str, Any], group_size: int, source: ScriptedSource | None = None
 ) -> dict[str, Any]:
     """Run one learner; what it published, its gradients and its metrics."""
-    source, steps = source or ScriptedSource(group_size), []
-    trainer = make_trainer(
-        train_config(**sections), source, folder, policy=tiny_policy().double(), on_step=steps.append, problems=50
-    )
+    source, steps, config = source or ScriptedSource(group_size), [], train_config(**sections)
+    policy = tiny_policy().double() if config.learner.dtype == "fp32" else tiny_policy()
+    trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}
 
