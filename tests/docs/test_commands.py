@@ -114,7 +114,7 @@ def test_the_commands_on_data_and_policies_run_in_their_order(
 def test_the_task_on_the_page_generates_loads_checks_and_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exactly the page's class, file and commands, with fewer samples."""
+    """Exactly the page's class, file and commands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     text = (REPOSITORY / "docs" / "tasks_and_rewards.md").read_text("utf-8")
@@ -122,7 +122,7 @@ def test_the_task_on_the_page_generates_loads_checks_and_is_measured(
     evaluate, decode = (
         shlex.split(command)[1:] for command, _ in commands_of(text) if "--data digits.txt --task" in command
     )
-    assert main([*evaluate, *ENOUGH["evaluate"], "--json"]) == 0, capsys.readouterr().err
+    assert main([*evaluate, "--json"]) == 0, capsys.readouterr().err
     result = json.loads(capsys.readouterr().out)
     assert result["problems"] == 3
     assert result["by_category"].keys() == {"3 digits", "4 digits", "5 digits"}
