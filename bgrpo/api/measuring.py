@@ -18,6 +18,7 @@ from bgrpo.errors import UserError
 from bgrpo.evaluation.metrics import Evaluation, Measures
 from bgrpo.groups import Group
 from bgrpo.runs.run_folder import RunFolder, load_new_config
+from bgrpo.scoring.failed_checks import truncation
 from bgrpo.tasks.base import Problem, load_file, load_task, shipped_tasks
 from bgrpo.tasks.splits import load_test
 
@@ -136,8 +137,8 @@ def evaluate(
 
     loaded_policy = load_policy(policy)
     base, keys = split_config(config)
-    with tempfile.TemporaryDirectory(prefix="bgrpo-evaluation-") as folder:
-        given = Given(keys=keys | check_keys("overrides", overrides))
+    given = Given(keys=keys | check_keys("overrides", overrides))
+    with tempfile.TemporaryDirectory(prefix="bgrpo-evaluation-") as folder, given.in_their_words():
         task_is_named = names_task(base, given.keys)
         given.add_problems(_as_test(problems), task_is_named)
         given.add_rewards(rewards)
@@ -165,6 +166,8 @@ def evaluate(
         )
         with decoder as (decoding, found), progress_bar("evaluating", shown=progress) as show:
             result = measure(decoding, found, widths, drawn, chosen_seed, Measures.of(settings), on_progress=show)
+    if line := truncation(result.totals(), new, "max_new_tokens"):
+        warnings.warn(line, stacklevel=2)
     return PolicyEvaluation(**vars(result))
 
 

@@ -19,13 +19,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.decoding.direct_gpt2 import HiddenStates, direct_gpt2
+from bgrpo.decoding.logit_treatment import LogitTreatment
 from bgrpo.decoding.onednn import TYPICAL_ROWS, onednn_multiplies
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
 from bgrpo.decoding.tree_attention import TREE_ATTENTION
@@ -77,7 +78,7 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
             if forward is not None:
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
-        blocks = _in_blocks(head, rows, _after_head(model.config))
+        blocks = _in_blocks(head, rows, LogitTreatment.of(model.config))
         yield FastModel(model, blocks, _DTYPES[precision], direct_gpt2(model, modules))
     finally:
         for module in replaced:
@@ -85,16 +86,7 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
         model.config._attn_implementation = attention
 
 
-def _after_head(config: PretrainedConfig) -> Callable[[Tensor], Tensor] | None:
-    """What a family does to the logits that its head gives; None: nothing."""
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        return lambda logits: logits.div_(cap).tanh_().mul_(cap)
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        return lambda logits: logits.div_(scaling)
-    return None
-
-
-def _in_blocks(head: nn.Linear, rows: int, after: Callable[[Tensor], Tensor] | None) -> Head:
+def _in_blocks(head: nn.Linear, rows: int, treatment: LogitTreatment) -> Head:
     """The head, cut so that the logits of one block and all rows are few enough."""
     vocabulary = head.out_features
     size = max(_SMALLEST_BLOCK, LOGITS_AT_ONCE // rows // _SMALLEST_BLOCK * _SMALLEST_BLOCK)
@@ -105,7 +97,7 @@ def _in_blocks(head: nn.Linear, rows: int, after: Callable[[Tensor], Tensor] | N
         weight_OI = head.weight[start : start + size]
         bias_O = None if head.bias is None else head.bias[start : start + size]
         block = matrix_product(weight_OI, bias_O, "fp32", then_gelu=False)
-        blocks.append(block if after is None else _then(block, after))
+        blocks.append(block if treatment == LogitTreatment() else _then(block, treatment))
     return Head(tuple(blocks), vocabulary)
 
 
