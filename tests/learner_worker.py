@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -17,6 +18,8 @@ from bgrpo.learning.learner_state import policy_folder
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
+
+gc.freeze()  # what the server has loaded is shared by its children, and never garbage: their trainers collect it all
 
 
 def train(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from bgrpo.config import TrainConfig
 from bgrpo.evaluation.decoders import Decode
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampleWriter
@@ -46,6 +45,7 @@ def learn(
     """
     import torch
 
+    from bgrpo.learning.learner_state import policy_folder, training_store
     from bgrpo.learning.trainer import BGRPOTrainer
     from bgrpo.policies.io import load_policy
 
