@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -18,15 +19,16 @@ from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
+gc.freeze()  # what the server has loaded is shared by its children, and never garbage: their trainers collect it all
+
 
 def train(
     folder: Path, sections: dict[str, Any], group_size: int, source: ScriptedSource | None = None
 ) -> dict[str, Any]:
     """Run one learner; what it published, its gradients and its metrics."""
-    source, steps = source or ScriptedSource(group_size), []
-    trainer = make_trainer(
-        train_config(**sections), source, folder, policy=tiny_policy().double(), on_step=steps.append, problems=50
-    )
+    source, steps, config = source or ScriptedSource(group_size), [], train_config(**sections)
+    policy = tiny_policy().double() if config.learner.dtype == "fp32" else tiny_policy()
+    trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}
 
