@@ -73,8 +73,11 @@ def test_metrics_of_known_ranks() -> None:
     assert metrics["pass@4"] == pytest.approx(5 / 7)
     assert set(metrics) == {
         "greedy", "top1", "beam_rank_score", "beam@1", "beam@3", "beam@5", "beam@10", "beam@12",
-        "pass@1", "pass@3", "pass@4",
+        "pass@1", "pass@3", "pass@4", "oracle",
     }  # fmt: skip
+    assert metrics["oracle"] == pytest.approx(6 / 7), "the widest beams solve 6, and samples none of the rest"
+    assert evaluation.solved_within() == {"12": [k / 7 for k in (1, 2, 3, 3, 4, 4, 4, 4, 4, 5, 6, 6)]}
+    assert Evaluation.from_dict(evaluation.to_dict()) == evaluation
     assert evaluation.outcomes["beam 1"] == dict.fromkeys(evaluation.outcomes["beam 1"], 0) | {
         "correct": 1,
         "truncated": 6,
