@@ -37,7 +37,7 @@ from bgrpo.cli.arguments import (
 )
 from bgrpo.cli.problem_commands import register
 from bgrpo.errors import RunError, Stopped, UserError, one_line
-from bgrpo.files import FULL
+from bgrpo.files import FULL, LOST
 from bgrpo.runs.redaction import redacted_output, remember_secrets
 from bgrpo.runs.stopping import end_of
 from bgrpo.settings.spelling import nearest
@@ -642,6 +642,11 @@ def _flushed(given: list[str]) -> int:
             status, message = UNREAD, ""
         elif isinstance(error, OSError) and error.errno in FULL:
             status, message = 1, f"error: what is to be written has no room ({error})"
+        elif isinstance(error, OSError) and error.errno in LOST and isinstance(error.filename, str | os.PathLike):
+            path = one_line(os.fspath(error.filename), 300)
+            mend = "see to it that it is there, and that this user may read and write it"
+            print(f"error: {path}: {error.strerror}: {mend}", file=sys.stderr)
+            return 2
         else:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter tries again when it ends

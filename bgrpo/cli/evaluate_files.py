@@ -111,7 +111,7 @@ def evaluate_files(
     if journal is not None and journal.recalled:
         tell(f"note: {journal.recalled:,} of the decoded problems had been decoded before")
     for file in files:
-        say_truncated(file.after.totals(), decoding.max_new_tokens)
+        say_truncated(file.after.totals(), decoding)
     if as_json:
         print(json.dumps(tree))
         return 0

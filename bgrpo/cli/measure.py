@@ -92,7 +92,7 @@ def evaluate_policy(
     where = place_of_split(task, decoding.config.task, "test") if data is None else str(data)
     with _decoder(decoding, problems, where) as (decode, problems), progress_bar("evaluating") as show:
         evaluation = evaluate(decode, problems, widths, samples, seed, Measures.of(decoding.config), on_progress=show)
-    say_truncated(evaluation.totals(), decoding.max_new_tokens)
+    say_truncated(evaluation.totals(), decoding)
     if as_json:
         result = {
             "policy": decoding.policy,
@@ -141,7 +141,7 @@ def decode_file(
     print(f"{out}: {len(problems):,} problems, {outcomes.total():,} completions: {counts}", file=sys.stderr)
     for failure in describe_failures(outcomes, details):
         print(f"warning: {failure}", file=sys.stderr)
-    say_truncated(outcomes, decoding.max_new_tokens)
+    say_truncated(outcomes, decoding)
     return 0
 
 
@@ -153,9 +153,10 @@ def first_problems(problems: list[Problem], limit: int | None, option: str, data
     return problems[:limit]
 
 
-def say_truncated(outcomes: Mapping[str, int], max_new_tokens: int) -> None:
+def say_truncated(outcomes: Mapping[str, int], decoding: Decoding) -> None:
     """Warn where many completions were cut off."""
-    if line := truncation(outcomes, max_new_tokens, "--max-new-tokens"):
+    scored = decoding.config.reward.scores_truncated
+    if line := truncation(outcomes, decoding.max_new_tokens, "--max-new-tokens", scored):
         print(f"warning: {line}", file=sys.stderr)
 
 

@@ -137,6 +137,11 @@ class RewardSection(Section):
         return any(part.check for part in self.named_parts.values()) or self.least_correct is not None
 
     @property
+    def scores_truncated(self) -> bool:
+        """Whether any part scores completions that were cut off."""
+        return any(part.score_truncated for part in self.named_parts.values())
+
+    @property
     def is_graded(self) -> bool:
         """Whether completions have scores beyond correct and wrong."""
         return not self.learns_from_check_alone or len(self.named_parts) > 1

@@ -154,8 +154,10 @@ def test_where_everything_was_cut_off_that_is_what_the_table_says() -> None:
 
     evaluation = evaluate(decode, PROBLEMS, [], samples=0, seed=0)
     assert evaluation.totals() == {"truncated": 11 * 7} | dict.fromkeys(set(evaluation.totals()) - {"truncated"}, 0)
-    assert truncation(evaluation.totals(), 5, "--longer").startswith("77 of 77 completions were cut off at 5 tokens")
-    assert not truncation({"correct": 1, "truncated": 1}, 5, "--longer")
+    for scored, how in ((False, "unjudged"), (True, "and are scored as they are")):
+        told = truncation(evaluation.totals(), 5, "--longer", scored)
+        assert told == f"77 of 77 completions were cut off at 5 tokens, {how}: raise --longer"
+    assert not truncation({"correct": 1, "truncated": 1}, 5, "--longer", False)
 
 
 def test_widths_that_were_not_asked_for_give_no_metric() -> None:
