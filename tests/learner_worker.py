@@ -14,6 +14,7 @@ from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_confi
 
 import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
 from bgrpo.learning.learner_state import policy_folder
+from bgrpo.learning.starting_point import attached
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
@@ -24,9 +25,10 @@ def train(
 ) -> dict[str, Any]:
     """Run one learner; what it published, its gradients and its metrics."""
     source, steps = source or ScriptedSource(group_size), []
-    trainer = make_trainer(
-        train_config(**sections), source, folder, policy=tiny_policy().double(), on_step=steps.append, problems=50
-    )
+    config, policy = train_config(**sections), tiny_policy().double()
+    if config.learner.lora.is_on:
+        policy = attached(config, policy)
+    trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bgrpo.config.lora import LoraSection
 from bgrpo.config.loss import (
     CISPO_RATIO,
     CLIPPED,
@@ -48,6 +49,7 @@ class LearnerSection(Section):
     weight_decay: Weight = Field(0.0, description="of all weights but norms and biases")
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.99, description="of AdamW")
     max_grad_norm: Scale = Field(1.0, description="gradient norm is clipped to this")
+    lora: LoraSection = LoraSection()
     loss: Loss = Field("dapo", description="TRL's loss; see the page on algorithms for each")
     importance_sampling_level: Literal["token", "sequence"] | None = Field(
         None, description="one ratio for each token, or for the completion (GSPO); default: token, of luspo sequence"
@@ -141,6 +143,11 @@ class LearnerSection(Section):
             raise ValueError("kl_bias_correction is of the k3 estimate in the loss: it needs kl_in_reward=false and k3")
         if not self.reference.sync_every and self.reference != ReferenceSection():
             raise ValueError(f"reference.mixing={self.reference.mixing:g} needs reference.sync_every above 0")
+        if self.lora.is_on and self.reference.sync_every and self.reference.mixing != 1:
+            raise ValueError(
+                f"reference.mixing={self.reference.mixing:g}: with lora the reference is an adapter of the same rank, "
+                f"and a mixture of two has a higher one; set reference.mixing=1, which copies the policy's"
+            )
         return self
 
     @model_validator(mode="after")

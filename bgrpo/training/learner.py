@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bgrpo.config import TrainConfig
 from bgrpo.evaluation.decoders import Decode
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.learner_state import policy_folder, training_store
+from bgrpo.learning.learner_state import training_store
 from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampleWriter
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bgrpo.learning.rollout_source import RolloutSource
+    from bgrpo.policies.io import LoadedPolicy
 
 
 def learn(
@@ -32,6 +33,7 @@ def learn(
     decoder: Callable[[int, PreTrainedTokenizerBase], Decode],
     on_start: Callable[[int], None],
     on_step: Callable[[dict[str, Any]], None],
+    start: LoadedPolicy | None = None,
 ) -> None:
     """Train from the newest complete checkpoint to the last step, or until the stop file is there.
 
@@ -43,9 +45,11 @@ def learn(
         decoder: makes what decodes and scores with a published version, for validations.
         on_start: called with the number of steps that were made before.
         on_step: called with each step's metrics.
+        start: the starting policy, where this process has it and nobody else learns in it.
     """
     import torch
 
+    from bgrpo.learning.starting_point import starting_point
     from bgrpo.learning.trainer import BGRPOTrainer
     from bgrpo.policies.io import load_policy
 
@@ -54,9 +58,7 @@ def learn(
     torch.manual_seed(config.seed)
     store = training_store(config, folder)
     resume = store.latest()
-    start = load_policy(config.policy.path)
-    policy = start if resume is None else load_policy(str(policy_folder(resume)))
-    reference = start.model if config.learner.beta > 0 and resume is not None else None
+    policy, reference = starting_point(config, start or load_policy(config.policy.path), resume)
     problems = read_problems(folder.data / "train.jsonl")
     samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
     group_log = GroupLog(folder, config.rollout.log_groups)
