@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeEngine, DecodeSettings
+    from bgrpo.learning.replica import Replica
     from bgrpo.policies.adapter import Adapter
     from bgrpo.policies.io import LoadedPolicy
-    from bgrpo.policies.replica import Replica
 
 
 class RolloutSource(Protocol):
@@ -153,8 +153,8 @@ class LocalRolloutSource:
         return scored
 
     def _new_replica(self, weights: PreTrainedModel | Adapter) -> Replica:
+        from bgrpo.learning.replica import AdapterReplica, WholeReplica
         from bgrpo.policies.adapter import Adapter
-        from bgrpo.policies.replica import AdapterReplica, WholeReplica
 
         if not isinstance(weights, Adapter):
             return WholeReplica(_empty_model(weights, self._device))

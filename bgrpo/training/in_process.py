@@ -18,9 +18,9 @@ from bgrpo.config import TrainConfig
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.evaluation.decoders import Decode
 from bgrpo.files import FULL, NO_ROOM
+from bgrpo.learning.replica import weights_of
 from bgrpo.learning.rollout_source import LocalRolloutSource, torch_threads
 from bgrpo.policies.io import LoadedPolicy
-from bgrpo.policies.replica import weights_of
 from bgrpo.runs.ownership import Claim
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals
 from bgrpo.scoring.attempts import trial_of

@@ -92,8 +92,8 @@ class RolloutActor(PooledActor):
         import torch
 
         from bgrpo.decoding import DecodeEngine
+        from bgrpo.learning.replica import replica_of
         from bgrpo.policies.io import load_policy
-        from bgrpo.policies.replica import replica_of
 
         torch.set_num_threads(self._threads)
         policy = load_policy(self._policy, self._device)

@@ -30,9 +30,9 @@ from bgrpo.distributed.train.driving import fit_workers, raise_failure
 from bgrpo.distributed.train.learner_loop import LearnerJob, learner_loop
 from bgrpo.distributed.train.learner_watch import describe_learners
 from bgrpo.evaluation.decoders import Decode
+from bgrpo.learning.replica import weights_of
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy
-from bgrpo.policies.replica import weights_of
 from bgrpo.runs.stopping import StopSignals
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.training import driver
