@@ -62,7 +62,7 @@ def fit_prompts(
     """
     new = max_new_tokens or rollout.max_new_tokens
     context = context_of(policy.model.config) or sys.maxsize
-    most = _longest_allowed(rollout.max_prompt_tokens, new, context, option)
+    most = longest_prompt(policy, rollout, new, option)
     lengths = prompt_lengths(problems, policy, where)
     long = [index for index, length in enumerate(lengths) if length > most]
     if not long:
@@ -103,12 +103,13 @@ def prompt_lengths(problems: Sequence[Problem], policy: LoadedPolicy, where: str
         raise UserError(f"{place(where, problems, error.index)}: {error}") from error
 
 
-def _longest_allowed(asked: int | None, new: int, context: int, option: str) -> int:
-    """Tokens that a prompt may have.
+def longest_prompt(policy: LoadedPolicy, rollout: RolloutSection, new: int, option: str = _OPTION) -> int:
+    """Tokens that a prompt may have beside ``new`` tokens of an answer, which ``option`` gives.
 
     Raises:
         UserError: the policy's context has no room for so many, or for any.
     """
+    asked, context = rollout.max_prompt_tokens, context_of(policy.model.config) or sys.maxsize
     if asked is None:
         if new >= context:
             raise UserError(f"{option}={new} leaves no room for a prompt: the policy's context is {context}")
