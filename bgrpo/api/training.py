@@ -95,7 +95,7 @@ def train(
         SystemExit: SIGTERM, likewise; the status is 143.
     """
     values = dict(zip(_ARGUMENTS, (algorithm, steps, epochs, group_size, seed, name, runs), strict=True))
-    keys = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
+    keys: dict[str, Any] = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
     if lora is not None:
         keys["learner.lora"] = check_keys("lora", lora) if isinstance(lora, Mapping) else {"rank": lora}
     base, config_keys = split_config(config)

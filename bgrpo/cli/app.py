@@ -372,9 +372,11 @@ def show(
 
 @app.command()
 def export(
-    name: Annotated[str, typer.Argument(parser=_path, metavar="RUN", help="Name or folder of a run, or of a policy.")],
-    out: Annotated[Path, typer.Option("--out", parser=_file, metavar="DIR", help="Folder to write.")],
-    runs: Annotated[Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder of all runs.")] = Path(
+    name: Annotated[
+        str, typer.Argument(parser=path_text, metavar="RUN", help="Name or folder of a run, or of a policy.")
+    ],
+    out: Annotated[Path, typer.Option("--out", parser=path_of, metavar="DIR", help="Folder to write.")],
+    runs: Annotated[Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder of all runs.")] = Path(
         "runs"
     ),
     merge: Annotated[

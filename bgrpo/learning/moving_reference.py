@@ -14,7 +14,7 @@ from bgrpo.policies.lora import set_adapter
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that does not move with the model; weights that are not learned are shared, no second copy is made."""
     kept = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
-    return copy.deepcopy(model, kept).requires_grad_(False)  # type: ignore[arg-type]  # a memo of what is shared
+    return copy.deepcopy(model, kept).requires_grad_(False)  # a memo of what is shared
 
 
 def move_reference(model: PreTrainedModel, reference: PreTrainedModel, mixing: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -60,7 +60,9 @@ class AdapterReplica:
     """
 
     def __init__(self, start: LoadedPolicy, lora: LoraSection, device: str | None = None) -> None:
-        base = start.base if device is None else start.base.to(device)
+        base: Any = start.base
+        if device is not None:
+            base.to(device)
         self._merged = MergedModel(base, adapted_layers(base, lora.target_modules, lora.rank))
         self.model = self._merged.model
 

@@ -102,7 +102,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return None
 
 
-def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """What can have an adapter, by path: linear layers, GPT-2's too, whose weights are not those of an embedding."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return {
@@ -112,16 +112,23 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
-def sizes(layer: nn.Module) -> tuple[int, int]:
+def sizes(layer: nn.Linear | Conv1D) -> tuple[int, int]:
     """Inputs and outputs of a linear layer."""
-    outer, inner = layer.weight.shape
+    outer, inner = weight_of(layer).shape
     return (outer, inner) if isinstance(layer, Conv1D) else (inner, outer)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """Of a linear layer."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The same model in modules of its own, which share its tensors: nothing but structure is copied."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)  # type: ignore[arg-type]  # a memo of what is not to be copied
+    return copy.deepcopy(model, shared)  # a memo of what is not to be copied
 
 
 class MergedModel:
@@ -140,7 +147,7 @@ class MergedModel:
     def __init__(self, base: PreTrainedModel, paths: Collection[str]) -> None:
         self.model = shared_copy(base)
         layers = linear_layers(base)
-        self._base = {path: layers[path].weight for path in paths}
+        self._base = {path: weight_of(layers[path]) for path in paths}
         self._is_transposed = {path for path in paths if isinstance(layers[path], Conv1D)}
         self._own = {path: nn.Parameter(weight.detach().clone()) for path, weight in self._base.items()}
         for path, weight in self._own.items():

@@ -49,7 +49,8 @@ def read_adapter(folder: Path) -> tuple[Path, Adapter]:
         raise UserError(f"{CONFIG} says peft_type={shortened(said.get('peft_type'))}: only LORA can be loaded")
     if said.get("task_type") not in ("CAUSAL_LM", None):
         raise UserError(f"{CONFIG} says task_type={shortened(said['task_type'])}: expected CAUSAL_LM")
-    rank, alpha = said.get("r"), said.get("lora_alpha")
+    rank: Any = said.get("r")
+    alpha: Any = said.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= MOST_RANK:
         raise UserError(f"{CONFIG} says r={shortened(rank)}: expected a rank of 1 to {MOST_RANK}")
     if type(alpha) not in (int, float) or not math.isfinite(alpha) or not 0 < abs(alpha) <= 10**6:
@@ -116,8 +117,8 @@ def _base_folder(name: Any) -> Path:
     if not isinstance(name, str) or not name:
         raise UserError(f"{CONFIG} says base_model_name_or_path={shortened(name)}: expected the folder of a model")
     try:
-        folder = Path(name).expanduser()
-        found = folder if folder.is_dir() else _cached(name)
+        folder = Path(str(name)).expanduser()
+        found = folder if folder.is_dir() else _cached(str(name))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{CONFIG}: base_model_name_or_path: {one_line(str(error))}") from error
     if found is None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.errors import UserError, one_line
-from bgrpo.policies.adapter import NAME, Adapter, MergedModel, adapter_of, linear_layers, shared_copy, sizes
+from bgrpo.policies.adapter import NAME, Adapter, MergedModel, adapter_of, linear_layers, shared_copy, sizes, weight_of
 from bgrpo.settings.spelling import nearest
 
 _FUSED = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
@@ -159,7 +159,7 @@ def _counts(base: PreTrainedModel, paths: Sequence[str], rank: int, alpha: float
     for path, (a_RI, b_OR) in adapter.factors.items():
         drawn_OR = torch.randn(b_OR.shape, generator=generator).to(b_OR)
         product = (adapter.scale * drawn_OR @ a_RI.detach()).norm().clamp(min=1e-30)
-        b_OR.data.copy_(drawn_OR * 0.3 * base.get_submodule(path).weight.detach().norm() / product)
+        b_OR.data.copy_(drawn_OR * 0.3 * weight_of(base.get_submodule(path)).detach().norm() / product)
     merged = MergedModel(base, paths)
     merged.load(adapter)
     context = getattr(base.config, "max_position_embeddings", _TRIED_TOKENS)
