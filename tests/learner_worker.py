@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -19,13 +20,15 @@ from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
+gc.freeze()  # what the server has loaded is shared by its children, and never garbage: their trainers collect it all
+
 
 def train(
     folder: Path, sections: dict[str, Any], group_size: int, source: ScriptedSource | None = None
 ) -> dict[str, Any]:
     """Run one learner; what it published, its gradients and its metrics."""
-    source, steps = source or ScriptedSource(group_size), []
-    config, policy = train_config(**sections), tiny_policy().double()
+    source, steps, config = source or ScriptedSource(group_size), [], train_config(**sections)
+    policy = tiny_policy().double() if config.learner.dtype == "fp32" else tiny_policy()
     if config.learner.lora.is_on:
         policy = attached(config, policy)
     trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)

@@ -14,22 +14,25 @@ from bgrpo.policies.lora import adapted_layers, attach
 
 
 def starting_point(
-    config: TrainConfig, start: LoadedPolicy, resume: Path | None
+    config: TrainConfig, start: LoadedPolicy | None, resume: Path | None
 ) -> tuple[LoadedPolicy, PreTrainedModel | None]:
     """The policy and the reference; None for one that the trainer makes, or that is not needed.
 
     Args:
         config: of the run.
-        start: the starting policy. With ``learner.lora`` its weights are shared by all that is returned.
+        start: the starting policy, where it is in memory; with ``learner.lora`` all that is returned shares its
+            weights.
         resume: checkpoint to continue from.
 
     Raises:
         UserError: the checkpoint's policy cannot be read.
     """
     if config.learner.lora.is_on:
-        return _with_adapter(config, start, resume)
-    policy = start if resume is None else load_policy(str(policy_folder(resume)))
-    return policy, start.model if config.learner.beta > 0 and resume is not None else None
+        return _with_adapter(config, start or load_policy(config.policy.path), resume)
+    policy = load_policy(config.policy.path if resume is None else str(policy_folder(resume)))
+    if resume is None or not config.learner.beta:
+        return policy, None
+    return policy, load_policy(config.policy.path).model
 
 
 def _with_adapter(

@@ -86,7 +86,7 @@ def write_adapter(adapter: Adapter, model: PreTrainedModel, directory: Path) -> 
     content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(Path(model.config.name_or_path).absolute()),
+        "base_model_name_or_path": str(Path(str(model.config.name_or_path)).absolute()),
         "r": adapter.rank,
         "lora_alpha": int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha,
         "lora_dropout": 0.0,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from bgrpo.config import TrainConfig
 from bgrpo.evaluation.decoders import Decode
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.learner_state import training_store
 from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampleWriter
@@ -49,16 +48,16 @@ def learn(
     """
     import torch
 
+    from bgrpo.learning.learner_state import training_store
     from bgrpo.learning.starting_point import starting_point
     from bgrpo.learning.trainer import BGRPOTrainer
-    from bgrpo.policies.io import load_policy
 
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.learner.threads or max(1, cores // config.learner.workers))
     torch.manual_seed(config.seed)
     store = training_store(config, folder)
     resume = store.latest()
-    policy, reference = starting_point(config, start or load_policy(config.policy.path), resume)
+    policy, reference = starting_point(config, start, resume)
     problems = read_problems(folder.data / "train.jsonl")
     samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
     group_log = GroupLog(folder, config.rollout.log_groups)
