@@ -109,3 +109,32 @@ def test_every_optimizer_moves_the_factors(start: str, tmp_path: Path, optimizer
     first, last = source.weights[0], source.weights[2]
     assert last.isfinite().all() and not torch.equal(first, last)
     assert isinstance(adapter_of(trainer.model), Adapter)
+
+
+def test_bf16_and_recomputed_layers_leave_base_and_first_kl_as_they_are(start: str, tmp_path: Path) -> None:
+    gradients: list[torch.Tensor] = []
+    for name, options in {"plain": {}, "again": {"gradient_checkpointing": True}, "bf16": {"dtype": "bf16"}}.items():
+        loaded = load_policy(start)
+        before = flat_weights(loaded.model)
+        config = train_config(steps=1, learner={"lora": LORA, "beta": 0.1} | options)
+        source, trainer, steps = run(config, loaded, tmp_path / name)
+        assert steps[0]["kl"] == 0.0 and torch.equal(flat_weights(loaded.model), before)
+        assert not torch.equal(source.weights[1], source.weights[0])
+        gradients += trainer.gradients
+    plain, again, rounded = gradients
+    assert torch.equal(plain, again)
+    assert 0 < (rounded - plain).norm() < 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dtype": "pure_bf16"}, "would change the policy"),
+        ({"reference": {"dtype": "bf16"}}, "has no copy that could be rounded"),
+        ({"reference": {"sync_every": 3}}, "set reference.mixing=1"),
+        ({"lora": {"alpha": 2.0}}, "alpha needs a rank above 0"),
+    ],
+)
+def test_what_cannot_be_with_an_adapter_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        train_config(learner={"lora": LORA} | options)
