@@ -15,6 +15,7 @@ from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_confi
 
 import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
 from bgrpo.learning.learner_state import policy_folder
+from bgrpo.learning.starting_point import attached
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
@@ -28,6 +29,8 @@ def train(
     """Run one learner; what it published, its gradients and its metrics."""
     source, steps, config = source or ScriptedSource(group_size), [], train_config(**sections)
     policy = tiny_policy().double() if config.learner.dtype == "fp32" else tiny_policy()
+    if config.learner.lora.is_on:
+        policy = attached(config, policy)
     trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}
