@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
+from decoding.tiny_encoder_decoders import tiny_encoder_decoder
+from learner_cases import VOCABULARY, ScriptedSource, make_trainer, tiny_policy, train_config
 
 import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
 from bgrpo.learning.learner_state import policy_folder
@@ -22,11 +23,12 @@ from bgrpo.runs.run_folder import RunFolder
 def train(
     folder: Path, sections: dict[str, Any], group_size: int, source: ScriptedSource | None = None
 ) -> dict[str, Any]:
-    """Run one learner; what it published, its gradients and its metrics."""
+    """Run one learner; what it published, its gradients and its metrics. ``encoder`` in place of a section: a T5."""
     source, steps = source or ScriptedSource(group_size), []
-    trainer = make_trainer(
-        train_config(**sections), source, folder, policy=tiny_policy().double(), on_step=steps.append, problems=50
-    )
+    source.passages = "encoder" in sections
+    policy = tiny_encoder_decoder("t5 untied", VOCABULARY) if source.passages else tiny_policy()
+    config = train_config(**{name: section for name, section in sections.items() if name != "encoder"})
+    trainer = make_trainer(config, source, folder, policy=policy.double(), on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}
 

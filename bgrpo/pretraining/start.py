@@ -61,6 +61,8 @@ def choose_start(config: PretrainConfig, task: Task, problems: Sequence[Problem]
     """
     if config.policy.path is not None:
         policy = check_policy(config.policy.path)
+        if policy.model.config.is_encoder_decoder:
+            raise UserError(f"policy {config.policy.path} has an encoder: only causal models are trained on answers")
         context = context_of(policy.model.config) or config.context
         if context is None:
             raise UserError(f"policy {config.policy.path} reads texts of any length: say which, as context")
