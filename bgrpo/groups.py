@@ -62,6 +62,7 @@ class Completion:
         finished: True when the last token is the end token, False when ``max_new_tokens`` cut it.
         text: what the judge reads, without end token; empty until the tokens have been turned into text.
         verdict: what the judge said; None until then.
+        key: of one drawn without replacement, its perturbed log-probability: log-probability plus Gumbel noise.
     """
 
     tokens: list[int]
@@ -69,6 +70,7 @@ class Completion:
     finished: bool
     text: str = ""
     verdict: Verdict | None = None
+    key: float | None = None
 
     @property
     def logprob(self) -> float:
@@ -96,16 +98,19 @@ class Completion:
 class Group:
     """The completions of one prompt, best first: position i has rank i + 1 by summed log-probability.
 
-    Beams are distinct and may be fewer than asked for only when fewer sequences exist. Samples keep draw order and
-    carry no rank meaning.
+    Beams are distinct and may be fewer than asked for only when fewer sequences exist; stochastic beams too. Samples
+    and stochastic beams are in the order drawn and carry no rank meaning.
 
     Attributes:
         prompt_ids: token ids of the prompt; of several passages, :data:`NEXT_PASSAGE` between them.
         completions: at least one.
+        kappa: of a group drawn without replacement, the largest key of the completions that were not drawn; None where
+            all that exist were drawn, and of other groups.
     """
 
     prompt_ids: list[int]
     completions: list[Completion]
+    kappa: float | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

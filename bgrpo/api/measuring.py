@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from bgrpo.api.given import Given, Problems, Rewards
 from bgrpo.api.policy import LARGEST_SEED, MAX_NEW_TOKENS, PolicyLike, Prompt, load_policy, whole
@@ -20,6 +20,9 @@ from bgrpo.groups import Group
 from bgrpo.runs.run_folder import RunFolder, load_new_config
 from bgrpo.tasks.base import Problem, load_file, load_task, shipped_tasks
 from bgrpo.tasks.splits import load_test
+
+if TYPE_CHECKING:
+    from bgrpo.decoding.settings import Search
 
 WIDEST, MOST_SAMPLES = 10**5, 10**5
 
@@ -37,7 +40,7 @@ class PolicyEvaluation(Evaluation):
 def decode(
     policy: PolicyLike,
     prompts: Prompt | Sequence[Prompt],
-    search: Literal["beam", "sample"] = "beam",
+    search: Search = "beam",
     group_size: int = 10,
     max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
@@ -50,15 +53,16 @@ def decode(
             spares loading it again; or a model of transformers with its tokenizer.
         prompts: one or several, each a text; a chat, which the policy's template renders; or token ids as they stand.
         search: ``beam`` for the most probable completions, best first and all distinct; ``sample`` for independent
-            ones.
+            ones; ``stochastic_beam`` for distinct ones, drawn without replacement.
         group_size: K, completions of each prompt; fewer beams only where fewer sequences exist.
         max_new_tokens: longest completion, end token included.
-        seed: of the samples; each prompt's depend on the seed and its position alone.
-        temperature: of the samples; beams are searched at 1.
+        seed: of what is drawn; each prompt's completions depend on the seed and its position alone.
+        temperature: of what is drawn; beams are searched at 1.
 
     Returns:
         For each prompt its group: ``prompt_ids``, and ``completions`` with ``tokens``, ``logprobs``, ``logprob``,
-        ``text`` and ``finished``.
+        ``text`` and ``finished``; drawn without replacement also ``key``, its log-probability plus Gumbel noise, and of
+        the group ``kappa``, the largest key that was not drawn.
 
     Raises:
         UserError: what was wrong with policy, prompt or argument, in one line.

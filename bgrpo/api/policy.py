@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgrpo.errors import UserError, one_line
 from bgrpo.groups import Group, fused, passages_of
@@ -14,6 +14,7 @@ from bgrpo.groups import Group, fused, passages_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from bgrpo.decoding.settings import Search
     from bgrpo.policies.io import LoadedPolicy
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Mapping[str, str]] | Sequence[str]"
@@ -85,7 +86,7 @@ class Policy:
         self,
         prompts: Prompt | Sequence[Prompt],
         *,
-        search: Literal["beam", "sample"] = "beam",
+        search: Search = "beam",
         group_size: int = 10,
         max_new_tokens: int | None = None,
         seed: int = 0,

@@ -187,7 +187,17 @@ class RewardSection(Section):
 class AdvantageSection(Section):
     """From rewards to advantages."""
 
-    kind: Literal["mean", "std", "batch", "none", "leave_one_out", "probability_weighted"] | None = Field(
-        None, description="default: mean for bgrpo, std for grpo, leave_one_out for reinforce"
-    )
+    kind: (
+        Literal[
+            "mean",
+            "std",
+            "batch",
+            "none",
+            "leave_one_out",
+            "probability_weighted",
+            "importance_weighted",
+            "set_estimator",
+        ]
+        | None
+    ) = Field(None, description="default: mean for bgrpo, std for grpo, leave_one_out for reinforce")
     alpha: Annotated[float, Field(gt=0, le=1000)] = Field(1.0, description="sharpness of probability_weighted")

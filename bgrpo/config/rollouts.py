@@ -20,6 +20,11 @@ class PolicySection(Section):
 class RolloutSection(Section):
     """How completions are decoded, and by how many actors."""
 
+    search: Literal["beam", "sample", "stochastic_beam"] | None = Field(
+        None,
+        description="beam: the K most probable completions; sample: independent ones; stochastic_beam: K distinct ones "
+        "drawn without replacement; default: beam for bgrpo, sample for the others",
+    )
     actors: Few = Field(2, description="rollout actors at the start")
     min_actors: Few | None = Field(None, description="fewest rollout actors; default: actors")
     max_actors: Few | None = Field(None, description="most rollout actors; default: actors, a pool of one size")
@@ -51,7 +56,7 @@ class RolloutSection(Section):
         "refuse", description="longer prompts: refuse the run, leave them out, or keep the BOS and their last tokens"
     )
     temperature: Annotated[float, Field(ge=0.001, le=1000)] = Field(
-        1.0, description="of sampling, and of all log-probabilities learned from; beams: 1"
+        1.0, description="of what is drawn, and of all log-probabilities learned from; beams: 1"
     )
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",

@@ -47,22 +47,27 @@ class TrainConfig(Section):
     watchdog: WatchdogSection = WatchdogSection()
 
     @property
-    def decode_mode(self) -> Literal["beam", "sample"]:
-        """BGRPO's groups are beams, the others' are samples."""
-        return "beam" if self.algorithm == "bgrpo" else "sample"
+    def decode_mode(self) -> Literal["beam", "sample", "stochastic_beam"]:
+        """How groups are made: as asked for, or beams for BGRPO and samples for the others."""
+        return self.rollout.search or ("beam" if self.algorithm == "bgrpo" else "sample")
 
     @property
     def reward_kind(self) -> str:
         """How rank shapes the score: as asked for, or the algorithm's default."""
         if self.reward.kind is not None:
             return "simple" if self.reward.kind == "function" else self.reward.kind
-        return "rank" if self.algorithm == "bgrpo" and self.reward.learns_from_check_alone else "simple"
+        return "rank" if self.decode_mode == "beam" and self.reward.learns_from_check_alone else "simple"
 
     @property
     def advantage_kind(self) -> str:
         """The advantage asked for, or the algorithm's default."""
         defaults = {"bgrpo": "mean", "grpo": "std", "reinforce": "leave_one_out"}
         return self.advantage.kind or defaults[self.algorithm]
+
+    @property
+    def _search_as_given(self) -> str:
+        """The key that decided how groups are made."""
+        return f"rollout.search={self.rollout.search}" if self.rollout.search else f"algorithm={self.algorithm}"
 
     @property
     def checkpoint_metric(self) -> str:
@@ -97,15 +102,21 @@ class TrainConfig(Section):
                 f"{rollout.prompts_per_step % parts}; the nearest that does is "
                 f"{max(1, round(rollout.prompts_per_step / parts)) * parts}"
             )
-        if self.decode_mode == "sample" and self.reward_kind in ("rank", "reverse_rank"):
+        if self.decode_mode != "beam" and self.reward_kind in ("rank", "reverse_rank"):
             raise ValueError(
-                f"reward.kind={self.reward_kind} needs ranked beams, but algorithm={self.algorithm} draws samples, "
-                f"which have no rank: use reward.kind=simple, or algorithm=bgrpo"
+                f"reward.kind={self.reward_kind} needs ranked beams, but {self._search_as_given} draws completions, "
+                f"which have no rank: use reward.kind=simple, or algorithm=bgrpo with rollout.search=beam"
             )
         if self.decode_mode == "beam" and rollout.temperature != 1:
             raise ValueError(
                 f"rollout.temperature={rollout.temperature:g}: beams are the policy's own best completions, so "
-                f"algorithm={self.algorithm} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
+                f"{self._search_as_given} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
+            )
+        if self.decode_mode != "stochastic_beam" and self.advantage_kind in ("importance_weighted", "set_estimator"):
+            raise ValueError(
+                f"advantage.kind={self.advantage_kind} weighs completions drawn without replacement, but "
+                f"{self._search_as_given} makes {'beams' if self.decode_mode == 'beam' else 'independent samples'}: "
+                f"use rollout.search=stochastic_beam"
             )
         if self.reward.kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")

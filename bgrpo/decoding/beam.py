@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,35 +31,62 @@ class BeamChooser:
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
-        groups, group_size = slots.scores_GK.shape
         # the K best overall are among the K best of each row, of whose end tokens one counts
-        fan = min(group_size + len(self._end_tokens) - 1, logits.vocabulary)
+        fan = min(self._group_size + len(self._end_tokens) - 1, logits.vocabulary)
         logps_RF, tokens_RF = logits.best(fan, len(rows.flat_R))
         scores_R = slots.scores_GK.flatten()[rows.flat_R]
-        extended_RF = (scores_R[:, None] + logps_RF).masked_fill_(
-            ~slots.live_GK.flatten()[rows.flat_R, None], -torch.inf
-        )
+        extended_RF = scores_R[:, None] + logps_RF
         if len(self._end_tokens) > 1:
             ends_RF = ~goes_on(tokens_RF, self._end_tokens)
             extended_RF.masked_fill_(ends_RF & (ends_RF.cumsum(1) > 1), -torch.inf)
-        scores_GC = scores_R.new_full((groups, group_size * fan + group_size), -torch.inf)
-        scores_GC[:, : group_size * fan].unflatten(1, (group_size, fan))[rows.prompt_R, rows.slot_R] = extended_RF
-        scores_GC[:, group_size * fan :] = slots.scores_GK.masked_fill(slots.live_GK, -torch.inf)
-        scores_GK, picks_GK = scores_GC.topk(group_size, dim=-1)
-        extends_GK = picks_GK < group_size * fan
-        parents_GK = torch.where(extends_GK, picks_GK // fan, picks_GK - group_size * fan)
-        # a pick among the extensions is place (row, nth best token); rows stand in the order of flat slots
-        row_GK = _rows_of_slots(rows, groups * group_size)[parents_GK + _first_slots(groups, group_size, parents_GK)]
-        place_GK = row_GK * fan + picks_GK % fan
-        extends_GK &= scores_GK > -torch.inf
-        tokens_GK = tokens_RF.flatten()[place_GK].where(extends_GK, NO_TOKEN)
+        chosen = choose_best(extended_RF, slots.scores_GK, rows, slots.live_GK)
+        tokens_GK = tokens_RF.flatten()[chosen.places_GK].where(chosen.extends_GK, NO_TOKEN)
         return Slots(
-            parents_GK=parents_GK,
+            parents_GK=chosen.parents_GK,
             tokens_GK=tokens_GK,
-            logps_GK=logps_RF.flatten()[place_GK].where(extends_GK, 0.0),
-            scores_GK=scores_GK,
-            live_GK=extends_GK & goes_on(tokens_GK, self._end_tokens),
+            logps_GK=logps_RF.flatten()[chosen.places_GK].where(chosen.extends_GK, 0.0),
+            scores_GK=chosen.values_GK,
+            live_GK=chosen.extends_GK & goes_on(tokens_GK, self._end_tokens),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The K best of a prompt's ended hypotheses and of the extensions of its live ones, best first.
+
+    Attributes:
+        values_GK: what they were chosen by; -inf where there are fewer.
+        parents_GK: slot that each goes on from, or stays as.
+        places_GK: of an extension, its place among all of :func:`choose_best`'s ``values_RF``; else any.
+        extends_GK: whether it is an extension.
+    """
+
+    values_GK: Tensor
+    parents_GK: Tensor
+    places_GK: Tensor
+    extends_GK: Tensor
+
+
+def choose_best(values_RF: Tensor, values_GK: Tensor, rows: Rows, live_GK: Tensor) -> Chosen:
+    """The K largest of each prompt.
+
+    Args:
+        values_RF: of the F best extensions of each row; those of rows that are not live count for nothing.
+        values_GK: of the slots, -inf where a slot holds nothing.
+        rows: all live slots are among them.
+        live_GK: slots that do not stay as they are.
+    """
+    (groups, group_size), fan = values_GK.shape, values_RF.shape[1]
+    extended_RF = values_RF.masked_fill(~live_GK.flatten()[rows.flat_R, None], -torch.inf)
+    values_GC = values_GK.new_full((groups, group_size * fan + group_size), -torch.inf)
+    values_GC[:, : group_size * fan].unflatten(1, (group_size, fan))[rows.prompt_R, rows.slot_R] = extended_RF
+    values_GC[:, group_size * fan :] = values_GK.masked_fill(live_GK, -torch.inf)
+    best_GK, picks_GK = values_GC.topk(group_size, dim=-1)
+    extends_GK = picks_GK < group_size * fan
+    parents_GK = torch.where(extends_GK, picks_GK // fan, picks_GK - group_size * fan)
+    # a pick among the extensions is place (row, nth best token); rows stand in the order of flat slots
+    row_GK = _rows_of_slots(rows, groups * group_size)[parents_GK + _first_slots(groups, group_size, parents_GK)]
+    return Chosen(best_GK, parents_GK, row_GK * fan + picks_GK % fan, extends_GK & (best_GK > -torch.inf))
 
 
 def _rows_of_slots(rows: Rows, slots: int) -> Tensor:

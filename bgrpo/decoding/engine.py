@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from bgrpo.decoding.sample import SampleChooser, uniform_streams
 from bgrpo.decoding.search import Traces
 from bgrpo.decoding.settings import DecodeSettings
 from bgrpo.decoding.slots import NO_TOKEN, Chooser
+from bgrpo.decoding.stochastic_beam import StochasticBeamChooser, noise_streams
 from bgrpo.decoding.support import EngineName, context_of, service_of
 from bgrpo.errors import NotFiniteError, UserError
 from bgrpo.groups import Completion, Group, passages_of
@@ -74,11 +76,12 @@ class DecodeEngine:
         Args:
             prompts: token ids; for an encoder also several passages, see :func:`bgrpo.groups.passages_of`.
             settings: beams or samples, how many, how long.
-            seeds: for samples, one non-negative integer per prompt: its samples depend on no other prompt's. Beams
-                need none and ignore them.
+            seeds: for what is drawn, one non-negative integer per prompt: its completions depend on no other prompt's.
+                Beams need none and ignore them.
 
         Returns:
-            Beams best first, all distinct, fewer than K only where fewer sequences exist; samples in draw order.
+            Beams best first, all distinct, fewer than K only where fewer sequences exist; samples in draw order;
+            stochastic beams as both, with their keys, and each group with its kappa.
 
         Raises:
             UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds are missing.
@@ -87,31 +90,32 @@ class DecodeEngine:
         self._check_prompts(prompts, settings)
         if not prompts:
             return []
-        seeds = _checked_seeds(seeds, len(prompts)) if settings.mode == "sample" else [0] * len(prompts)
+        seeds = _checked_seeds(seeds, len(prompts)) if settings.mode != "beam" else [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
-        size = max(1, self._search.most_rows // settings.group_size)
+        size = max(1, self._search.most_rows // settings.width)
         groups: dict[int, Group] = {}
-        rows = min(size, len(prompts)) * settings.group_size
+        rows = min(size, len(prompts)) * settings.width
         with _evaluation_mode(self._model), self._search.ready(rows):
             alike = [order]
             if not self._search.takes_ragged():
                 alike = [list(same) for _, same in itertools.groupby(order, key=lambda index: len(prompts[index]))]
             for batch in (part[start : start + size] for part in alike for start in range(0, len(part), size)):
-                traces = self._search.run(
-                    [prompts[index] for index in batch],
-                    self._chooser(settings, [seeds[index] for index in batch]),
-                    settings.group_size,
-                    settings.max_new_tokens,
-                )
+                chooser = self._chooser(settings, [seeds[index] for index in batch])
+                ids = [list(prompts[index]) for index in batch]
+                traces = self._search.run(ids, chooser, settings.width, settings.max_new_tokens)
                 _check_numbers(traces, batch)
-                groups.update(
-                    zip(batch, _assemble(traces, [list(prompts[index]) for index in batch], settings), strict=True)
-                )
+                found = _assemble(traces, ids, settings)
+                if isinstance(chooser, StochasticBeamChooser):
+                    found = [_drawn(*of) for of in zip(found, chooser.keys_GK.tolist(), strict=True)]
+                groups.update(zip(batch, found, strict=True))
         return [groups[index] for index in range(len(prompts))]
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
         if settings.mode == "beam":
             return BeamChooser(settings.group_size, settings.end_tokens)
+        if settings.mode == "stochastic_beam":
+            states_GTK = noise_streams(seeds, settings.width, settings.max_new_tokens).to(self._model.device)
+            return StochasticBeamChooser(states_GTK, settings.end_tokens, settings.temperature)
         uniforms_GKT = uniform_streams(seeds, settings.group_size, settings.max_new_tokens)
         return SampleChooser(uniforms_GKT.to(self._model.device), settings.end_tokens, settings.temperature)
 
@@ -185,3 +189,11 @@ def _assemble(traces: Traces, prompts: list[list[int]], settings: DecodeSettings
             completions.sort(key=lambda completion: (-completion.logprob, completion.tokens))
         groups.append(Group(prompts[g], completions))
     return groups
+
+
+def _drawn(group: Group, keys: Sequence[float]) -> Group:
+    """The group without the last of its completions, whose key is the largest of those not drawn."""
+    completions = [replace(completion, key=key) for completion, key in zip(group.completions, keys, strict=False)]
+    if len(completions) < len(keys):
+        return replace(group, completions=completions)
+    return replace(group, completions=completions[:-1], kappa=keys[-1])

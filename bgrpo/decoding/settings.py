@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from bgrpo.errors import UserError
+
+Search = Literal["beam", "sample", "stochastic_beam"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +15,8 @@ class DecodeSettings:
     """How every prompt of a request is completed.
 
     Attributes:
-        mode: ``beam`` searches for the most probable completions, ``sample`` draws independent ones.
+        mode: ``beam`` searches for the most probable completions, ``sample`` draws independent ones,
+            ``stochastic_beam`` draws distinct ones, without replacement.
         group_size: K, beams or samples per prompt; may exceed the vocabulary size.
         max_new_tokens: longest completion, end token included.
         eos_token_id: the token that ends a completion, or several, each of which does.
@@ -26,7 +29,7 @@ class DecodeSettings:
         UserError: a value outside its range.
     """
 
-    mode: Literal["beam", "sample"]
+    mode: Search
     group_size: int
     max_new_tokens: int
     eos_token_id: int | tuple[int, ...]
@@ -34,13 +37,18 @@ class DecodeSettings:
     temperature: float = 1.0
 
     @property
+    def width(self) -> int:
+        """Hypotheses of each prompt; one more than asked for tells the largest key that was not drawn."""
+        return self.group_size + (self.mode == "stochastic_beam")
+
+    @property
     def end_tokens(self) -> tuple[int, ...]:
         """Every token that ends a completion."""
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
 
     def __post_init__(self) -> None:
-        if self.mode not in ("beam", "sample"):
-            raise UserError(f"decode mode {self.mode!r}: expected 'beam' or 'sample'")
+        if self.mode not in get_args(Search):
+            raise UserError(f"search={self.mode!r}: expected one of {', '.join(get_args(Search))}")
         if self.group_size < 1:
             raise UserError(f"group_size={self.group_size}: expected at least 1 beam or sample per prompt")
         if self.max_new_tokens < 1:

@@ -146,6 +146,7 @@ def choose_groups(
         [[completion.logprob for completion in group.completions] for group in used],
         config.advantage_kind,
         config.advantage.alpha,
+        [group.kappa for group in used],
     )
     learning = [
         _learning_group(*parts, config.learner.mask_truncated) for parts in zip(used, values, logps, strict=True)

@@ -33,8 +33,8 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
     Args:
         scored: the step.
         version: policy version that the update starts from.
-        mode: ``beam`` (adds ``top1_accuracy``: rank 1 is correct) or ``sample`` (adds ``duplicates``: fraction of
-            completions equal to an earlier one of their group).
+        mode: ``beam`` (adds ``top1_accuracy``: rank 1 is correct), ``sample`` (adds ``duplicates``: fraction of
+            completions equal to an earlier one of their group) or ``stochastic_beam``.
         reward: of the run.
 
     Returns:
@@ -71,7 +71,7 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
     if mode == "beam":
         if checked:
             metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
-    else:
+    elif mode == "sample":
         metrics["duplicates"] = _duplicates(groups)
     metrics |= {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}
     return metrics | part_metrics(groups, reward)

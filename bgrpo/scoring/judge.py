@@ -109,6 +109,7 @@ class Judge:
                 rewards=self._rewards_of(group),
                 index=index,
                 version=version,
+                kappa=group.kappa,
             )
             for index, group in zip(indices, with_verdicts(groups, verdicts), strict=True)
         ]

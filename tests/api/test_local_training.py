@@ -76,8 +76,16 @@ def test_a_run_from_objects_in_memory_and_what_it_tells(
     assert len(measured.categories) == len(rows) and "greedy_reward" in measured.table()
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"rollout.search": "stochastic_beam", "advantage.kind": "set_estimator", "rollout.max_staleness": 1},
+    ],
+    ids=["beams", "without replacement, ahead"],
+)
 def test_a_run_that_is_stopped_and_resumed_comes_to_the_same(
-    tmp_path: Path, policy_folder: Path, rows: list[dict[str, Any]], small: dict[str, Any]
+    tmp_path: Path, policy_folder: Path, rows: list[dict[str, Any]], small: dict[str, Any], keys: dict[str, Any]
 ) -> None:
     def reward(prompt: str, completion: str) -> float:
         time.sleep(0.05)  # the stop is to come before the last step
@@ -89,7 +97,7 @@ def test_a_run_that_is_stopped_and_resumed_comes_to_the_same(
 
     rewards = {"function": reward, "score_truncated": True}
     arguments: dict[str, Any] = {"problems": rows, "rewards": rewards, "steps": 5, "group_size": 4, "config": small}
-    arguments |= {"policy": policy_folder, "runs": tmp_path, "local": True, "progress": False}
+    arguments |= {"policy": policy_folder, "runs": tmp_path, "local": True, "progress": False, "overrides": keys}
     whole = bgrpo.train(**arguments, name="whole")
     cut = bgrpo.train(**arguments, name="cut", on_step=stop)
     assert cut.status == "stopped" and 2 <= cut.steps < 5 and "stopped after" in cut.table()

@@ -46,8 +46,16 @@ def _group_fault(group: Group, settings: DecodeSettings, vocabulary: int) -> str
         fault = _completion_fault(completion, settings, vocabulary)
         if fault is not None:
             return f"completion {rank}: {fault}"
-    if settings.mode == "beam" and len({tuple(completion.tokens) for completion in group.completions}) < count:
+    if settings.mode != "sample" and len({tuple(completion.tokens) for completion in group.completions}) < count:
         return "two beams are the same"
+    return _keys_fault(group) if settings.mode == "stochastic_beam" else None
+
+
+def _keys_fault(group: Group) -> str | None:
+    keys = [completion.key for completion in group.completions]
+    keys += [] if group.kappa is None else [group.kappa]
+    if not all(key is not None and math.isfinite(key) for key in keys) or keys != sorted(keys, reverse=True):  # type: ignore[type-var]
+        return f"its keys, the largest first, are {keys}"
     return None
 
 
