@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 
-from bgrpo.policies.encoder_decoders import decoder_options, encode, start_token
+from bgrpo.decoding.encoding import decoder_options, encode, start_token
 
 
 def cache_argument(takes: Collection[str]) -> str | None:

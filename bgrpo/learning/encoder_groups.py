@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bgrpo.decoding.encoding import decoder_options, encode, start_token
 from bgrpo.learning.matrix_products import OneDNNProducts
 from bgrpo.learning.packing import picked_logps
-from bgrpo.policies.encoder_decoders import decoder_options, encode, start_token
 
 Groups = Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
 """(prompt, completions) each, as token ids."""
