@@ -57,12 +57,16 @@ class Completion:
 
     Attributes:
         tokens: token ids up to and including the end token when ``finished``; never empty, nothing after the end token.
-        logprobs: natural-log probability of each token in the distribution that it was chosen from (samples: at their
-            temperature; beams: at 1), same length.
-        finished: True when the last token is the end token, False when ``max_new_tokens`` cut it.
-        text: what the judge reads, without end token; empty until the tokens have been turned into text.
+        logprobs: natural-log probability of each token in the policy's distribution (samples: at their temperature;
+            beams: at 1), same length.
+        finished: True when the last token is an end token or completes a stop text, False when ``max_new_tokens`` cut
+            it.
+        text: what the judge reads, without end token and from a stop text on nothing; empty until the tokens have been
+            turned into text.
         verdict: what the judge said; None until then.
         key: of one drawn without replacement, its perturbed log-probability: log-probability plus Gumbel noise.
+        sampled_logprobs: natural-log probability of each token in the part of the distribution that it was drawn from;
+            empty where that is the whole.
     """
 
     tokens: list[int]
@@ -71,6 +75,7 @@ class Completion:
     text: str = ""
     verdict: Verdict | None = None
     key: float | None = None
+    sampled_logprobs: list[float] = field(default_factory=list)
 
     @property
     def logprob(self) -> float:

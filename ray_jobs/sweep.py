@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from bgrpo.cli.app import main
+from bgrpo.runs.stopping import end_of
 
 if __name__ == "__main__":
-    sys.exit(main(["sweep", *sys.argv[1:]]))
+    sys.exit(end_of(main(["sweep", *sys.argv[1:]])))

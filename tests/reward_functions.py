@@ -112,3 +112,22 @@ def slow(prompt: str, completion: str) -> float:
     """Takes its time."""
     time.sleep(0.1)
     return 1.0
+
+
+_calls = 0
+
+
+def fails_after_its_trial(prompt: str, completion: str) -> float:
+    """A mistake that the first call does not show."""
+    global _calls
+    _calls += 1
+    if _calls > 1:
+        raise ValueError("no such")
+    return 1.0
+
+
+def applies_to_its_trial(prompt: str, completion: str) -> float | None:
+    """None from the second call on."""
+    global _calls
+    _calls += 1
+    return None if _calls > 1 else 1.0

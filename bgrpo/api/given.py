@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgrpo.api.policy import PolicyLike, load_policy
 from bgrpo.config import TrainConfig
+from bgrpo.config.rewards import PART_SOURCES, PartSection
 from bgrpo.errors import UserError, one_line
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.kept_functions import DIGESTS, PREFIX, keep_function, module_name
@@ -39,7 +40,13 @@ Rewards: TypeAlias = "Weighted | Sequence[Weighted] | Mapping[str, Weighted]"
 """One reward, a list of them, or a mapping of names to them; each alone or as ``(reward, weight)``."""
 
 SPLITS = ("train", "validation", "test")
-_PART_KEYS = ("check", "function", "metric", "model", "url")
+_OF_SOURCE: Mapping[str, Any] = {
+    "check": bool,
+    "function": str | Callable,
+    "metric": str,
+    "model": str | PathLike,
+    "url": str,
+}  # types of the values that make a part of a source
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SUM = "reward"  # what metrics call the weighted sum of all parts
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}")
@@ -112,7 +119,7 @@ class Given:
         if rewards is None:
             return
         named: list[tuple[str | None, Any]]
-        if isinstance(rewards, Mapping) and not set(rewards) & set(_PART_KEYS):
+        if isinstance(rewards, Mapping) and not _is_part(rewards):
             named = list(rewards.items())
         elif isinstance(rewards, Sequence) and not isinstance(rewards, str | bytes) and not _is_weighted(rewards):
             named = [(None, reward) for reward in rewards]
@@ -190,6 +197,19 @@ def _is_weighted(rewards: Any) -> bool:
     return isinstance(rewards, tuple) and len(rewards) == 2 and isinstance(rewards[1], int | float)
 
 
+def _is_part(rewards: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is the keys of one part, ``{"model": …, "weight": 0.5}``, not names of rewards.
+
+    A part's name may be that of a key: ``{"check": my_function}`` is a part called check, since no part has a function
+    there. What stands beside the one source is a key where it is one, and where it could be no reward.
+    """
+    sources = [key for key in PART_SOURCES if key in rewards]
+    if len(sources) != 1 or not isinstance(rewards[sources[0]], _OF_SOURCE[sources[0]]):
+        return False
+    others = [key for key in rewards if key not in PartSection.model_fields]
+    return all(isinstance(rewards[key], int | float | None) for key in others)
+
+
 def _named_part(reward: str) -> dict[str, Any]:
     """What a text names."""
     if reward == "check":
@@ -212,7 +232,7 @@ def _named_part(reward: str) -> dict[str, Any]:
 def _stem(reward: Any) -> str:
     """What a reward that has no name is called after."""
     if isinstance(reward, Mapping):
-        inner = next((reward[key] for key in _PART_KEYS if reward.get(key)), "reward")
+        inner = next((reward[key] for key in PART_SOURCES if reward.get(key)), "reward")
         return "check" if inner is True else _stem(inner)
     if isinstance(reward, str | PathLike):
         text = fspath(reward)

@@ -18,6 +18,7 @@ from bgrpo.errors import UserError
 from bgrpo.evaluation.metrics import Evaluation, Measures
 from bgrpo.groups import Group
 from bgrpo.runs.run_folder import RunFolder, load_new_config
+from bgrpo.scoring.failed_checks import truncation
 from bgrpo.tasks.base import Problem, load_file, load_task, shipped_tasks
 from bgrpo.tasks.splits import load_test
 
@@ -45,6 +46,12 @@ def decode(
     max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    stop: str | Sequence[str] = (),
+    min_new_tokens: int = 0,
+    banned_tokens: Sequence[int | str] = (),
 ) -> list[Group]:
     """A group of completions for each prompt.
 
@@ -58,11 +65,18 @@ def decode(
         max_new_tokens: longest completion, end token included.
         seed: of what is drawn; each prompt's completions depend on the seed and its position alone.
         temperature: of what is drawn; beams are searched at 1.
+        top_p: draw samples from the fewest most probable tokens that have this probability together.
+        top_k: draw samples from so many most probable tokens; 0: from all.
+        min_p: draw samples from tokens at least so probable, as a part of the most probable one's probability.
+        stop: a text, or several, each of which ends a completion; ``text`` is what comes before.
+        min_new_tokens: tokens before an end token may come or a stop text may be completed.
+        banned_tokens: that no completion holds: ids, names in the vocabulary, or texts that are one token.
 
     Returns:
         For each prompt its group: ``prompt_ids``, and ``completions`` with ``tokens``, ``logprobs``, ``logprob``,
-        ``text`` and ``finished``; drawn without replacement also ``key``, its log-probability plus Gumbel noise, and of
-        the group ``kappa``, the largest key that was not drawn.
+        ``text`` and ``finished``; of samples from a part of the distribution ``sampled_logprobs`` in that part; drawn
+        without replacement also ``key``, its log-probability plus Gumbel noise, and of the group ``kappa``, the largest
+        key that was not drawn.
 
     Raises:
         UserError: what was wrong with policy, prompt or argument, in one line.
@@ -74,6 +88,12 @@ def decode(
         max_new_tokens=max_new_tokens,
         seed=seed,
         temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        stop=stop,
+        min_new_tokens=min_new_tokens,
+        banned_tokens=banned_tokens,
     )
 
 
@@ -146,6 +166,8 @@ def evaluate(
         )
         with decoder as (decoding, found), progress_bar("evaluating", shown=progress) as show:
             result = measure(decoding, found, widths, drawn, chosen_seed, Measures.of(settings), on_progress=show)
+    if line := truncation(result.totals(), new, "max_new_tokens"):
+        warnings.warn(line, stacklevel=2)
     return PolicyEvaluation(**vars(result))
 
 

@@ -66,19 +66,33 @@ class Policy:
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        stop: str | Sequence[str] = (),
+        min_new_tokens: int = 0,
+        banned_tokens: Sequence[int | str] = (),
     ) -> list[str]:
-        """One completion of each prompt, as text without the end token.
+        """One completion of each prompt, as text without the end token or stop text.
 
         Args:
             prompts: one or several, as of :meth:`decode`.
             max_new_tokens: longest completion, end token included.
             temperature: of sampling; 0 takes the likeliest token each time.
             seed: of the samples.
+            top_p: as of :func:`bgrpo.decode`, like all that follow.
+            top_k: see there.
+            min_p: see there.
+            stop: see there.
+            min_new_tokens: see there.
+            banned_tokens: see there.
 
         Raises:
             UserError: see :meth:`decode`.
         """
         how: dict[str, Any] = {"search": "sample", "temperature": temperature} if temperature else {"search": "beam"}
+        how |= {"top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop}
+        how |= {"min_new_tokens": min_new_tokens, "banned_tokens": banned_tokens}
         groups = self.decode(prompts, group_size=1, max_new_tokens=max_new_tokens, seed=seed, **how)
         return [group.completions[0].text for group in groups]
 
@@ -91,6 +105,12 @@ class Policy:
         max_new_tokens: int | None = None,
         seed: int = 0,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        stop: str | Sequence[str] = (),
+        min_new_tokens: int = 0,
+        banned_tokens: Sequence[int | str] = (),
     ) -> list[Group]:
         """A group of completions for each prompt, see :func:`bgrpo.decode`.
 
@@ -99,8 +119,8 @@ class Policy:
                 an argument is out of range.
         """
         from bgrpo.decoding import DecodeEngine, DecodeSettings
-        from bgrpo.policies.text import end_tokens
-        from bgrpo.scoring.readable_groups import with_texts
+        from bgrpo.policies.text import end_tokens, single_tokens
+        from bgrpo.scoring.readable_groups import decode_readable
         from bgrpo.seeds import rollout_seed
 
         longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -111,15 +131,24 @@ class Policy:
             eos_token_id=end_tokens(self.tokenizer),
             pad_token_id=_pad_token(self.tokenizer),
             temperature=_number("temperature", temperature),
+            top_k=whole("top_k", top_k, 0),
+            top_p=_number("top_p", top_p),
+            min_p=_number("min_p", min_p),
+            stop=(stop,) if isinstance(stop, str) else tuple(_listed("stop", stop, (str,))),
+            min_new_tokens=whole("min_new_tokens", min_new_tokens, 0),
+            banned_tokens=single_tokens(
+                self.tokenizer, _listed("banned_tokens", banned_tokens, (int, str)), "banned_tokens"
+            ),
         )
+        settings.check_vocabulary(len(self.tokenizer))
         whole("seed", seed, 0, LARGEST_SEED)
         encoded = _encode(self.loaded, _several(prompts), settings.max_new_tokens)
         engine, groups = DecodeEngine(self.model), list[Group]()
         for start in range(0, len(encoded), AT_ONCE):
             part = encoded[start : start + AT_ONCE]
             seeds = [rollout_seed(seed, 0, start + position) for position in range(len(part))]
-            groups += engine.decode(part, settings, seeds)
-        return [with_texts(group, self.tokenizer) for group in groups]
+            groups += decode_readable(engine, self.tokenizer, part, settings, seeds)
+        return groups
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write it so that :func:`load_policy` and ``from_pretrained`` of transformers read it.
@@ -177,6 +206,14 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name}={one_line(repr(value), 60)}: expected a number")
     return float(value)
+
+
+def _listed(name: str, values: Any, kinds: tuple[type, ...]) -> list[Any]:
+    fits = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    if not fits or any(isinstance(value, bool) or not isinstance(value, kinds) for value in values):
+        named = "token ids and texts" if int in kinds else "texts"
+        raise UserError(f"{name}={one_line(repr(values), 60)}: expected a list of {named}")
+    return list(values)
 
 
 def _pair(policy: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from bgrpo.api.run import Run
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import Stopped, UserError
 from bgrpo.runs.run_folder import RunFolder, load_new_config, load_resumed_config, settle_runs
-from bgrpo.runs.stopping import INTERRUPTED_STATUS, STOPPED_STATUS, stop_signals
+from bgrpo.runs.stopping import INTERRUPTED_STATUS, status_of, stop_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -173,8 +172,7 @@ def _run(
             machinery = RayMachinery()
         result = driver.run_training(machinery, config, config_name, resume, console, None, on_step, write)
         if result.stopped and signals.asked is not None:
-            status = INTERRUPTED_STATUS if signals.asked == signal.SIGINT.name else STOPPED_STATUS
-            raise Stopped(f"{signals.asked}: {_how_to_go_on(result.folder)}", status)
+            raise Stopped(f"{signals.asked}: {_how_to_go_on(result.folder)}", status_of(signals.asked))
         return result
 
 

@@ -1,13 +1,12 @@
 """The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 141 nobody reads the output any more, 143
-stopped as asked, to go on with --resume.
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 stopped by Ctrl-C, 141 nobody reads the output any more, 143
+stopped by SIGTERM or the file stop. A run that was stopped goes on with --resume.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import select
 import sys
@@ -16,17 +15,35 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
+from bgrpo.cli.arguments import (
+    MANY,
+    AsJson,
+    ConfigName,
+    DataFile,
+    GeneratorCommand,
+    NewTokens,
+    Overrides,
+    Overwrite,
+    Png,
+    Policy,
+    Resume,
+    TaskName,
+    TaskOptions,
+    Threads,
+    finite,
+    path_of,
+    path_text,
+)
+from bgrpo.cli.problem_commands import register
 from bgrpo.errors import RunError, Stopped, UserError, one_line
 from bgrpo.files import FULL
 from bgrpo.runs.redaction import redacted_output, remember_secrets
-from bgrpo.settings.paths import expanded
+from bgrpo.runs.stopping import end_of
 from bgrpo.settings.spelling import nearest
 
 INTERRUPTED, UNREAD = 130, 141
-MANY = 10**6
-WITH_OVERRIDES = ("train", "pretrain", "sweep", "evaluate", "decode", "chaos")
+WITH_OVERRIDES = ("train", "pretrain", "sweep", "evaluate", "decode", "filter", "chaos")
 
 app = typer.Typer(
     help="Reinforcement learning with beam groups (BGRPO), as a service on Ray.",
@@ -37,87 +54,6 @@ bench_app = typer.Typer(help="Measure the speed of one part.")
 app.add_typer(bench_app, name="bench")
 cluster_app = typer.Typer(help="An autoscaling Ray cluster on this machine, to submit to.")
 app.add_typer(cluster_app, name="cluster")
-
-
-def _path(text: str) -> str:
-    """An option's path, ``~`` expanded."""
-    try:
-        return expanded(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def _file(text: str) -> Path:
-    return Path(_path(text))
-
-
-def _finite(number: float | None) -> float | None:
-    """Bounds let nan pass: it is neither below nor above them."""
-    if number is not None and not math.isfinite(number):
-        raise typer.BadParameter(f"{number} is not a finite number")
-    return number
-
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Dotted overrides, for example rollout.group_size=20. Every key: bgrpo options.",
-    ),
-]
-ConfigName = Annotated[
-    str | None,
-    typer.Option("--config", parser=_path, metavar="NAME", help="Name of a shipped configuration, or a YAML file."),
-]
-Resume = Annotated[str | None, typer.Option("--resume", parser=_path, metavar="RUN", help="Go on with this run.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DataFile = Annotated[
-    Path, typer.Option("--data", parser=_file, metavar="FILE", help="Data file, one problem per line.")
-]
-Policy = Annotated[
-    str,
-    typer.Option("--policy", parser=_path, metavar="NAME", help="'shipped', a directory, or a Hugging Face model id."),
-]
-TaskName = Annotated[
-    str | None, typer.Option("--task", metavar="NAME", help="A shipped task, or module:Class; default: as configured.")
-]
-TaskOptions = Annotated[
-    list[str] | None,
-    typer.Option("--task-option", metavar="KEY=VALUE", help="Argument of the task; may be repeated."),
-]
-NewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens", min=1, max=MANY, help="Longest answer in tokens; default: the configuration's, or 64."
-    ),
-]
-Png = Annotated[Path | None, typer.Option("--png", parser=_file, metavar="FILE", help="Also draw a picture.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Torch threads; 0: one per core.")]
-
-
-class GeneratorCommand(TyperCommand):
-    """A command whose further options are those of the task's generator; its help lists them."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Where help is asked for, the task that it is about is found first, wherever it stands."""
-        others = [word for word in args if word not in ctx.help_option_names]
-        if len(others) == len(args):
-            return super().parse_args(ctx, args)
-        ctx.resilient_parsing = True  # what else is missing or wrong does not matter
-        super().parse_args(ctx, others)
-        print(self.get_help(ctx))
-        raise typer.Exit
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Help with the generator options of the task at the end."""
-        from bgrpo.cli.task_options import checked_ability, named_task
-
-        task = named_task(ctx.params.get("task"), ctx.params.get("task_option") or [])
-        listed = checked_ability(task, "generator_help", "this help", dict[str, str])()
-        lines = [f"--{key}: {text}" for key, text in listed.items()]
-        self.epilog = "\n\n".join([f"Options of the generator of task '{task.name}':", *lines])
-        super().format_help(ctx, formatter)
 
 
 @app.callback(invoke_without_command=True)
@@ -159,7 +95,7 @@ def sweep(
     overrides: Overrides = None,
     config: ConfigName = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", parser=_path, metavar="SWEEP", help="Go on with this sweep.")
+        str | None, typer.Option("--resume", parser=path_text, metavar="SWEEP", help="Go on with this sweep.")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: run failed trials again, from their checkpoints.")
@@ -197,13 +133,13 @@ def evaluate(
     overrides: Overrides = None,
     policy: Policy = "shipped",
     data: Annotated[
-        Path | None, typer.Option("--data", parser=_file, metavar="FILE", help="Data file to measure on.")
+        Path | None, typer.Option("--data", parser=path_of, metavar="FILE", help="Data file to measure on.")
     ] = None,
     config: Annotated[
         str | None,
         typer.Option(
             "--config",
-            parser=_path,
+            parser=path_text,
             metavar="NAME",
             help="Says task, judge and test problems; quickstart when there is no --data.",
         ),
@@ -240,7 +176,7 @@ def evaluate(
 @app.command()
 def decode(
     data: DataFile,
-    out: Annotated[Path, typer.Option("--out", parser=_file, metavar="FILE", help="JSON lines to write.")],
+    out: Annotated[Path, typer.Option("--out", parser=path_of, metavar="FILE", help="JSON lines to write.")],
     overrides: Overrides = None,
     policy: Policy = "shipped",
     config: ConfigName = None,
@@ -279,7 +215,7 @@ def verify(data: DataFile, task: TaskName = None, task_option: TaskOptions = Non
 def generate_data(
     context: typer.Context,
     count: Annotated[int, typer.Option("--count", min=1, max=10**9, help="How many problems.")],
-    out: Annotated[Path, typer.Option("--out", parser=_file, metavar="FILE", help="Data file to write.")],
+    out: Annotated[Path, typer.Option("--out", parser=path_of, metavar="FILE", help="Data file to write.")],
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="The same seed gives the same file.")] = 0,
     workers: Annotated[
         int, typer.Option("--workers", min=1, max=1024, help="Processes; the file does not depend on it.")
@@ -287,7 +223,7 @@ def generate_data(
     exclude: Annotated[
         list[Path] | None,
         typer.Option(
-            "--exclude", parser=_file, metavar="FILE", help="Leave out the problems of this file; may be repeated."
+            "--exclude", parser=path_of, metavar="FILE", help="Leave out the problems of this file; may be repeated."
         ),
     ] = None,
     task: TaskName = None,
@@ -311,20 +247,20 @@ def reward_model(
         Path | None,
         typer.Option(
             "--train",
-            parser=_file,
+            parser=path_of,
             metavar="PAIRS",
             help="JSON lines with prompt, chosen, rejected; weight and margin.",
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", parser=_path, help="Encoder or decoder to train: directory or model id.")
+        str | None, typer.Option("--base", parser=path_text, help="Encoder or decoder to train: directory or model id.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", parser=_file, metavar="DIR", help="Where the trained model goes.")
+        Path | None, typer.Option("--out", parser=path_of, metavar="DIR", help="Where the trained model goes.")
     ] = None,
     held_out: Annotated[
         Path | None,
-        typer.Option("--held-out", parser=_file, metavar="FILE", help="Pairs to measure on; default: a share."),
+        typer.Option("--held-out", parser=path_of, metavar="FILE", help="Pairs to measure on; default: a share."),
     ] = None,
     held_out_share: Annotated[
         float,
@@ -332,7 +268,7 @@ def reward_model(
             "--held-out-share",
             min=0.001,
             max=0.999,
-            callback=_finite,
+            callback=finite,
             help="Share of the pairs to measure on, not to learn from.",
         ),
     ] = 0.1,
@@ -340,19 +276,21 @@ def reward_model(
         str | None, typer.Option("--group-by", metavar="COLUMN", help="Pairs alike in this column stay on one side.")
     ] = None,
     epochs: Annotated[
-        float, typer.Option("--epochs", min=0.001, max=MANY, callback=_finite, help="Passes over the pairs.")
+        float, typer.Option("--epochs", min=0.001, max=MANY, callback=finite, help="Passes over the pairs.")
     ] = 1.0,
     max_steps: Annotated[int, typer.Option("--max-steps", min=0, max=MANY, help="At most so many steps; 0: all.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=MANY, help="Pairs in a step.")] = 16,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", min=1e-30, max=10, callback=_finite, help="The highest.")
+        float, typer.Option("--learning-rate", min=1e-30, max=10, callback=finite, help="The highest.")
     ] = 5e-5,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the head, the order and the held-out share.")
     ] = 0,
     serve: Annotated[
         str | None,
-        typer.Option("--serve", parser=_path, metavar="MODEL", help="Answer over HTTP on 127.0.0.1 with this model."),
+        typer.Option(
+            "--serve", parser=path_text, metavar="MODEL", help="Answer over HTTP on 127.0.0.1 with this model."
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of --serve; 0: a free one.")] = 8500,
     label: Annotated[str | None, typer.Option("--label", help="Of --serve: the output that counts.")] = None,
@@ -386,10 +324,10 @@ def reward_model(
 @app.command()
 def report(
     name: Annotated[
-        str, typer.Argument(parser=_path, metavar="RUN_OR_SWEEP", help="Name or folder of a run or of a sweep.")
+        str, typer.Argument(parser=path_text, metavar="RUN_OR_SWEEP", help="Name or folder of a run or of a sweep.")
     ],
     runs: Annotated[
-        Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder of all runs and sweeps.")
+        Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder of all runs and sweeps.")
     ] = Path("runs"),
     as_json: AsJson = False,
 ) -> int:
@@ -415,15 +353,15 @@ def options(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(parser=_path, metavar="RUN", help="Name or folder of a run.")],
-    runs: Annotated[Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder of all runs.")] = Path(
+    name: Annotated[str, typer.Argument(parser=path_text, metavar="RUN", help="Name or folder of a run.")],
+    runs: Annotated[Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder of all runs.")] = Path(
         "runs"
     ),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of 127.0.0.1; 0: a free one.")] = 0,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve the page, or only write it.")] = True,
     out: Annotated[
         Path | None,
-        typer.Option("--out", parser=_file, metavar="DIR", help="Folder of the page; default: show in the run's."),
+        typer.Option("--out", parser=path_of, metavar="DIR", help="Folder of the page; default: show in the run's."),
     ] = None,
 ) -> int:
     """Browse what the policy wrote: a local page of steps, problems and groups, as trees of beams with their scores."""
@@ -442,7 +380,7 @@ def chaos(
             "--minutes",
             min=0.1,
             max=10**5,
-            callback=_finite,
+            callback=finite,
             help="Length of the disturbed run, about; default: the configured steps.",
         ),
     ] = None,
@@ -465,7 +403,7 @@ def chaos(
     undisturbed: Annotated[
         str | None,
         typer.Option(
-            "--undisturbed", parser=_path, metavar="RUN", help="Compare with this finished run; default: make one."
+            "--undisturbed", parser=path_text, metavar="RUN", help="Compare with this finished run; default: make one."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -481,7 +419,7 @@ def chaos(
 @app.command()
 def doctor(
     runs: Annotated[
-        Path, typer.Option("--runs", parser=_file, metavar="DIR", help="Folder where runs are to live.")
+        Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder where runs are to live.")
     ] = Path("runs"),
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,
     as_json: AsJson = False,
@@ -510,7 +448,7 @@ def bench_step(
 @bench_app.command("task")
 def bench_task(
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, max=MANY, callback=_finite, help="Time for each measurement.")
+        float, typer.Option("--seconds", min=0.1, max=MANY, callback=finite, help="Time for each measurement.")
     ] = 3.0,
     task: TaskName = None,
     task_option: TaskOptions = None,
@@ -540,7 +478,7 @@ def bench_rollouts(
             "--seconds",
             min=0,
             max=MANY,
-            callback=_finite,
+            callback=finite,
             help="An engine leaves out rounds beyond this; 0: one round.",
         ),
     ] = 60.0,
@@ -550,7 +488,7 @@ def bench_rollouts(
             "--longest",
             min=0.1,
             max=MANY,
-            callback=_finite,
+            callback=finite,
             help="Engines slower than this for one decode are left out, and said.",
         ),
     ] = 300.0,
@@ -587,7 +525,7 @@ def cluster_local(
     idle_minutes: Annotated[
         float,
         typer.Option(
-            "--idle-minutes", min=0.05, max=10**5, callback=_finite, help="A node without work leaves after so long."
+            "--idle-minutes", min=0.05, max=10**5, callback=finite, help="A node without work leaves after so long."
         ),
     ] = 1.0,
     dashboard_port: Annotated[
@@ -618,6 +556,8 @@ def cluster_down(
     return end_local_cluster(now)
 
 
+register(app)
+
 _UsageError: Any = typer.BadParameter.__bases__[0]  # click's, or typer's own copy of it from 0.29 on
 
 
@@ -640,7 +580,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.append(here)  # a user's tasks and reward functions are found here, as with python -m
     remember_secrets(given)
     with redacted_output():
-        return _flushed(given)
+        status = _flushed(given)
+    return end_of(status) if arguments is None else status
 
 
 def _open_missing_streams() -> None:

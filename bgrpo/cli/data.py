@@ -6,17 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from bgrpo.cli.task_options import checked_ability, load_problems
+from bgrpo.cli.task_options import checked_ability, generator_options, load_problems
 from bgrpo.display.terminal import PlainConsole, progress_bar
-from bgrpo.errors import UserError, one_line
 from bgrpo.files import check_target
-from bgrpo.settings.strict_yaml import parse_yaml
-from bgrpo.settings.typed import settle
 from bgrpo.tasks.base import Task, ability
 
 
@@ -91,25 +88,3 @@ def generate_problems(
     rate = count / (time.monotonic() - started)
     print(f"{out}: {count:,} problems, {rate:,.0f} per second", file=sys.stderr)
     return 0
-
-
-def generator_options(words: list[str]) -> dict[str, Any]:
-    """``--key value`` or ``--key=value`` pairs as a dictionary; a key that comes again gives a list.
-
-    Raises:
-        UserError: a word that is neither a key nor its value.
-    """
-    options: dict[str, list[Any]] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        key, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not key:
-            raise UserError(f"{word!r}: expected an option of the task's generator, --key value")
-        if not equals:
-            if not rest:
-                raise UserError(f"{word}: a value is missing")
-            text = rest.pop(0)
-        value = settle(parse_yaml(text, one_line(f"{word} {text}", 100)), Any, "generator option", key)
-        options.setdefault(key.replace("-", "_"), []).append(value)
-    return {key: values[0] if len(values) == 1 else values for key, values in options.items()}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bgrpo.cli.task_options import load_problems
 from bgrpo.config import TrainConfig, load_config
@@ -20,8 +20,12 @@ from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
 from bgrpo.runs.redaction import remember_secrets_in
-from bgrpo.tasks.base import Outcome, Problem, Task, load_task
+from bgrpo.scoring.failed_checks import describe_failures, first_details, truncation
+from bgrpo.tasks.base import Problem, Task, load_task
 from bgrpo.tasks.splits import load_test, place_of_split
+
+if TYPE_CHECKING:
+    from bgrpo.policies.io import LoadedPolicy
 
 MAX_NEW_TOKENS = 64  # answers of a data file may be long
 
@@ -86,6 +90,7 @@ def evaluate_policy(
     where = place_of_split(task, decoding.config.task, "test") if data is None else str(data)
     with _decoder(decoding, problems, where) as (decode, problems), progress_bar("evaluating") as show:
         evaluation = evaluate(decode, problems, widths, samples, seed, Measures.of(decoding.config), on_progress=show)
+    _say_truncated(evaluation.totals(), decoding.max_new_tokens)
     if as_json:
         result = {
             "policy": decoding.policy,
@@ -98,8 +103,6 @@ def evaluate_policy(
         }
         print(json.dumps(result))
         return 0
-    total = sum((Counter(counts) for counts in evaluation.outcomes.values()), Counter[str]())
-    _say_truncated(total, decoding.max_new_tokens)
     console = table_console()
     for table in evaluation_tables(evaluation, f"policy {decoding.policy}"):
         console.print(table)
@@ -115,18 +118,22 @@ def decode_file(
     check_target(out, "--out", overwrite=overwrite)
     problems = _first(load_problems(decoding.task(), data), limit, "--limit", data)
     outcomes: Counter[str] = Counter()
+    details: dict[str, str] = {}
     tried = _decoder(decoding, problems, str(data))
-    with tried as (decode, problems), progress_bar("decoding") as show, _written(out) as file:
+    with tried as (decode, problems), progress_bar("decoding") as show, written(out) as file:
         for start in range(0, len(problems), batch):
             part = problems[start : start + batch]
             for problem, group in zip(part, decode(part, "beam", beam_width, None), strict=True):
                 outcomes.update(completion.outcome for completion in group)
+                details = first_details(group) | details
                 completions = [_json_of(rank, completion) for rank, completion in enumerate(group, start=1)]
                 line = {"prompt": problem.prompt, "completions": completions}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             show(start + len(part), len(problems))
     counts = ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.most_common())
     print(f"{out}: {len(problems):,} problems, {outcomes.total():,} completions: {counts}", file=sys.stderr)
+    for failure in describe_failures(outcomes, details):
+        print(f"warning: {failure}", file=sys.stderr)
     _say_truncated(outcomes, decoding.max_new_tokens)
     return 0
 
@@ -140,13 +147,8 @@ def _first(problems: list[Problem], limit: int | None, option: str, data: Path |
 
 
 def _say_truncated(outcomes: Mapping[str, int], max_new_tokens: int) -> None:
-    total, cut = sum(outcomes.values()), outcomes.get(Outcome.TRUNCATED, 0)
-    if 2 * cut > total:
-        print(
-            f"warning: {cut:,} of {total:,} completions were cut off at {max_new_tokens} tokens, unjudged: raise "
-            f"--max-new-tokens",
-            file=sys.stderr,
-        )
+    if line := truncation(outcomes, max_new_tokens, "--max-new-tokens"):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _json_of(rank: int, completion: Completion) -> dict[str, Any]:
@@ -195,26 +197,35 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
 @contextmanager
 def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterator[tuple[Any, list[Problem]]]:
     """A local decoder with its judge's process, both tried on the problems, and the problems that it can read."""
+    from bgrpo.training.measuring import judged_decoder
+
+    policy, longest = load_decoding_policy(decoding), decoding.max_new_tokens
+    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", _tell) as found:
+        yield found
+
+
+def load_decoding_policy(decoding: Decoding) -> LoadedPolicy:
+    """The policy, checked, with a line on standard error where it takes the plain path; sets torch's threads."""
     import torch
 
     from bgrpo.decoding.support import service_of
     from bgrpo.runs.preparation import check_policy
-    from bgrpo.training.measuring import judged_decoder
-
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr)
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
-    rollout, longest = decoding.config.rollout, decoding.max_new_tokens
+    rollout = decoding.config.rollout
     policy = check_policy(decoding.policy, rollout.engine, rollout.dtype)
     if note := service_of(policy.model, rollout.engine).note:
-        tell(note)
-    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", tell) as found:
-        yield found
+        _tell(note)
+    return policy
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @contextmanager
-def _written(out: Path) -> Iterator[Any]:
+def written(out: Path) -> Iterator[TextIO]:
+    """A text file that is complete or absent; where it cannot be written, one line says so."""
     try:
         with atomic_file(out) as file:
             yield file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import TaskSection, load_config
 from bgrpo.display.terminal import progress_bar
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, one_line
+from bgrpo.settings.strict_yaml import parse_yaml
+from bgrpo.settings.typed import settle
 from bgrpo.tasks.base import Outcome, Problem, Task, ability, load_file, load_task
 
 T = TypeVar("T")
@@ -68,3 +70,46 @@ def checked_ability(task: Task, method: str, purpose: str, shape: type[T]) -> Ca
             raise UserError(f"task {task.name!r}: {method}(){where} is no good for {purpose}: {first['msg']}") from None
 
     return checked
+
+
+def split_words(words: Sequence[str]) -> tuple[dict[str, Any], list[str], list[Path]]:
+    """What is left of a command line: options of the task with their values, ``KEY=VALUE`` overrides, and files.
+
+    Raises:
+        UserError: a word that is none of these.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    files: list[Path] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            options += [word] if "=" in word or not rest else [word, rest.pop(0)]
+        elif "=" in word and not Path(word).exists():
+            overrides.append(word)
+        else:
+            files.append(Path(word))
+    return generator_options(options), overrides, files
+
+
+def generator_options(words: list[str]) -> dict[str, Any]:
+    """``--key value`` or ``--key=value`` pairs as a dictionary; a key that comes again gives a list.
+
+    Raises:
+        UserError: a word that is neither a key nor its value.
+    """
+    options: dict[str, list[Any]] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise UserError(f"{word!r}: expected an option of the task's generator, --key value")
+        if not equals:
+            if not rest:
+                raise UserError(f"{word}: a value is missing")
+            text = rest.pop(0)
+        value = settle(parse_yaml(text, one_line(f"{word} {text}", 100)), Any, "generator option", key)
+        options.setdefault(key.replace("-", "_"), []).append(value)
+    return {key: values[0] if len(values) == 1 else values for key, values in options.items()}

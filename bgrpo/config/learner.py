@@ -146,9 +146,9 @@ class LearnerSection(Section):
     @model_validator(mode="after")
     def _correction_applies(self) -> Self:
         correction = self.rollout_correction
-        if correction.kind == "none" and correction != RolloutCorrectionSection():
+        if correction.kind == "none" and correction != RolloutCorrectionSection(kind="none"):
             raise ValueError("rollout_correction has bounds or a level, but kind=none: set kind=truncate or mask")
-        if self.loss == "vespo" and correction.kind != "none" and correction.level == "sequence":
+        if self.loss == "vespo" and correction.level == "sequence":
             raise ValueError("rollout_correction.level=sequence: loss=vespo takes ratios of tokens only; use token")
         return self
 

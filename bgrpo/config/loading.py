@@ -39,7 +39,7 @@ def load_config(
         UserError: missing file, bad YAML, unknown key (with the one that was probably meant), or a value that does not
             fit.
     """
-    source = config or "defaults"
+    source = config or "configuration"
     tree = read_yaml(_find(config)) if config is not None else {}
     parsed = [_parse(model, text, overrides[i + 1 : i + 2]) for i, text in enumerate(overrides)]
     parsed += _from_python(model, keys or {})

@@ -45,8 +45,10 @@ class ReferenceSection(Section):
 class RolloutCorrectionSection(Section):
     """Weights for the difference between the policy that decoded and the learner's, at the start of a step."""
 
-    kind: Literal["none", "truncate", "mask"] = Field(
-        "none", description="ratios outside low … high become the bound (truncate: TIS), or 0 (mask: IcePop)"
+    kind: Literal["none", "truncate", "mask"] | None = Field(
+        None,
+        description="ratios outside low … high become the bound (truncate: TIS), or 0 (mask: IcePop); default: none, "
+        "and where rollout.top_k, top_p or min_p cut off what samples are drawn from: truncate, for that alone",
     )
     level: Literal["token", "sequence"] = Field(
         "token", description="one ratio for each token, or their product for the whole completion"

@@ -29,8 +29,8 @@ class ProblemSource(Section):
     seed: Seed = Field(0, description="of the generator, or of what is held out")
     share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="part of task.train's file to hold out for validation or test when they have no file; default: "
-        "none, or 0.05 where the task has no generator",
+        description="part of task.train's file to hold out for the test, or part of what that leaves for validation, "
+        "when they have no file; default: none, or 0.05 where the task has no generator",
     )
 
 

@@ -6,7 +6,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bgrpo.settings.values import Batch, Cores, Few, FewOrNone, PathText, Seconds, Section, Text, Threads
+from bgrpo.settings.values import (
+    Batch,
+    Cores,
+    Few,
+    FewOrNone,
+    NonNegative,
+    PathText,
+    Seconds,
+    Section,
+    StopText,
+    Text,
+    Threads,
+)
 
 LongPrompts = Literal["refuse", "drop", "cut_left"]
 
@@ -58,6 +70,22 @@ class RolloutSection(Section):
     temperature: Annotated[float, Field(ge=0.001, le=1000)] = Field(
         1.0, description="of what is drawn, and of all log-probabilities learned from; beams: 1"
     )
+    top_k: NonNegative = Field(0, description="draw samples from so many most probable tokens; 0: from all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="draw samples from the fewest most probable tokens that have this probability together"
+    )
+    min_p: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="draw samples from tokens at least so probable, as a part of the most probable one's"
+    )
+    stop: Annotated[list[StopText], Field(max_length=100)] = Field(
+        [], description="texts that end a completion, beside the end tokens; the judge reads what comes before"
+    )
+    min_new_tokens: Annotated[int, Field(ge=0, le=10**6)] = Field(
+        0, description="tokens before an end token may come or a stop text may be completed"
+    )
+    banned_tokens: Annotated[list[Annotated[int, Field(ge=0, le=10**9)] | StopText], Field(max_length=100_000)] = Field(
+        [], description="ids, names or texts of single tokens that no completion holds"
+    )
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="of the layers' matrix products, keys and values in rollouts; norms, attention's arithmetic, head "
@@ -86,6 +114,11 @@ class RolloutSection(Section):
     )
 
     @property
+    def truncates(self) -> bool:
+        """Whether samples are drawn from a part of the policy's distribution."""
+        return bool(self.top_k) or self.top_p < 1 or self.min_p > 0
+
+    @property
     def least_actors(self) -> int:
         """The pool of rollout actors is never smaller."""
         return self.actors if self.min_actors is None else self.min_actors
@@ -101,6 +134,11 @@ class RolloutSection(Section):
             raise ValueError(
                 f"expected min_actors <= actors <= max_actors: "
                 f"min_actors={self.least_actors}, actors={self.actors}, max_actors={self.most_actors}"
+            )
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens}: expected at most max_new_tokens={self.max_new_tokens}, the "
+                f"longest completion"
             )
         if self.stand_ins and self.gpus_per_actor:
             raise ValueError(

@@ -65,6 +65,12 @@ class TrainConfig(Section):
         return self.advantage.kind or defaults[self.algorithm]
 
     @property
+    def weighs_rollouts(self) -> bool:
+        """Whether the loss weighs each token, or completion, by how the rollouts' policy differs from the learner's."""
+        kind = self.learner.rollout_correction.kind
+        return self.rollout.truncates if kind is None else kind != "none"
+
+    @property
     def _search_as_given(self) -> str:
         """The key that decided how groups are made."""
         return f"rollout.search={self.rollout.search}" if self.rollout.search else f"algorithm={self.algorithm}"
@@ -117,6 +123,18 @@ class TrainConfig(Section):
                 f"advantage.kind={self.advantage_kind} weighs completions drawn without replacement, but "
                 f"{self._search_as_given} makes {'beams' if self.decode_mode == 'beam' else 'independent samples'}: "
                 f"use rollout.search=stochastic_beam"
+            )
+        if self.decode_mode != "sample" and rollout.truncates:
+            given = [("top_k", rollout.top_k, 0), ("top_p", rollout.top_p, 1), ("min_p", rollout.min_p, 0)]
+            name, value = next((name, value) for name, value, nothing in given if value != nothing)
+            raise ValueError(
+                f"rollout.{name}={value:g}: cuts off what independent samples are drawn from, but "
+                f"{self._search_as_given} makes others: leave it out, or use algorithm=grpo with rollout.search=sample"
+            )
+        correction = learner.rollout_correction
+        if not self.weighs_rollouts and correction.kind is None and correction != type(correction)():
+            raise ValueError(
+                "learner.rollout_correction has bounds or a level, but kind=none: set kind=truncate or mask"
             )
         if self.reward.kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")

@@ -78,6 +78,6 @@ class TreeSearch:
         """See :class:`BatchSearch`."""
         if self._fast is None:
             raise RuntimeError("run is only called inside ready")
-        if self._model.device.type == "cpu":
+        if self._model.device.type == "cpu" or chooser.waits:
             return search(self._fast, prompts, chooser, group_size, steps, self._kernel)
         return replayed_search(self._fast, prompts, chooser, group_size, steps)

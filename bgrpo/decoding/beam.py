@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots, goes_on
+from bgrpo.decoding.token_mask import ForbiddenTokens
 
 
 class BeamChooser:
@@ -21,16 +22,21 @@ class BeamChooser:
     Args:
         group_size: K, beams per prompt.
         end_tokens: each ends a completion.
+        forbidden: tokens that no completion goes on with; None: none.
     """
 
     roots = 1
+    waits = False
 
-    def __init__(self, group_size: int, end_tokens: Sequence[int]) -> None:
+    def __init__(self, group_size: int, end_tokens: Sequence[int], forbidden: ForbiddenTokens | None = None) -> None:
         self._group_size = group_size
         self._end_tokens = end_tokens
+        self._forbidden = forbidden
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
+        if self._forbidden is not None:
+            logits = logits.under(self._forbidden.at(step))
         # the K best overall are among the K best of each row, of whose end tokens one counts
         fan = min(self._group_size + len(self._end_tokens) - 1, logits.vocabulary)
         logps_RF, tokens_RF = logits.best(fan, len(rows.flat_R))

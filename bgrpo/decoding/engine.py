@@ -15,12 +15,15 @@ from bgrpo.decoding.beam import BeamChooser
 from bgrpo.decoding.compiled import compiled_kernel
 from bgrpo.decoding.fast_layers import Precision
 from bgrpo.decoding.plain_search import PlainSearch
-from bgrpo.decoding.sample import SampleChooser, uniform_streams
+from bgrpo.decoding.sample import SampleChooser, TruncatedSampleChooser, uniform_streams
 from bgrpo.decoding.search import Traces
-from bgrpo.decoding.settings import DecodeSettings
+from bgrpo.decoding.settings import DecodeSettings, Search
 from bgrpo.decoding.slots import NO_TOKEN, Chooser
 from bgrpo.decoding.stochastic_beam import StochasticBeamChooser, noise_streams
+from bgrpo.decoding.stop_strings import StoppingChooser, StopStrings, TextOf
 from bgrpo.decoding.support import EngineName, context_of, service_of
+from bgrpo.decoding.token_mask import ForbiddenTokens, TokenMask
+from bgrpo.decoding.truncation import Truncation
 from bgrpo.errors import NotFiniteError, UserError
 from bgrpo.groups import Completion, Group, passages_of
 
@@ -69,7 +72,11 @@ class DecodeEngine:
             self._search = PlainSearch(model, max_rows)
 
     def decode(
-        self, prompts: Sequence[Sequence[int]], settings: DecodeSettings, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: DecodeSettings,
+        seeds: Sequence[int] | None = None,
+        text_of: TextOf | None = None,
     ) -> list[Group]:
         """One group per prompt, in order.
 
@@ -78,18 +85,23 @@ class DecodeEngine:
             settings: beams or samples, how many, how long.
             seeds: for what is drawn, one non-negative integer per prompt: its completions depend on no other prompt's.
                 Beams need none and ignore them.
+            text_of: gives the text of a completion's tokens; needed for ``settings.stop``.
 
         Returns:
             Beams best first, all distinct, fewer than K only where fewer sequences exist; samples in draw order;
             stochastic beams as both, with their keys, and each group with its kappa.
 
         Raises:
-            UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds are missing.
+            UserError: a prompt is empty, too long for the model, or has ids outside the vocabulary; seeds or
+                ``text_of`` are missing.
             NotFiniteError: the model's logits are not numbers.
         """
         self._check_prompts(prompts, settings)
+        if settings.stop and text_of is None:
+            raise UserError("stop: finding texts needs text_of, which turns tokens into text")
         if not prompts:
             return []
+        stop = StopStrings(settings.stop, text_of, settings.min_new_tokens) if settings.stop and text_of else None
         seeds = _checked_seeds(seeds, len(prompts)) if settings.mode != "beam" else [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
         size = max(1, self._search.most_rows // settings.width)
@@ -100,31 +112,36 @@ class DecodeEngine:
             if not self._search.takes_ragged():
                 alike = [list(same) for _, same in itertools.groupby(order, key=lambda index: len(prompts[index]))]
             for batch in (part[start : start + size] for part in alike for start in range(0, len(part), size)):
-                chooser = self._chooser(settings, [seeds[index] for index in batch])
+                own: Chooser = self._chooser(settings, [seeds[index] for index in batch])
+                chooser = own if stop is None else StoppingChooser(own, stop, len(batch), settings.width)
                 ids = [list(prompts[index]) for index in batch]
                 traces = self._search.run(ids, chooser, settings.width, settings.max_new_tokens)
                 _check_numbers(traces, batch)
-                found = _assemble(traces, ids, settings)
-                if isinstance(chooser, StochasticBeamChooser):
-                    found = [_drawn(*of) for of in zip(found, chooser.keys_GK.tolist(), strict=True)]
+                found = _assemble(traces, ids, settings.mode)
+                if isinstance(own, StochasticBeamChooser):
+                    found = [_drawn(*of) for of in zip(found, own.keys_GK.tolist(), strict=True)]
+                if isinstance(own, TruncatedSampleChooser):
+                    found = [_from_part(*of) for of in zip(found, own.log_kept_GKT.tolist(), strict=True)]
                 groups.update(zip(batch, found, strict=True))
         return [groups[index] for index in range(len(prompts))]
 
     def _chooser(self, settings: DecodeSettings, seeds: Sequence[int]) -> Chooser:
+        mask, device = TokenMask.of(settings), self._model.device
+        forbidden = ForbiddenTokens(mask, device) if mask is not None else None
         if settings.mode == "beam":
-            return BeamChooser(settings.group_size, settings.end_tokens)
+            return BeamChooser(settings.group_size, settings.end_tokens, forbidden)
         if settings.mode == "stochastic_beam":
-            states_GTK = noise_streams(seeds, settings.width, settings.max_new_tokens).to(self._model.device)
-            return StochasticBeamChooser(states_GTK, settings.end_tokens, settings.temperature)
-        uniforms_GKT = uniform_streams(seeds, settings.group_size, settings.max_new_tokens)
-        return SampleChooser(uniforms_GKT.to(self._model.device), settings.end_tokens, settings.temperature)
+            states_GTK = noise_streams(seeds, settings.width, settings.max_new_tokens).to(device)
+            return StochasticBeamChooser(states_GTK, settings.end_tokens, settings.temperature, forbidden)
+        uniforms_GKT = uniform_streams(seeds, settings.group_size, settings.max_new_tokens).to(device)
+        if not settings.truncates:
+            return SampleChooser(uniforms_GKT, settings.end_tokens, settings.temperature, forbidden)
+        truncation = Truncation(settings.top_k, settings.top_p, settings.min_p)
+        return TruncatedSampleChooser(uniforms_GKT, settings.end_tokens, settings.temperature, forbidden, truncation)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
         vocabulary, context = self._model.config.get_text_config().vocab_size, context_of(self._model.config)
-        ids = [("eos_token_id", token) for token in settings.end_tokens] + [("pad_token_id", settings.pad_token_id)]
-        for name, token in ids:
-            if not 0 <= token < vocabulary:
-                raise UserError(f"{name}={token}: the model's vocabulary has ids 0 to {vocabulary - 1}")
+        settings.check_vocabulary(vocabulary)
         encoder = bool(self._model.config.is_encoder_decoder)
         if encoder and context is not None and settings.max_new_tokens > context:
             raise UserError(f"max_new_tokens={settings.max_new_tokens}: the model's decoder has {context} places")
@@ -174,21 +191,30 @@ def _check_numbers(traces: Traces, batch: Sequence[int]) -> None:
         )
 
 
-def _assemble(traces: Traces, prompts: list[list[int]], settings: DecodeSettings) -> list[Group]:
+def _assemble(traces: Traces, prompts: list[list[int]], mode: Search) -> list[Group]:
     lengths = (traces.tokens_GKT != NO_TOKEN).sum(-1).tolist()
     exists = (traces.scores_GK > -torch.inf).tolist()
-    tokens, logps = traces.tokens_GKT.tolist(), traces.logps_GKT.tolist()
+    tokens, logps, finished = traces.tokens_GKT.tolist(), traces.logps_GKT.tolist(), traces.finished_GK.tolist()
     groups = []
     for g, group_lengths in enumerate(lengths):
         completions = [
-            Completion(tokens[g][k][:length], logps[g][k][:length], tokens[g][k][length - 1] in settings.end_tokens)
+            Completion(tokens[g][k][:length], logps[g][k][:length], finished[g][k])
             for k, length in enumerate(group_lengths)
             if exists[g][k]
         ]
-        if settings.mode == "beam":
+        if mode == "beam":
             completions.sort(key=lambda completion: (-completion.logprob, completion.tokens))
         groups.append(Group(prompts[g], completions))
     return groups
+
+
+def _from_part(group: Group, log_kept: Sequence[Sequence[float]]) -> Group:
+    """The group with the log-probabilities of its samples in what each token was drawn from."""
+    completions = [
+        replace(completion, sampled_logprobs=[a - b for a, b in zip(completion.logprobs, kept, strict=False)])
+        for completion, kept in zip(group.completions, log_kept, strict=True)
+    ]
+    return replace(group, completions=completions)
 
 
 def _drawn(group: Group, keys: Sequence[float]) -> Group:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots, goes_on
+from bgrpo.decoding.token_mask import ForbiddenTokens
+from bgrpo.decoding.truncation import Truncation
 
 
 def uniform_streams(seeds: Sequence[int], samples: int, steps: int) -> Tensor:
@@ -22,10 +24,14 @@ def uniform_streams(seeds: Sequence[int], samples: int, steps: int) -> Tensor:
 
 def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> Tensor:
     """The tokens where the cumulative distribution passes the uniform numbers (inverse-CDF sampling, in fp64)."""
-    cumulative_RV = (logits_RV.double() / temperature).softmax(-1).cumsum(-1)
+    return _pass(logits_RV.double() / temperature, uniforms_R)
+
+
+def _pass(tempered_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+    cumulative_RV = tempered_RV.softmax(-1).cumsum(-1)
     thresholds_R1 = (uniforms_R * cumulative_RV[:, -1])[:, None]
     tokens_R = torch.searchsorted(cumulative_RV, thresholds_R1, right=True).squeeze(-1)
-    return tokens_R.clamp_(max=logits_RV.shape[-1] - 1)
+    return tokens_R.clamp_(max=tempered_RV.shape[-1] - 1)
 
 
 class SampleChooser:
@@ -35,25 +41,31 @@ class SampleChooser:
         uniforms_GKT: from :func:`uniform_streams`, on the device of the logits.
         end_tokens: each ends a completion.
         temperature: divides the logits.
+        forbidden: tokens that have probability 0; None: none.
     """
 
-    def __init__(self, uniforms_GKT: Tensor, end_tokens: Sequence[int], temperature: float) -> None:
+    waits = False
+
+    def __init__(
+        self,
+        uniforms_GKT: Tensor,
+        end_tokens: Sequence[int],
+        temperature: float,
+        forbidden: ForbiddenTokens | None = None,
+    ) -> None:
         self.roots = uniforms_GKT.shape[1]
         self._uniforms_GKT = uniforms_GKT
         self._end_tokens = end_tokens
         self._temperature = temperature
+        self._forbidden = forbidden
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
+        if self._forbidden is not None:
+            logits = logits.under(self._forbidden.at(step))
         uniforms_R = self._uniforms_GKT.index_select(2, step.view(1)).flatten()[rows.flat_R]
-
-        def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
-            drawn_R = draw_tokens(logits_RV, uniforms_R[piece], self._temperature)
-            tempered_RV = logits_RV / self._temperature
-            return drawn_R, tempered_RV.log_softmax(-1).gather(-1, drawn_R[:, None]).squeeze(1)
-
-        drawn_R, logps_R = logits.map(draw, len(rows.flat_R))
         live_R = slots.live_GK.flatten()[rows.flat_R]
+        drawn_R, logps_R = self._draw(logits, rows, uniforms_R, live_R, step)
         tokens_GK = torch.full_like(slots.parents_GK, NO_TOKEN)
         tokens_GK.view(-1)[rows.flat_R] = drawn_R.where(live_R, NO_TOKEN)
         logps_GK = torch.zeros_like(slots.logps_GK)
@@ -61,3 +73,62 @@ class SampleChooser:
         own_GK = torch.arange(self.roots, device=tokens_GK.device).expand_as(tokens_GK)
         live_GK = slots.live_GK & goes_on(tokens_GK, self._end_tokens)
         return Slots(own_GK, tokens_GK, logps_GK, slots.scores_GK + logps_GK, live_GK)
+
+    def _draw(
+        self, logits: RowLogits, rows: Rows, uniforms_R: Tensor, live_R: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens, and their log-probabilities in the whole distribution."""
+
+        def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
+            drawn_R = draw_tokens(logits_RV, uniforms_R[piece], self._temperature)
+            return drawn_R, self._logps(logits_RV, drawn_R)
+
+        drawn_R, logps_R = logits.map(draw, len(rows.flat_R))
+        return drawn_R, logps_R
+
+    def _logps(self, logits_RV: Tensor, tokens_R: Tensor) -> Tensor:
+        return (logits_RV / self._temperature).log_softmax(-1).gather(-1, tokens_R[:, None]).squeeze(1)
+
+
+class TruncatedSampleChooser(SampleChooser):
+    """Draws from a part of the distribution, and remembers how much of it that part holds.
+
+    Args:
+        uniforms_GKT: see :class:`SampleChooser`.
+        end_tokens: likewise.
+        temperature: likewise; divides before anything is cut off.
+        forbidden: likewise.
+        truncation: what is cut off.
+
+    Attributes:
+        log_kept_GKT: for each token the log of the probability of all tokens that it was drawn from (fp32), 0 where
+            there is none. Its log-probability in the distribution drawn from is the whole one's less this.
+    """
+
+    def __init__(
+        self,
+        uniforms_GKT: Tensor,
+        end_tokens: Sequence[int],
+        temperature: float,
+        forbidden: ForbiddenTokens | None,
+        truncation: Truncation,
+    ) -> None:
+        super().__init__(uniforms_GKT, end_tokens, temperature, forbidden)
+        self._truncation = truncation
+        self.log_kept_GKT = torch.zeros_like(uniforms_GKT, dtype=torch.float32)
+
+    def _draw(
+        self, logits: RowLogits, rows: Rows, uniforms_R: Tensor, live_R: Tensor, step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor, Tensor]:
+            tempered_RV = logits_RV.double() / self._temperature
+            cut_RV = self._truncation.cut(tempered_RV)
+            drawn_R = _pass(cut_RV, uniforms_R[piece])
+            log_kept_R = cut_RV.logsumexp(-1) - tempered_RV.logsumexp(-1)
+            return drawn_R, self._logps(logits_RV, drawn_R), log_kept_R.clamp_(max=0.0).float()
+
+        drawn_R, logps_R, log_kept_R = logits.map(draw, len(rows.flat_R))
+        log_kept_GK1 = torch.zeros_like(self.log_kept_GKT[:, :, :1])
+        log_kept_GK1.view(-1)[rows.flat_R] = log_kept_R.where(live_R, 0.0)
+        self.log_kept_GKT.index_copy_(2, step.view(1), log_kept_GK1)
+        return drawn_R, logps_R

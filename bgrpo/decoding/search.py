@@ -32,11 +32,13 @@ class Traces:
         tokens_GKT: tokens, then :data:`bgrpo.decoding.slots.NO_TOKEN`.
         logps_GKT: log-probability of each token in the distribution chosen from (fp32).
         scores_GK: summed log-probability (fp64); -inf where there is no completion.
+        finished_GK: True where the completion has ended, False where it was cut off.
     """
 
     tokens_GKT: Tensor
     logps_GKT: Tensor
     scores_GK: Tensor
+    finished_GK: Tensor
 
 
 @torch.inference_mode()
@@ -106,4 +108,5 @@ def trace(history: Sequence[Slots]) -> Traces:
         tokens_GKT=torch.stack(tokens[::-1], -1).cpu(),
         logps_GKT=torch.stack(logps[::-1], -1).cpu(),
         scores_GK=last.scores_GK.cpu(),
+        finished_GK=~last.live_GK.cpu(),
     )

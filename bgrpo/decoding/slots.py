@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bgrpo.decoding.token_mask import Penalties
+
 NO_TOKEN = -1
 """Token of a slot that was not extended, because its completion had ended or it holds none."""
 
@@ -85,12 +87,18 @@ class RowLogits:
     Args:
         hidden_RE: last hidden states; fillers may follow the rows.
         head: makes the logits.
+        penalties: what is added to them; None: nothing.
     """
 
-    def __init__(self, hidden_RE: Tensor, head: Head) -> None:
+    def __init__(self, hidden_RE: Tensor, head: Head, penalties: Penalties | None = None) -> None:
         self._hidden_RE = hidden_RE
         self._head = head
+        self._penalties = penalties
         self.vocabulary = head.vocabulary
+
+    def under(self, penalties: Penalties) -> RowLogits:
+        """The same logits, with these added."""
+        return RowLogits(self._hidden_RE, self._head, penalties)
 
     def best(self, count: int, rows: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities (fp32) and tokens [R, F] of the ``count`` best of each of the first ``rows`` rows.
@@ -103,6 +111,8 @@ class RowLogits:
         total_R1 = torch.zeros_like(largest_R1)  # of exp(logit - largest)
         for block in self._head.blocks:
             logits_RB = block(self._hidden_RE)[:rows]
+            if self._penalties is not None:
+                self._penalties.add_to(logits_RB, start)
             block_best, places = _best(logits_RB, min(count, logits_RB.shape[1]))
             best.append(block_best)
             tokens.append(places + start)
@@ -125,7 +135,10 @@ class RowLogits:
 
     def _whole(self, hidden_RE: Tensor) -> Tensor:
         parts = [block(hidden_RE) for block in self._head.blocks]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        logits_RV = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if self._penalties is not None:
+            self._penalties.add_to(logits_RV, 0)
+        return logits_RV
 
 
 def _best(logits_RB: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -165,9 +178,11 @@ class Chooser(Protocol):
 
     Attributes:
         roots: slots per prompt that start with the empty completion.
+        waits: it reads values of the device at each step, so that steps cannot be recorded and replayed.
     """
 
     roots: int
+    waits: bool
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """The next slots.

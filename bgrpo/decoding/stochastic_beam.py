@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bgrpo.decoding.beam import choose_best
 from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots, goes_on
+from bgrpo.decoding.token_mask import ForbiddenTokens
 
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as int64
 
@@ -51,23 +52,34 @@ class StochasticBeamChooser:
         states_GTK: from :func:`noise_streams`, on the device of the logits.
         end_tokens: each ends a completion.
         temperature: divides the logits.
+        forbidden: tokens that have probability 0; None: none.
 
     Attributes:
         keys_GK: keys of the slots after the last step (fp64), -inf where a slot holds nothing.
     """
 
     roots = 1
+    waits = False
 
-    def __init__(self, states_GTK: Tensor, end_tokens: Sequence[int], temperature: float) -> None:
+    def __init__(
+        self,
+        states_GTK: Tensor,
+        end_tokens: Sequence[int],
+        temperature: float,
+        forbidden: ForbiddenTokens | None = None,
+    ) -> None:
         self._states_GTK = states_GTK
         self._group_size = states_GTK.shape[2]
         self._end_tokens = end_tokens
         self._temperature = temperature
+        self._forbidden = forbidden
         self.keys_GK = gumbels(states_GTK[:, 0], 1).squeeze(2)
         self.keys_GK[:, 1:] = -torch.inf
 
     def choose(self, logits: RowLogits, rows: Rows, slots: Slots, step: Tensor) -> Slots:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
+        if self._forbidden is not None:
+            logits = logits.under(self._forbidden.at(step))
         fan = min(self._group_size, logits.vocabulary)
         states_R = self._states_GTK.index_select(1, step.view(1) + 1).flatten()[rows.flat_R]
         scores_R, keys_R = slots.scores_GK.flatten()[rows.flat_R], self.keys_GK.flatten()[rows.flat_R]

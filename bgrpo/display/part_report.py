@@ -68,4 +68,5 @@ def _mean(steps: Steps, part: str, key: str) -> float | None:
 
 
 def _text(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    """As many digits as ``form`` says; what rounds to zero has no sign."""
+    return "–" if value is None else format(value, f"z{form}")

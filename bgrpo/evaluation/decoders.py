@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from bgrpo.config import RolloutSection
 from bgrpo.groups import Completion
 from bgrpo.scoring.attempts import attempts_of
 from bgrpo.scoring.judge import Check, with_verdicts
-from bgrpo.scoring.readable_groups import complete
+from bgrpo.scoring.readable_groups import complete, decode_settings_of
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
-    from bgrpo.decoding.fast_layers import Precision
-    from bgrpo.decoding.support import EngineName
     from bgrpo.policies.io import LoadedPolicy
 
 DecodeMode = Literal["beam", "sample"]
@@ -36,8 +35,10 @@ class LocalDecoder:
         policy: what decodes.
         check: what judges, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
         max_new_tokens: longest completion, end token included; longer ones are ``truncated``.
-        precision: of the layers' matrix products.
-        engine: the tree or the plain path, as ``rollout.engine`` says.
+        rollout: how they are decoded; default: as by default.
+
+    Raises:
+        UserError: what is asked for cannot be with this policy.
     """
 
     def __init__(
@@ -45,29 +46,20 @@ class LocalDecoder:
         policy: LoadedPolicy,
         check: Check,
         max_new_tokens: int,
-        precision: Precision = "fp32",
-        engine: EngineName = "auto",
+        rollout: RolloutSection | None = None,
     ) -> None:
         from bgrpo.decoding import DecodeEngine
 
+        rollout = rollout or RolloutSection()
         self._tokenizer = policy.tokenizer
         self._check = check
-        self._max_new_tokens = max_new_tokens
-        self._engine = DecodeEngine(policy.model, precision=precision, engine=engine)
+        self._settings = decode_settings_of(rollout, "sample", policy.tokenizer, max_new_tokens)
+        self._engine = DecodeEngine(policy.model, precision=rollout.dtype, engine=rollout.engine)
 
     def __call__(
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
     ) -> list[list[Completion]]:
-        from bgrpo.decoding import DecodeSettings
-        from bgrpo.policies.text import end_tokens
-
-        settings = DecodeSettings(
-            mode=mode,
-            group_size=group_size,
-            max_new_tokens=self._max_new_tokens,
-            eos_token_id=end_tokens(self._tokenizer),
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
+        settings = self._settings.to_measure(mode, group_size)
         groups = complete(self._engine, self._tokenizer, problems, settings, seeds)
         judged = with_verdicts(groups, self._check(attempts_of(problems, groups)))
         return [group.completions for group in judged]

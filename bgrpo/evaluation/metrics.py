@@ -16,7 +16,8 @@ Where completions have scores:
 - ``sample_reward``: mean over the samples; ``sample_NAME`` the same of each part; ``best_of@k``: unbiased estimator of
   the best of k samples.
 
-A completion that failed to be scored counts in none of them. A run adds ``win_rate``: see
+A completion whose check failed is not solved, and has no score. Where all checks fail, nothing is measured: that is an
+error, not a table of zeros. A run adds ``win_rate``: see
 ``bgrpo.evaluation.win_rate``.
 """
 
@@ -39,7 +40,12 @@ from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.files import readable_file
 from bgrpo.groups import Verdict
-from bgrpo.scoring.failed_checks import describe_failures, first_details
+from bgrpo.scoring.failed_checks import (
+    describe_failures,
+    first_details,
+    refuse_failed_evaluation,
+    refuse_unscored_evaluation,
+)
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Outcome, Problem, listed
 
@@ -98,8 +104,11 @@ class Evaluation:
 
     def failures(self) -> list[str]:
         """One line per kind of failure in the checks; empty when all came to a verdict."""
-        counts = sum(map(Counter, self.outcomes.values()), Counter())
-        return describe_failures(counts, self.details)
+        return describe_failures(self.totals(), self.details)
+
+    def totals(self) -> Counter[str]:
+        """Completions by outcome, of all searches."""
+        return sum(map(Counter, self.outcomes.values()), Counter())
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Self:
@@ -224,7 +233,7 @@ def evaluate(
         on_progress: called with (searches done, searches in all), counting problem × search.
 
     Raises:
-        UserError: no problems.
+        UserError: no problems; or no check came to a verdict, or no score applies.
     """
     if not problems:
         raise UserError("nothing to evaluate: no problems; give a data file with at least one usable line")
@@ -232,6 +241,7 @@ def evaluate(
     values: dict[str, list[float]] = {}
     outcomes: dict[str, dict[str, int]] = {}
     details: dict[str, str] = {}
+    counts: Counter[str] = Counter()
     for i, (mode, group_size) in enumerate(searches):
         verdicts: list[list[Verdict]] = []
         for start in range(0, len(problems), batch):
@@ -240,10 +250,13 @@ def evaluate(
             groups = decode(part, mode, group_size, seeds)
             details = first_details(completion for group in groups for completion in group) | details
             verdicts += [[completion.judged for completion in group] for group in groups]
+            counts.update(str(completion.outcome) for group in groups for completion in group)
+            refuse_failed_evaluation(counts, details)
             if on_progress is not None:
                 on_progress(i * len(problems) + len(verdicts), len(searches) * len(problems))
         outcomes[f"{mode} {group_size}"] = count_outcomes([[verdict.outcome for verdict in row] for row in verdicts])
         values |= measures.of_search(mode, group_size, verdicts, set(beam_widths))
+    refuse_unscored_evaluation(counts)
     categories = [problem.category for problem in problems]
     return Evaluation(categories, values, outcomes, problems_digest(problems), details)
 

@@ -26,6 +26,7 @@ class LearningGroup:
 
     Attributes:
         reference_logprobs: of each token, where the KL is in the reward; else empty.
+        sampled_logprobs: of each token, where it was drawn from a part of the distribution: in that part; else empty.
     """
 
     prompt: list[int]
@@ -33,6 +34,12 @@ class LearningGroup:
     logprobs: list[list[float]]
     advantages: list[float]
     reference_logprobs: list[list[float]] = field(default_factory=list)
+    sampled_logprobs: list[list[float]] = field(default_factory=list)
+
+    @property
+    def drawn_logprobs(self) -> list[list[float]]:
+        """Of each token, in the distribution that it was drawn from."""
+        return self.sampled_logprobs or self.logprobs
 
     @property
     def tokens(self) -> int:
@@ -204,6 +211,7 @@ def _learning_group(
         [group.completions[i].logprobs for i in kept],
         [values[i] for i in kept],
         [reference_logprobs[i] for i in kept] if reference_logprobs else [],
+        [group.completions[i].sampled_logprobs for i in kept if group.completions[i].sampled_logprobs],
     )
 
 

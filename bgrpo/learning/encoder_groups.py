@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bgrpo.decoding.encoding import decoder_options, encode, start_token
+from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.learning.matrix_products import OneDNNProducts
 from bgrpo.learning.packing import picked_logps
 
@@ -43,7 +44,12 @@ class AnswerRows:
     mask_BC: Tensor
 
     def logps(
-        self, model: nn.Module, temperature: float = 1.0, *, entropy_gradient: bool = False
+        self,
+        model: nn.Module,
+        temperature: float = 1.0,
+        *,
+        mask: TokenMask | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`bgrpo.learning.packing.packed_logps`; the results are those of separate rows."""
         own: Any = getattr(model, "module", model)
@@ -55,7 +61,7 @@ class AnswerRows:
             options = decoder_options(own, states_GPE[self.group_B], mask_GP[self.group_B])
             logits_BCV = model(decoder_input_ids=ids_BC, use_cache=False, **options).logits
         places = (self.source_BC, self.tokens_BC, self.mask_BC)
-        return picked_logps(logits_BCV.flatten(0, 1), *places, temperature, entropy_gradient)
+        return picked_logps(logits_BCV.flatten(0, 1), *places, temperature, mask, entropy_gradient)
 
 
 def pad_answers(groups: Groups, device: torch.device | str, rows: int = 0) -> AnswerRows:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.learning.matrix_products import OneDNNProducts
 from bgrpo.learning.packed_attention import PACKED_ATTENTION, AttentionLayout
 
@@ -53,10 +54,15 @@ class PackedGroups:
     mask_BC: Tensor
 
     def logps(
-        self, model: nn.Module, temperature: float = 1.0, *, entropy_gradient: bool = False
+        self,
+        model: nn.Module,
+        temperature: float = 1.0,
+        *,
+        mask: TokenMask | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`packed_logps`."""
-        return packed_logps(model, self, temperature, entropy_gradient=entropy_gradient)
+        return packed_logps(model, self, temperature, mask=mask, entropy_gradient=entropy_gradient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,12 @@ def pack_groups(
 
 
 def packed_logps(
-    model: nn.Module, packed: PackedGroups, temperature: float = 1.0, *, entropy_gradient: bool = False
+    model: nn.Module,
+    packed: PackedGroups,
+    temperature: float = 1.0,
+    *,
+    mask: TokenMask | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of every completion token, and the entropy of its distribution, in nats.
 
@@ -118,6 +129,7 @@ def packed_logps(
         model: without dropout; a causal language model that :func:`bgrpo.decoding.support.service_of` gives to the
             tree, or its DDP wrapper.
         temperature: that the completions were drawn at; divides the logits.
+        mask: tokens that they could not have; None: all could be.
         entropy_gradient: the entropies are differentiable too.
 
     Returns:
@@ -133,7 +145,7 @@ def packed_logps(
             packed_layout=packed.layout,
         ).logits
     places = (packed.source_BC, packed.tokens_BC, packed.mask_BC)
-    return picked_logps(logits_1SV[0], *places, temperature, entropy_gradient)
+    return picked_logps(logits_1SV[0], *places, temperature, mask, entropy_gradient)
 
 
 def picked_logps(
@@ -142,10 +154,16 @@ def picked_logps(
     tokens_BC: Tensor,
     mask_BC: Tensor,
     temperature: float,
+    mask: TokenMask | None,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """What :func:`packed_logps` returns, from the logits of all scored places and which of them predicts what."""
     logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
+    if mask is not None:
+        depth_S = torch.zeros(len(logits_SV), dtype=torch.long, device=logits_SV.device)
+        depth_BC = torch.arange(source_BC.shape[1], device=source_BC.device).expand_as(source_BC)
+        depth_S[source_BC[mask_BC]] = depth_BC[mask_BC]
+        logits_SV = mask.scored(logits_SV, depth_S)
     logps_SV = (logits_SV if temperature == 1 else logits_SV / temperature).log_softmax(-1)
     vocabulary = logps_SV.shape[-1]
     logps_BC = logps_SV.view(-1)[source_BC * vocabulary + tokens_BC]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bgrpo.decoding.support import Service
+from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.learning.encoder_groups import Groups, pad_answers
 from bgrpo.learning.matrix_products import OneDNNProducts
 from bgrpo.learning.packing import pack_groups, picked_logps
@@ -36,7 +37,12 @@ class LaidOutGroups(Protocol):
     def mask_BC(self) -> Tensor: ...
 
     def logps(
-        self, model: nn.Module, temperature: float = 1.0, *, entropy_gradient: bool = False
+        self,
+        model: nn.Module,
+        temperature: float = 1.0,
+        *,
+        mask: TokenMask | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`bgrpo.learning.packing.packed_logps`."""
         ...
@@ -66,7 +72,12 @@ class PaddedGroups:
     mask_BC: Tensor
 
     def logps(
-        self, model: nn.Module, temperature: float = 1.0, *, entropy_gradient: bool = False
+        self,
+        model: nn.Module,
+        temperature: float = 1.0,
+        *,
+        mask: TokenMask | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """See :func:`bgrpo.learning.packing.packed_logps`; the results are the same."""
         takes = inspect.signature(getattr(model, "module", model).forward).parameters.keys()
@@ -80,7 +91,7 @@ class PaddedGroups:
             ).logits
         logits_BLV = logits_BLV[:, self.first - self.ids_BL.shape[1] :]
         places = (self.source_BC, self.tokens_BC, self.mask_BC)
-        return picked_logps(logits_BLV.flatten(0, 1), *places, temperature, entropy_gradient)
+        return picked_logps(logits_BLV.flatten(0, 1), *places, temperature, mask, entropy_gradient)
 
 
 def lay_out_of(service: Service) -> LayOut:

@@ -1,7 +1,8 @@
 """The policy that decoded against the learner's at the start of a step: importance weights, bounded, and their figures.
 
-They differ where rollouts are decoded in bf16, or by older weights. TRL's loss multiplies each token's term by the
-weight (Truncated importance sampling: Yao et al. 2025; masked, as IcePop: Ring-1T 2025).
+They differ where rollouts are decoded in bf16, by older weights, or drawn from a part of the distribution. TRL's loss
+multiplies each token's term by the weight (Truncated importance sampling: Yao et al. 2025; masked, as IcePop: Ring-1T
+2025).
 
 Shape letters as in :mod:`bgrpo.learning.packing`; R is C for ratios of tokens, 1 for ratios of completions.
 """
@@ -39,7 +40,7 @@ class RolloutCorrection:
 
     def __init__(self, section: RolloutCorrectionSection) -> None:
         self._section = section
-        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._sums = torch.zeros(7, dtype=torch.float64)
         self._largest = torch.zeros(1, dtype=torch.float64)
 
     def weights(self, learner_BC: Tensor, rollout_BC: Tensor, mask_BC: Tensor) -> Tensor:
@@ -50,24 +51,30 @@ class RolloutCorrection:
             log_ratio_BR, counted_BR = log_ratio_BR.sum(1, keepdim=True), counted_BR.any(1, keepdim=True)
         ratio_BR = log_ratio_BR.clamp(-_BOUND, _BOUND).exp()
         outside_BR = (ratio_BR < self._section.low) | (ratio_BR > self._section.high)
+        if self._section.kind == "mask":
+            weights_BR = ratio_BR.masked_fill(outside_BR, 0.0)
+        else:
+            weights_BR = ratio_BR.clamp(self._section.low, self._section.high)
         kl_BC = divergence(rollout_BC, learner_BC, "k3") * mask_BC
         if counted_BR.any():
+            weights = weights_BR[counted_BR]
             sums = [ratio_BR[counted_BR].sum(), outside_BR[counted_BR].sum(), counted_BR.sum(), kl_BC.sum()]
-            self._sums += torch.stack([value.double() for value in (*sums, mask_BC.sum())]).cpu()
+            sums += [mask_BC.sum(), weights.sum(), weights.square().sum()]
+            self._sums += torch.stack([value.double() for value in sums]).cpu()
             self._largest = torch.maximum(self._largest, ratio_BR[counted_BR].max().double().cpu())
-        if self._section.kind == "mask":
-            return ratio_BR.masked_fill(outside_BR, 0.0)
-        return ratio_BR.clamp(self._section.low, self._section.high)
+        return weights_BR
 
     def metrics(self, gather: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
         """Figures over all learners: ``mismatch/ratio_mean`` and ``ratio_max`` before bounding, ``outside`` the bounds
-        (a share of ratios), ``kl`` of a token from the rollout's policy to the learner's (k3, nats).
+        (a share of ratios), ``weight_mean`` and ``effective`` after it, ``kl`` of a token from the rollout's policy to
+        the learner's (k3, nats). ``effective`` is the effective sample size as a share of all: (Σw)² / (n Σw²).
 
         Args:
             gather: stacks a tensor of all learners along its first dimension.
             device: that it gathers on.
         """
-        ratio, outside, ratios, kl, tokens = gather(self._sums[None].float().to(device)).double().sum(0).tolist()
+        sums = gather(self._sums[None].float().to(device)).double().sum(0).tolist()
+        ratio, outside, ratios, kl, tokens, weight, square = sums
         largest = float(gather(self._largest.float().to(device)).max())
         if not ratios:
             return {}
@@ -75,5 +82,7 @@ class RolloutCorrection:
             "mismatch/ratio_mean": ratio / ratios,
             "mismatch/ratio_max": largest,
             "mismatch/outside": outside / ratios,
+            "mismatch/weight_mean": weight / ratios,
+            "mismatch/effective": weight**2 / (ratios * square) if square else 0.0,
             "mismatch/kl": kl / tokens,
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.scoring.attempts import attempts_of
 from bgrpo.scoring.judge import Check, Judge
-from bgrpo.scoring.readable_groups import complete
+from bgrpo.scoring.readable_groups import complete, decode_settings_of
 from bgrpo.seeds import rollout_seed
 from bgrpo.tasks.base import Problem
 
@@ -120,7 +119,7 @@ class LocalRolloutSource:
         def decode(
             problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
         ) -> list[list[Completion]]:
-            settings = replace(self._settings, mode=mode, group_size=group_size, temperature=1.0)
+            settings = self._settings.to_measure(mode, group_size)
             indices, seeds = range(len(problems)), seeds or [0] * len(problems)
             return [group.completions for group in self._scored(indices, problems, settings, version, seeds)]
 
@@ -171,18 +170,8 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> DecodeSettings:
-    """How a training run decodes its groups."""
-    from bgrpo.decoding import DecodeSettings
-    from bgrpo.policies.text import end_tokens
-
-    return DecodeSettings(
-        mode=config.decode_mode,
-        group_size=config.rollout.group_size,
-        max_new_tokens=config.rollout.max_new_tokens,
-        eos_token_id=end_tokens(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        temperature=config.rollout.temperature,
-    )
+    """How a training run decodes its groups, see :func:`bgrpo.scoring.readable_groups.decode_settings_of`."""
+    return decode_settings_of(config.rollout, config.decode_mode, tokenizer)
 
 
 def _empty_replica(model: PreTrainedModel, device: str | None) -> PreTrainedModel:

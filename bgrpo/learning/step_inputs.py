@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
+from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.batch import Minibatch
 from bgrpo.learning.kl import divergence
@@ -32,6 +33,7 @@ class StepInputs:
         accelerator: knows the device and the other learners.
         pad_token_id: of the policy.
         lay_out: how groups are laid out for its forward passes.
+        mask: tokens that completions cannot have; None: they can have all.
     """
 
     config: TrainConfig
@@ -40,6 +42,7 @@ class StepInputs:
     accelerator: Accelerator
     pad_token_id: int
     lay_out: LayOut
+    mask: TokenMask | None
 
     def of_step(self, minibatches: Sequence[Minibatch], correction: RolloutCorrection) -> list[list[dict[str, Any]]]:
         """For each minibatch, for each of its cuts; before the first update of the step."""
@@ -81,9 +84,15 @@ class StepInputs:
         elif self.reference is not None:
             inputs["ref_per_token_logps"] = self._logps(self.reference, packed)
         rollout_BC = laid_out((values for group in groups for values in group.logprobs), packed)
-        if learner.rollout_correction.kind != "none":
-            old_BC = inputs["old_per_token_logps"] = self._logps(self.policy, packed)
-            inputs["importance_sampling_ratio"] = correction.weights(old_BC, rollout_BC, mask_BC)
+        all_of_learner = learner.rollout_correction.kind in ("truncate", "mask")
+        own_BC = self._logps(self.policy, packed) if all_of_learner else rollout_BC
+        if all_of_learner or self.config.rollout.truncates:
+            drawn_BC = laid_out((values for group in groups for values in group.drawn_logprobs), packed)
+            weights_BR = correction.weights(own_BC, drawn_BC, mask_BC)
+            if self.config.weighs_rollouts:
+                inputs["importance_sampling_ratio"] = weights_BR
+        if all_of_learner:
+            inputs["old_per_token_logps"] = own_BC
         elif self.config.rollout.max_staleness:
             # Older weights than these decoded. With rollout.dtype=bf16 the log-probs differ from the learner's even at
             # equal weights; the clipped ratio treats that difference as any other.
@@ -95,7 +104,7 @@ class StepInputs:
     def entropies(self, inputs: dict[str, Any]) -> Tensor:
         """Of the policy at this moment, ``entropies_BC`` of a cut."""
         with torch.no_grad():
-            return inputs["packed"].logps(self.policy, self.config.rollout.temperature)[1]
+            return inputs["packed"].logps(self.policy, self.config.rollout.temperature, mask=self.mask)[1]
 
     def kl_term(self, logps_BC: Tensor, inputs: dict[str, Any], minibatch: Minibatch) -> tuple[Tensor | float, float]:
         """Where TRL's loss of a cut has no KL: what is added to it, and the cut's KL per token over all learners (k3).
@@ -133,4 +142,4 @@ class StepInputs:
 
     def _logps(self, model: PreTrainedModel, packed: LaidOutGroups) -> Tensor:
         with torch.no_grad():
-            return packed.logps(model, self.config.rollout.temperature)[0]
+            return packed.logps(model, self.config.rollout.temperature, mask=self.mask)[0]

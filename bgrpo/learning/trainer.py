@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 
 from bgrpo.config import TrainConfig
 from bgrpo.decoding.support import service_of
+from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import Minibatch, split_update
 from bgrpo.learning.learner_state import check_resumable, load_reference
@@ -32,6 +33,7 @@ from bgrpo.learning.step_inputs import StepInputs
 from bgrpo.learning.step_metrics import UpdateReport
 from bgrpo.learning.trl_arguments import grpo_arguments, learning_rate_factor
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.scoring.readable_groups import decode_settings_of
 
 
 class BGRPOTrainer(GRPOTrainer):
@@ -124,8 +126,11 @@ class BGRPOTrainer(GRPOTrainer):
             self.ref_model = reference.to(self.accelerator.device).eval().requires_grad_(False)
         if learner.reference.sync_every:
             self._outer.reference = self.ref_model
-        self.use_vllm = learner.rollout_correction.kind != "none"  # which is how TRL's loss is made to read the weights
-        self._make_inputs = StepInputs(config, model, self.ref_model, self.accelerator, tokenizer.pad_token_id, lay_out)
+        self.use_vllm = config.weighs_rollouts  # which is how TRL's loss is made to read the weights
+        self._mask = TokenMask.of(decode_settings_of(config.rollout, config.decode_mode, tokenizer))
+        self._make_inputs = StepInputs(
+            config, model, self.ref_model, self.accelerator, tokenizer.pad_token_id, lay_out, self._mask
+        )
         self._minibatches: list[Minibatch] = []
         self._step_inputs: list[list[dict[str, Any]]] = []
         self._minibatch, self._cut = 0, 0
@@ -190,7 +195,7 @@ class BGRPOTrainer(GRPOTrainer):
         if self._inputs is None:
             raise RuntimeError("log-probabilities are asked for outside the loss")
         logps_BC, entropies_BC = self._inputs["packed"].logps(
-            model, self.temperature, entropy_gradient=self._entropy_bonus_enabled
+            model, self.temperature, mask=self._mask, entropy_gradient=self._entropy_bonus_enabled
         )
         self._logps = logps_BC
         return logps_BC, entropies_BC, None
@@ -245,7 +250,7 @@ class BGRPOTrainer(GRPOTrainer):
         )
         correction = RolloutCorrection(learner.rollout_correction)
         self._step_inputs = inputs.of_step(self._minibatches, correction)
-        if learner.rollout_correction.kind != "none":
+        if self._run_config.weighs_rollouts or self._run_config.rollout.truncates:
             self._outer.meter.note(correction.metrics(self.accelerator.gather, self.accelerator.device))
 
     def _choose_tokens(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
-from bgrpo.errors import UserError, reading, summary
+from bgrpo.errors import UserError, one_line, reading, summary
 from bgrpo.policies.template_bounds import first_unbounded
 
 TEXTS_AT_ONCE = 1024
@@ -234,8 +234,50 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
     while kept and len(kept) == len(ids) and ids[len(kept) - 1] == tokenizer.pad_token_id:
         ids = ids[:-1]
         kept.pop()
-    with reading("the policy's tokenizer cannot decode a completion"):
-        return str(tokenizer.decode(kept, skip_special_tokens=False))
+    return text_of_tokens(tokenizer)(kept)
+
+
+def text_of_tokens(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
+    """What turns tokens of a completion into its text, special tokens visible, as :func:`decode_completion`."""
+
+    def text_of(ids: Sequence[int]) -> str:
+        with reading("the policy's tokenizer cannot decode a completion"):
+            return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    return text_of
+
+
+def single_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int | str], what: str) -> tuple[int, ...]:
+    """The ids of tokens that are given as ids, as the vocabulary names them, or as texts that are one token.
+
+    Args:
+        tokenizer: of the policy.
+        tokens: of each kind any number; a text that is a token's name in the vocabulary means that token.
+        what: they are, for messages.
+
+    Raises:
+        UserError: an id that the vocabulary lacks, or a text that is none of its tokens.
+    """
+    vocabulary = tokenizer.get_vocab() if tokens else {}
+    found = []
+    for token in tokens:
+        if isinstance(token, int):
+            if not 0 <= token < len(tokenizer):
+                raise UserError(f"{what}={token}: the policy's vocabulary has ids 0 to {len(tokenizer) - 1}")
+            found.append(token)
+        elif token in vocabulary:
+            found.append(vocabulary[token])
+        else:
+            with reading(f"{what}={one_line(repr(token), 60)}: the policy's tokenizer cannot encode it"):
+                ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+                count = "no token" if not ids or tokenizer.unk_token_id in ids else f"{len(ids)} tokens"
+                raise UserError(
+                    f"{what}={one_line(repr(token), 60)}: is {count} of the policy's vocabulary: expected one, as id, "
+                    f"as the vocabulary names it, or as text"
+                )
+            found += ids
+    return tuple(dict.fromkeys(found))
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:

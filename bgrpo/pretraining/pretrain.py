@@ -108,7 +108,7 @@ def make_data(config: PretrainConfig) -> SupervisedData:
             too few for one batch.
     """
     task = load_task(config.task.name, config.task.options)
-    splits = load_splits(task, config.task)
+    splits = load_splits(task, config.task, needs_test=False)
     start = choose_start(config, task, splits.train)
     usable = {
         name: usable_lines(config, start, getattr(splits, name), place_of_split(task, config.task, name))

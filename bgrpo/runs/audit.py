@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, variance
+from statistics import fmean, stdev, variance
 from typing import Any, NamedTuple
 
 from bgrpo.config import RewardSection
@@ -70,7 +70,10 @@ def change(values: Sequence[float]) -> Change | None:
     if spread <= 1e-12 * max(map(abs, values)):  # constant, twice
         moved = gap > 1e-9 * max(map(abs, values))
         return Change(fmean(first), fmean(last), 0.0 if moved else 1.0, math.inf if moved else 0.0)
-    from scipy.stats import ttest_ind  # slow to import
+    from scipy.stats import ttest_ind_from_stats  # slow to import
 
-    p_value = float(ttest_ind(first, last, equal_var=False).pvalue) / 2
-    return Change(fmean(first), fmean(last), p_value, gap / spread)
+    begun, ended = fmean(first), fmean(last)
+    p_value = (
+        float(ttest_ind_from_stats(begun, stdev(first), third, ended, stdev(last), third, equal_var=False).pvalue) / 2
+    )
+    return Change(begun, ended, p_value, gap / spread)

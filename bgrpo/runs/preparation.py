@@ -18,6 +18,7 @@ from bgrpo.runs.prompt_lengths import fit_prompts
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
+from bgrpo.scoring.readable_groups import decode_settings_of
 from bgrpo.tasks.base import Outcome, Progress, load_task
 from bgrpo.tasks.problem_files import read_problems, write_problems
 from bgrpo.tasks.splits import Splits, load_splits, place_of_split
@@ -60,6 +61,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             "another; adafactor needs little memory too"
         )
     policy = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
+    decode_settings_of(config.rollout, config.decode_mode, policy.tokenizer)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
     fitted = {
@@ -121,10 +123,15 @@ def check_same_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
 def _digests(folder: RunFolder, policy: LoadedPolicy | None) -> dict[str, str]:
     found = {f"data/{path.name}": sha256(path) for path in sorted(folder.data.iterdir()) if path.is_file()}
     if policy is not None:
-        digest = hashlib.sha256(flatten_parameters(policy.model).data)
-        digest.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
-        found["policy"] = digest.hexdigest()
+        found["policy"] = policy_digest(policy)
     return found
+
+
+def policy_digest(policy: LoadedPolicy) -> str:
+    """Of a policy's weights and vocabulary."""
+    digest = hashlib.sha256(flatten_parameters(policy.model).data)
+    digest.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
+    return digest.hexdigest()
 
 
 def save_problems(splits: Splits, folder: RunFolder) -> None:

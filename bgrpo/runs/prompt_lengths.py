@@ -63,8 +63,7 @@ def fit_prompts(
     """
     new = max_new_tokens or rollout.max_new_tokens
     context = context_of(policy.model.config) or sys.maxsize
-    room = room_for_prompt(policy.model.config, new)
-    most = _longest_allowed(rollout.max_prompt_tokens, new, context, sys.maxsize if room is None else room, option)
+    most = longest_prompt(policy, rollout, new, option)
     lengths = prompt_lengths(problems, policy, where)
     long = [index for index, length in enumerate(lengths) if length > most]
     if not long:
@@ -109,12 +108,15 @@ def prompt_lengths(problems: Sequence[Problem], policy: LoadedPolicy, where: str
         raise UserError(f"{place(where, problems, error.index)}: {error}") from error
 
 
-def _longest_allowed(asked: int | None, new: int, context: int, room: int, option: str) -> int:
-    """Tokens that a prompt may have.
+def longest_prompt(policy: LoadedPolicy, rollout: RolloutSection, new: int, option: str = _OPTION) -> int:
+    """Tokens that a prompt may have beside ``new`` tokens of an answer, which ``option`` gives.
 
     Raises:
         UserError: the policy's context has no room for so many, or for any.
     """
+    asked, context = rollout.max_prompt_tokens, context_of(policy.model.config) or sys.maxsize
+    found = room_for_prompt(policy.model.config, new)
+    room = sys.maxsize if found is None else found
     if asked is None:
         if room < 1:
             raise UserError(f"{option}={new} leaves no room for a prompt: the policy's context is {context}")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -58,12 +58,31 @@ def end_process(status: str, cause: str, exit_status: int, terminal: TextIO | No
     os._exit(exit_status)
 
 
+def status_of(name: str | None) -> int:
+    """Exit status of a process that ends for a signal, or was asked to stop in another way."""
+    return INTERRUPTED_STATUS if name == signal.SIGINT.name else STOPPED_STATUS
+
+
+def end_of(status: int) -> int:
+    """The exit status of a process whose work is over; one that was stopped ends here.
+
+    What it was stopped in may still be at work in a thread, in native code, and the interpreter's own end would take
+    away what that stands on: the process would abort.
+    """
+    if status in (INTERRUPTED_STATUS, STOPPED_STATUS):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
+    return status
+
+
 class StopSignals:
     """What the main thread does with SIGTERM and Ctrl-C.
 
     Attributes:
         asked: name of the first signal that came; None before.
-        insisted: a second Ctrl-C came: nothing more is to be saved.
+        insisted: a second signal came, and was Ctrl-C: nothing more is to be saved. Further ones change nothing.
 
     Args:
         ends_process: the process is a command's own, to be ended when it does not end in time.
@@ -108,7 +127,7 @@ class StopSignals:
             self._end_at = max(self._end_at, self._deadline + CLOSE_S)
         if self.asked is not None and self._deadline is not None and time.monotonic() > self._deadline:
             self._deadline = None
-            raise Stopped(self.asked, STOPPED_STATUS)
+            raise Stopped(self.asked, status_of(self.asked))
 
     def raise_asked(self) -> None:
         """After a gentle block.
@@ -117,22 +136,22 @@ class StopSignals:
             Stopped: a signal came in it.
         """
         if self.asked is not None:
-            raise Stopped(self.asked, STOPPED_STATUS)
+            raise Stopped(self.asked, status_of(self.asked))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         first, self.asked = self.asked is None, self.asked or name
         if not first:
-            if number == signal.SIGINT:  # SIGTERM is repeated by some that send it
-                self.insisted = True
-                self._raise(name, INTERRUPTED_STATUS)
+            if number == signal.SIGINT and not self.insisted:  # SIGTERM is repeated by some that send it
+                self.insisted = True  # once: what it raises must come to its end, and further ones are in its way
+                self._raise(name)
         elif self._gently is not None:
             self._to_ask = True
         else:
-            self._raise(name, STOPPED_STATUS if number == signal.SIGTERM else INTERRUPTED_STATUS)
+            self._raise(name)
 
-    def _raise(self, name: str, status: int) -> NoReturn:
-        self._raised = Stopped(name, status)
+    def _raise(self, name: str) -> NoReturn:
+        self._raised = Stopped(name, status_of(name))
         raise self._raised
 
     @contextmanager
@@ -146,7 +165,7 @@ class StopSignals:
         except SystemExit as end:
             if end.code != signal.SIGTERM:
                 raise
-            raise Stopped("SIGTERM", STOPPED_STATUS) from None
+            raise Stopped(signal.SIGTERM.name, STOPPED_STATUS) from None
         except Exception as error:
             if self._raised is None:
                 raise
@@ -171,8 +190,9 @@ class StopSignals:
             if self._ends_process:
                 thread.join()
             os.close(reader)
+            ending = self._ends_process and self.asked is not None
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, _no_more if ending else handler)
 
     def again(self) -> None:
         """Take the signals back from a library that has set handlers of its own, as ``ray.init`` does."""
@@ -189,7 +209,11 @@ class StopSignals:
         self._end_at = max(self._end_at, time.monotonic() + END_S)
         while not self._over.wait(0.2):
             if time.monotonic() > self._end_at:
-                end_process("stopped", ENDED_LATE, STOPPED_STATUS)
+                end_process("stopped", ENDED_LATE, status_of(signal.Signals(byte[0]).name))
+
+
+def _no_more(number: int, frame: FrameType | None) -> None:
+    """The process is about to end for an earlier signal. Not ``SIG_IGN``, which the processes it starts would have."""
 
 
 class _NoSignals(StopSignals):

@@ -62,6 +62,55 @@ def failures_of_steps(steps: Iterable[Mapping[str, Any]]) -> list[str]:
     return describe_failures(outcomes, details)
 
 
+def refuse_failed_evaluation(outcomes: Mapping[str, int], details: Mapping[str, str]) -> None:
+    """Nothing is measured where no check came to a verdict: a table of zeros would say that the policy is bad.
+
+    Args:
+        outcomes: completions by outcome, so far.
+        details: of :func:`first_details`.
+
+    Raises:
+        UserError: all checks failed; says why.
+    """
+    checks = _checks(outcomes)
+    if checks and sum(outcomes.get(kind, 0) for kind in FAILED) == checks:
+        causes = "; ".join(describe_failures(outcomes, details))
+        raise UserError(f"no check came to a verdict, so nothing can be measured: {causes}; mend that, then try again")
+
+
+def refuse_unscored_evaluation(outcomes: Mapping[str, int]) -> None:
+    """The same where no part of the reward applies to anything that was decoded.
+
+    Raises:
+        UserError: says so.
+    """
+    checks = _checks(outcomes)
+    if checks and outcomes.get(Outcome.UNSCORED, 0) == checks:
+        raise UserError(
+            f"no part of the reward applies to any of {checks:,} completions (each gave None, or there is no known "
+            "answer), so nothing can be measured: add a part that does"
+        )
+
+
+def truncation(outcomes: Mapping[str, int], max_new_tokens: int, option: str) -> str:
+    """What is said of completions that were cut off, where most were; nothing where not.
+
+    Args:
+        outcomes: completions by outcome.
+        max_new_tokens: where they were cut off.
+        option: that gives it.
+    """
+    total, cut = sum(outcomes.values()), outcomes.get(Outcome.TRUNCATED, 0)
+    if 2 * cut <= total:
+        return ""
+    return f"{cut:,} of {total:,} completions were cut off at {max_new_tokens} tokens, unjudged: raise {option}"
+
+
+def _checks(outcomes: Mapping[str, int]) -> int:
+    """Completions that were to be judged: those that were truncated are not."""
+    return sum(outcomes.values()) - outcomes.get(Outcome.TRUNCATED, 0)
+
+
 def refuse_failed_step(completions: Sequence[Completion], most: float, where: str) -> None:
     """Nothing should be learned where checks come to no verdict; truncated completions, which are not checked, aside.
 

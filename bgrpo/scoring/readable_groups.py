@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bgrpo.config import RolloutSection
 from bgrpo.errors import UserError
-from bgrpo.groups import Group, fused
+from bgrpo.groups import Completion, Group, fused
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeEngine, DecodeSettings
+    from bgrpo.decoding.settings import Search
 
 
 def complete(
@@ -36,7 +38,59 @@ def complete(
         UserError: a prompt that the vocabulary lacks, or that is too long; see :meth:`DecodeEngine.decode`.
     """
     prompts = encode_prompts(tokenizer, problems, "prompt", tried=True)
-    return [with_texts(group, tokenizer) for group in engine.decode(prompts, settings, seeds)]
+    return decode_readable(engine, tokenizer, prompts, settings, seeds)
+
+
+def decode_readable(
+    engine: DecodeEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: DecodeSettings,
+    seeds: Sequence[int] | None = None,
+) -> list[Group]:
+    """As :func:`complete`, of prompts that are token ids."""
+    from bgrpo.policies.text import text_of_tokens
+
+    groups = engine.decode(prompts, settings, seeds, text_of_tokens(tokenizer))
+    return [with_texts(group, tokenizer, settings) for group in groups]
+
+
+def decode_settings_of(
+    rollout: RolloutSection,
+    mode: Search,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int | None = None,
+) -> DecodeSettings:
+    """How a configuration decodes.
+
+    Args:
+        rollout: of the configuration.
+        mode: beams or samples.
+        tokenizer: of the policy.
+        max_new_tokens: longest completion, if not the configuration's.
+
+    Raises:
+        UserError: what is asked for cannot be with this policy.
+    """
+    from bgrpo.decoding import DecodeSettings
+    from bgrpo.policies.text import end_tokens, single_tokens
+
+    settings = DecodeSettings(
+        mode=mode,
+        group_size=rollout.group_size,
+        max_new_tokens=rollout.max_new_tokens if max_new_tokens is None else max_new_tokens,
+        eos_token_id=end_tokens(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        min_p=rollout.min_p,
+        stop=tuple(rollout.stop),
+        min_new_tokens=rollout.min_new_tokens,
+        banned_tokens=single_tokens(tokenizer, rollout.banned_tokens, "rollout.banned_tokens"),
+    )
+    settings.check_vocabulary(len(tokenizer))
+    return settings
 
 
 def encode_prompts(
@@ -99,11 +153,25 @@ def place(where: str, problems: Sequence[Problem], index: int, first: int = 0) -
     return f"{where}:{line}" if line else f"{where}: problem {first + index + 1}"
 
 
-def with_texts(group: Group, tokenizer: PreTrainedTokenizerBase) -> Group:
-    """The group with the text of its completions."""
-    from bgrpo.policies.text import decode_completion
+def with_texts(group: Group, tokenizer: PreTrainedTokenizerBase, settings: DecodeSettings | None = None) -> Group:
+    """The group with the text of its completions, up to the end token or the stop text that ended them.
 
-    completions = [
-        replace(completion, text=decode_completion(tokenizer, completion.tokens)) for completion in group.completions
-    ]
-    return replace(group, completions=completions)
+    Args:
+        group: decoded.
+        tokenizer: of the policy.
+        settings: with which it was decoded; needed where these have stop texts.
+    """
+    from bgrpo.decoding.stop_strings import StopStrings
+    from bgrpo.policies.text import decode_completion, end_tokens, text_of_tokens
+
+    ends = end_tokens(tokenizer)
+    stop: StopStrings | None = None
+    if settings is not None and settings.stop:
+        stop = StopStrings(settings.stop, text_of_tokens(tokenizer), settings.min_new_tokens)
+
+    def text_of(completion: Completion) -> str:
+        if stop is not None and completion.finished and completion.tokens[-1] not in ends:
+            return stop.cut(completion.tokens)
+        return decode_completion(tokenizer, completion.tokens)
+
+    return replace(group, completions=[replace(each, text=text_of(each)) for each in group.completions])

@@ -39,7 +39,8 @@ def as_score(value: Any) -> float:
     """
     kind = type(value).__name__
     if not _has_length(value) and callable(getattr(type(value), "item", None)):
-        value = value.item()  # of a scalar or a 0-d array, which may hold text
+        masked = bool(getattr(value, "mask", False))  # NumPy's: its item is any number, mostly 0
+        value = None if masked else value.item()  # of a scalar or a 0-d array, which may hold text
     if _has_length(value) or not (hasattr(type(value), "__float__") or hasattr(type(value), "__index__")):
         raise MisreturnedError(f"the reward function returned {kind}, expected a float")
     try:

@@ -23,7 +23,7 @@ from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.preparation import check_input, check_policy
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
-from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
+from bgrpo.runs.stopping import StopSignals, status_of, stop_signals
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.report.sweep_report import write_sweep_report
 from bgrpo.sweep.search_space import number_of_points
@@ -66,12 +66,13 @@ def sweep_and_announce(
     sweep: SweepConfig, config_name: str | None, old: SweepFolder | None, retry_failed: bool, as_json: bool
 ) -> int:
     """What ``bgrpo sweep`` does; arguments as of :func:`run_sweep`. Returns the exit status."""
-    result = run_sweep(sweep, config_name, old, PlainConsole(stderr=as_json), retry_failed)
+    with stop_signals() as signals:
+        result = run_sweep(sweep, config_name, old, PlainConsole(stderr=as_json), retry_failed)
     if as_json:
         print(json.dumps(_summary(result)))
     else:
         _announce(result, PlainConsole())
-    return {"finished": 0, "interrupted": STOPPED_STATUS, "failed": 1}[result.state]
+    return {"finished": 0, "interrupted": status_of(signals.asked), "failed": 1}[result.state]
 
 
 def run_sweep(

@@ -69,6 +69,19 @@ class Problem:
         return [self.answer, *self.alternatives] if self.answer else []
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One problem of a data file with the line that holds it, its own answer unchecked.
+
+    Attributes:
+        text: the line that a file of the same kind holds for it, without line end.
+        problem: what it says.
+    """
+
+    text: str
+    problem: Problem
+
+
 def listed(counts: Mapping[str, int]) -> dict[str, int]:
     """Completions by outcome: every outcome that a check, or where there are scores a score, may have."""
     kinds = (Outcome.SCORED, Outcome.UNSCORED)
@@ -106,6 +119,13 @@ class Task(Protocol):
     - ``verify(path, progress) -> dict``: check every line's own answer (``verify``).
     - ``measure_speed(seconds) -> dict``: time its check and its generator (``bench task``).
     - ``generator_help() -> dict[str, str]``: the generator's options, each with a line of help.
+    - ``records(path) -> Iterator[Record]``: a data file's problems, one after another, in bounded memory (``filter``,
+      ``mix``, ``overlap``, ``histogram``); ``record_suffixes``: endings of the names of files with such lines, where
+      their readers need one. Without it files are loaded, and their lines are copied by ``Problem.line``.
+    - ``quantities() -> dict[str, str]``: whole numbers that a problem has, each with a line of help: options of
+      ``filter``, rows of ``histogram``; with it ``quantify(problem) -> dict[str, int]``, some or all of them, and
+      ``grid() -> tuple[str, str]``: the two that are the rows and columns of heat maps.
+    - ``problem_key(problem) -> str``: the same for the same problem in another writing; default: the prompt.
 
     Its ``load`` may have a further parameter ``progress``, see :func:`load_file`.
     """
@@ -211,6 +231,19 @@ def load_file(
     if not isinstance(loaded, LoadedProblems) or not _are_problems(loaded.problems):
         raise UserError(f"task {task.name!r}: load() returned {_kind(loaded)}, expected LoadedProblems of Problem")
     return loaded
+
+
+def read_records(task: Task, path: Path) -> Iterator[Record]:
+    """What ``task.records`` gives, see :class:`Task`; a user's task may raise or give anything.
+
+    Raises:
+        UserError: the file is wrong, the task fails, or it gives something else.
+    """
+    with _named(task, f"records({str(path)!r})"):
+        for record in ability(task, "records", "this command")(path):
+            if not isinstance(record, Record):
+                raise UserError(f"task {task.name!r}: records() gave a {type(record).__name__}, expected Record")
+            yield record
 
 
 def generate_problems(

@@ -27,7 +27,7 @@ class Splits:
     notes: list[str] = field(default_factory=list, compare=False)  # where a file holds more than are used
 
 
-def load_splits(task: Task, section: TaskSection, progress: Progress | None = None) -> Splits:
+def load_splits(task: Task, section: TaskSection, progress: Progress | None = None, needs_test: bool = True) -> Splits:
     """Read, generate or hold out all three splits.
 
     Test problems come first, validation leaves those out, training leaves out both: so the test split of a
@@ -37,6 +37,8 @@ def load_splits(task: Task, section: TaskSection, progress: Progress | None = No
         task: whose problems.
         section: says where they come from.
         progress: called while large files are read.
+        needs_test: False where nobody measures on the test split and it only keeps its problems out of training: one
+            that the configuration does not ask for may then be empty, where a file has too few prompts for it.
 
     Raises:
         UserError: a bad file, or a split with no problem left.
@@ -49,7 +51,11 @@ def load_splits(task: Task, section: TaskSection, progress: Progress | None = No
         seen = {problem.prompt for problem in held.get("test", ())}
         if name in shares:
             source: ProblemSource = getattr(section, name)
+            optional = name == "test" and not needs_test and source.share is None
             try:
+                if optional and len(set(_kept_together(train, section.split_by))) <= len(shares):
+                    held[name] = []
+                    continue
                 found, train = hold_out(train, shares[name], source.seed, section.split_by)
             except UserError as error:
                 raise UserError(f"task.{name}: {section.train.file}: {error}") from error
@@ -95,7 +101,7 @@ def hold_out(
     Raises:
         UserError: a problem has no such column, or all have one value.
     """
-    keys = [problem.prompt if by is None else _value(problem, by) for problem in problems]
+    keys = _kept_together(problems, by)
     sizes = Counter(keys)
     order = sorted(
         sizes, key=lambda key: hashlib.blake2b(f"{seed}\0{key}".encode(errors="surrogatepass"), digest_size=16).digest()
@@ -112,6 +118,15 @@ def hold_out(
         count += sizes[key]
     found = [problem for problem, key in zip(problems, keys, strict=True) if key in taken]
     return found, [problem for problem, key in zip(problems, keys, strict=True) if key not in taken]
+
+
+def _kept_together(problems: Sequence[Problem], by: str | None) -> list[str]:
+    """A key for each problem: those with equal ones are on one side.
+
+    Raises:
+        UserError: a problem has no column ``by``.
+    """
+    return [problem.prompt if by is None else _value(problem, by) for problem in problems]
 
 
 def _value(problem: Problem, column: str) -> str:

@@ -27,7 +27,7 @@ from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
 from bgrpo.runs.samples import sample_table
-from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
+from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, status_of, stop_signals
 from bgrpo.tasks.base import Problem
 from bgrpo.training.machinery import Machinery, RunParts
 from bgrpo.training.metrics_tail import MetricsTail
@@ -52,12 +52,13 @@ def train_and_announce(
 ) -> int:
     """What ``bgrpo train`` does; arguments as of :func:`run_training`. Returns the exit status."""
     console = table_console(stderr=as_json)
-    result = run_training(machinery, config, config_name, resume, console)
+    with stop_signals() as signals:
+        result = run_training(machinery, config, config_name, resume, console)
     if as_json:
         print(json.dumps(summary(result)))
     else:
         announce(result, config, console, machinery.command)
-    return STOPPED_STATUS if result.stopped else 0
+    return status_of(signals.asked) if result.stopped else 0
 
 
 def run_training(

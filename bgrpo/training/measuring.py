@@ -44,6 +44,5 @@ def judged_decoder(
         readable = fitted.problems
         if fitted.note:
             tell(fitted.note)
-    rollout = config.rollout
     with Judge(config).start(trial_of(readable)) as checks:
-        yield LocalDecoder(policy, checks.judge, max_new_tokens, rollout.dtype, rollout.engine), readable
+        yield LocalDecoder(policy, checks.judge, max_new_tokens, config.rollout), readable

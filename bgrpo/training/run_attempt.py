@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError, summary
-from bgrpo.runs.ownership import newest_owner
+from bgrpo.runs.ownership import has_owner, newest_owner
 from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
 from bgrpo.runs.stopping import SAVE_S, StopSignals, last_words
 
@@ -65,7 +65,7 @@ def new_run(
             filled = True
             yield folder
     finally:
-        if not filled:
+        if not filled and not has_owner(made.path):  # a --resume may have been quicker than this run
             shutil.rmtree(made.path, ignore_errors=True)
 
 

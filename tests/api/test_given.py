@@ -82,6 +82,25 @@ def test_rewards_in_every_form() -> None:
     assert load_config(TrainConfig, None, [], {"reward.parts": named}).reward.parts["quality"].weight == 0.7
 
 
+@pytest.mark.parametrize(
+    "rewards, parts",
+    [
+        ({"check": with_global}, {"check": {"function": "kept:check"}}),
+        ({"check": ("check", 0.5)}, {"check": {"check": True, "weight": 0.5}}),
+        ({"check": True, "weight": 0.5}, {"check": {"check": True, "weight": 0.5}}),
+        ({"model": with_global, "url": "check"}, {"model": {"function": "kept:model"}, "url": {"check": True}}),
+        ({"model": "a/b", "short": "token_f1"}, {"model": {"model": "a/b"}, "short": {"metric": "token_f1"}}),
+        ({"model": "a/b", "max_tokens": 9}, {"b": {"model": "a/b", "max_tokens": 9}}),
+        ({"model": "a/b", "weigth": 0.5}, {"b": {"model": "a/b", "weigth": 0.5}}),
+    ],
+)
+def test_a_mapping_is_names_unless_it_can_only_be_a_part(
+    rewards: Any, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bgrpo.api.given.module_name", lambda function: None)
+    assert parts_of(rewards)[0] == parts
+
+
 def reward(prompt: str, completion: str) -> float:
     """Called as many a script calls its function, and as the metrics call the sum of all parts."""
     return 1.0

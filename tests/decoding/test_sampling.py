@@ -35,7 +35,7 @@ def chi_square(counts: Counter[tuple[int, ...]], logprobs: dict[tuple[int, ...],
     rare = total - sum(expected[tokens] for tokens in common)
     observed_rare = total - sum(counts[tokens] for tokens in common)
     statistic = sum((counts[tokens] - expected[tokens]) ** 2 / expected[tokens] for tokens in common)
-    statistic += (observed_rare - rare) ** 2 / rare
+    statistic += (observed_rare - rare) ** 2 / max(rare, 1e-6)  # none can be seen where there are none
     freedom = len(common)
     return statistic, freedom * (1 - 2 / (9 * freedom) + 3.0902 * math.sqrt(2 / (9 * freedom))) ** 3
 

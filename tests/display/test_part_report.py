@@ -56,6 +56,12 @@ def test_the_table_shows_the_first_tenth_and_the_last() -> None:
     assert "the last step;" in text(config(**PARTS), steps(3))
 
 
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    shown = text(config(**PARTS), [{"step": 1, "part/quality/share": -0.004, "part/quality/mean": -0.0001}])
+    assert shown.split("quality")[1].split()[:5] == ["0.5", "0.000", "0.000", "–", "0%"]
+    assert "-20%" in text(config(**PARTS), [{"step": 1, "part/quality/share": -0.2}])
+
+
 def test_what_is_not_known_is_a_dash() -> None:
     shown = text(config(**PARTS), [{"step": 1, "part/quality/mean": None}])
     assert shown.count("–") == 14

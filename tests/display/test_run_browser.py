@@ -254,6 +254,28 @@ def test_the_page_fits_its_window_and_can_be_read(tab: Tab, address: str, width:
     assert low == [], low
 
 
+def test_six_parts_fit_the_table_and_the_score_is_drawn(tab: Tab, tmp_path: Path) -> None:
+    names = ["quality", "safety", "diversity", "coherence", "length", "overlap"]
+    parts = ", ".join(f"{name}: {{metric: bleu}}" for name in names)
+    run = new_run(tmp_path, f"reward.parts={{{parts}}}")
+    for step in (1, 2, 3):
+        tokens = [[1, 2 + step, rank, 0] for rank in (3, 4, 5)]
+        scored = [
+            completion(one, outcome="wrong", score=step + one[2], parts=dict.fromkeys(names, 0.5)) for one in tokens
+        ]
+        writer(run).write(step, [group(scored, 0, step - 1)], {0: [0.0, 0.1, -0.1]})
+        run.append_metrics(step, {"reward_mean": 0.0, "score_mean": float(step), "part/safety/mean": 0.75})
+    tab.open(f"{(write_page(run, tmp_path / 'page').folder / 'index.html').as_uri()}#step=3")
+    tab.wait(READY)
+    figures = tab.run("document.getElementById('figures').textContent")
+    assert figures.startswith("score 3.000 · reward 0.000") and "part safety 0.750" in figures
+    assert tab.run("document.getElementById('curve').ariaLabel") == "Mean score of each step, from 1.000 to 3.000"
+    sizes = tab.run("(({ scrollWidth, clientWidth }) => [scrollWidth, clientWidth])(document.getElementById('table'))")
+    assert sizes[0] <= sizes[1], "the last columns are out of sight"
+    head = tab.run("[...document.querySelectorAll('#table thead th')].map((cell) => cell.textContent)")
+    assert head[-6:] == names
+
+
 CONTRAST = """(() => {
   const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
   const bytes = (...colours) => {

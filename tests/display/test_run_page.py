@@ -69,6 +69,27 @@ def test_every_group_is_in_the_file_that_the_index_names(tmp_path: Path, monkeyp
     assert index["outcomes"] == ["correct", "unparseable", "wrong"]
 
 
+def test_of_named_parts_the_score_is_drawn_and_every_part_is_told(tmp_path: Path) -> None:
+    """Rewards of normalised parts have a mean of 0 in every step: their curve says nothing."""
+    run = new_run(
+        tmp_path,
+        "reward.combine=normalize_then_sum",
+        "reward.parts.bleu={metric: bleu, weight: 0.5}",
+        "reward.parts.right={check: true}",
+        "reward.parts.size={metric: completion_words, weight: 0}",
+    )
+    write_step(run, 1)
+    means = {"part/bleu/mean": 0.25, "part/size/mean": 3.0, "part/right/mean": None}
+    run.append_metrics(1, {"reward_mean": 0.0, "score_mean": 0.625, "kl": 0.5, **means})
+    index = index_of(write_page(run, tmp_path / "page").folder)
+    (entry,) = index["steps"]
+    assert index["curve"] == "score" and (entry["score"], entry["reward"]) == (0.625, 0.0)
+    assert entry["metrics"] == {"kl": 0.5, "part bleu": 0.25, "part size": 3.0}
+    told = "simple, 0.5 bleu + 1 right, each by its group's mean and deviation first, watched: size"
+    assert index["facts"]["reward"] == told
+    assert index_of(write_page(sampled_run(tmp_path / "other", 1), tmp_path / "plain").folder)["curve"] == "reward"
+
+
 def test_a_page_is_bounded_by_leaving_out_steps_evenly_and_says_so(tmp_path: Path) -> None:
     run = sampled_run(tmp_path, 40)
     size = sum(path.stat().st_size for path in run.samples.iterdir())

@@ -118,6 +118,9 @@ def assert_equal(groups: list[ScoredGroup], expected: list[ScoredGroup], version
         assert group.version == version
         assert group.prompt_ids == other.prompt_ids
         assert [c.tokens for c in group.completions] == [c.tokens for c in other.completions]
+        for c, d in zip(group.completions, other.completions, strict=True):
+            assert (c.text, c.finished) == (d.text, d.finished)
+            assert c.sampled_logprobs == pytest.approx(d.sampled_logprobs, abs=1e-4)
         assert [c.logprob for c in group.completions] == pytest.approx([c.logprob for c in other.completions], abs=1e-4)
         assert group.outcomes == other.outcomes
         assert group.rewards == other.rewards

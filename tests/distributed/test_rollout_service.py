@@ -63,8 +63,9 @@ def single(policy_dir: Path) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def pair(policy_dir: Path) -> Iterator[Client]:
-    """Two rollout actors; groups are samples."""
-    with service(configuration(policy_dir, algorithm="grpo", rollout={"actors": 2})) as client:
+    """Two rollout actors; groups are samples, from a part of the distribution of a policy that cannot write all."""
+    sampling = {"top_p": 0.9, "min_p": 0.01, "stop": ["3", "P P"], "min_new_tokens": 1, "banned_tokens": ["7", 9]}
+    with service(configuration(policy_dir, algorithm="grpo", rollout={"actors": 2} | sampling)) as client:
         yield client
 
 

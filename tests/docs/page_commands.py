@@ -12,7 +12,7 @@ import click
 import typer
 
 from bgrpo.cli.app import app
-from bgrpo.cli.data import generator_options
+from bgrpo.cli.task_options import generator_options
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import UserError
 from bgrpo.settings.values import Section

@@ -33,7 +33,7 @@ CONFIGURATIONS = [
     for page in PAGES
     for block in re.findall(r"```yaml\n(algorithm: .*?)```", page.read_text("utf-8"), re.DOTALL)
 ]
-CHEAP = ("generate-data", "verify", "evaluate", "decode")
+CHEAP = ("generate-data", "verify", "evaluate", "decode", "filter", "mix", "overlap", "histogram")
 FEW = {"--count": "30"}
 ENOUGH = {"evaluate": ["--problems", "4", "--samples", "2"], "decode": ["--limit", "3"]}
 FEW_STEPS = ["steps=2", "rollout.prompts_per_step=4", "task.train.count=100", "evaluation.final=false"]
@@ -91,7 +91,7 @@ def save_files_of(text: str, folder: Path) -> list[str]:
     return [name for name, _ in files]
 
 
-@pytest.mark.parametrize("page", ["getting_started.md", "tasks_and_rewards.md"])
+@pytest.mark.parametrize("page", ["getting_started.md", "tasks_and_rewards.md", "data_files.md"])
 def test_the_commands_on_data_and_policies_run_in_their_order(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.intervals import bootstrap_interval, paired_difference
 from bgrpo.evaluation.metrics import Evaluation, Measures, best_of, evaluate, pass_at_k, rank_score
 from bgrpo.groups import Completion, Verdict
+from bgrpo.scoring.failed_checks import truncation
 from bgrpo.tasks.base import Problem
 
 PROBLEMS = [Problem(f"p{i}", category="even" if i % 2 == 0 else "odd") for i in range(7)]
@@ -99,21 +100,52 @@ def test_what_failed_in_the_checks_is_kept_with_the_evaluation() -> None:
 
     def decode(problems: Sequence[Problem], mode: str, size: int, seeds: object) -> list[list[Completion]]:
         late = Verdict("timeout", detail=f"late at width {size}") if size > 1 else Verdict("wrong")
-        wrong = Verdict("error", detail=problems[0].prompt)
-        return [[Completion([1], [0.0], True, "", verdict) for verdict in [wrong, *[late] * (size - 1)]]] * len(
-            problems
-        )
+        failed = Verdict("error", detail=problems[0].prompt)
+        verdicts = [[failed, *[late] * (size - 1)]] * (len(problems) - 1) + [[Verdict("wrong")] * size]
+        return [[Completion([1], [0.0], True, "", verdict) for verdict in row] for row in verdicts]
 
     evaluation = evaluate(decode, PROBLEMS, [3], samples=0, seed=0, batch=4)
     assert evaluation.details == {"error": PROBLEMS[0].prompt, "timeout": "late at width 3"}
     assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
     assert evaluation.failures() == [
-        f"error in 21 of 98 checks, the first: {PROBLEMS[0].prompt}",
-        "timeout in 77 of 98 checks, the first: late at width 3",
+        f"error in 15 of 98 checks, the first: {PROBLEMS[0].prompt}",
+        "timeout in 55 of 98 checks, the first: late at width 3",
     ]
     before_there_were_details = evaluation.to_dict()
     del before_there_were_details["details"]
     assert Evaluation.from_dict(before_there_were_details).failures() == []
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "message"),
+    [
+        ([Verdict("error", detail="no"), Verdict("truncated")], "no check came to a verdict, .*error in .* first: no;"),
+        ([Verdict("timeout", detail="late")], "no check came to a verdict, .*timeout in .* first: late;"),
+        ([Verdict("unscored"), Verdict("truncated")], "no part of the reward applies to any of"),
+    ],
+)
+def test_where_nothing_was_judged_there_is_no_table_of_zeros(verdicts: list[Verdict], message: str) -> None:
+    calls: list[str] = []
+
+    def decode(problems: Sequence[Problem], mode: str, size: int, seeds: object) -> list[list[Completion]]:
+        calls.append(mode)
+        cycle = itertools.cycle(verdicts)
+        return [[Completion([1], [0.0], True, "", next(cycle)) for _ in range(size)] for _ in problems]
+
+    with pytest.raises(UserError, match=message):
+        evaluate(decode, PROBLEMS, [3], samples=2, seed=0, batch=4)
+    failed = any(verdict.outcome in ("error", "timeout") for verdict in verdicts)
+    assert len(calls) == (1 if failed else 8), "checks that fail may take their whole time limit each"
+
+
+def test_where_everything_was_cut_off_that_is_what_the_table_says() -> None:
+    def decode(problems: Sequence[Problem], mode: str, size: int, seeds: object) -> list[list[Completion]]:
+        return [[Completion([1], [0.0], False, "", Verdict("truncated"))] * size for _ in problems]
+
+    evaluation = evaluate(decode, PROBLEMS, [], samples=0, seed=0)
+    assert evaluation.totals() == {"truncated": 11 * 7} | dict.fromkeys(set(evaluation.totals()) - {"truncated"}, 0)
+    assert truncation(evaluation.totals(), 5, "--longer").startswith("77 of 77 completions were cut off at 5 tokens")
+    assert not truncation({"correct": 1, "truncated": 1}, 5, "--longer")
 
 
 def test_widths_that_were_not_asked_for_give_no_metric() -> None:

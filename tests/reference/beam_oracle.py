@@ -31,6 +31,28 @@ def next_logprobs(model: PreTrainedModel, prompt: Sequence[int], dtype: torch.dt
     return after
 
 
+Ends = int | Callable[[tuple[int, ...]], bool]
+"""The token that ends a completion, or which completions have ended."""
+
+
+def has_ended(tokens: tuple[int, ...], ends: Ends) -> bool:
+    return bool(tokens) and (tokens[-1] == ends if isinstance(ends, int) else ends(tokens))
+
+
+def masked(
+    after: NextLogprobs, banned: Sequence[int] = (), ends: Sequence[int] = (), min_new_tokens: int = 0
+) -> NextLogprobs:
+    """The policy that cannot write banned tokens, nor end before ``min_new_tokens``; what is left sums to one."""
+
+    def left(completion: tuple[int, ...]) -> list[float]:
+        forbidden = {*banned, *(ends if len(completion) < min_new_tokens else ())}
+        kept = [-math.inf if token in forbidden else logp for token, logp in enumerate(after(completion))]
+        norm = math.log(sum(map(math.exp, kept)))
+        return [logp - norm for logp in kept]
+
+    return left
+
+
 @dataclass(frozen=True)
 class BeamResult:
     """What a beam search must find.
@@ -45,17 +67,19 @@ class BeamResult:
     margin: float
 
 
-def beam_search(after: NextLogprobs, width: int, steps: int, eos: int) -> BeamResult:
+def beam_search(after: NextLogprobs, width: int, steps: int, eos: Ends) -> BeamResult:
     """Textbook beam search. Ended beams keep their slot with their score; no length normalisation."""
     beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     margin = math.inf
     for _ in range(steps):
         candidates = []
         for tokens, score in beams:
-            if tokens and tokens[-1] == eos:
+            if has_ended(tokens, eos):
                 candidates.append((tokens, score))
             else:
-                candidates += [((*tokens, token), score + logp) for token, logp in enumerate(after(tokens))]
+                candidates += [
+                    ((*tokens, token), score + logp) for token, logp in enumerate(after(tokens)) if logp > -math.inf
+                ]
         candidates.sort(key=lambda beam: -beam[1])
         if len(candidates) > width:
             margin = min(margin, candidates[width - 1][1] - candidates[width][1])
@@ -64,17 +88,18 @@ def beam_search(after: NextLogprobs, width: int, steps: int, eos: int) -> BeamRe
 
 
 def all_sequences(
-    after: NextLogprobs, vocabulary: int, steps: int, eos: int, temperature: float = 1.0
+    after: NextLogprobs, vocabulary: int, steps: int, eos: Ends, temperature: float = 1.0
 ) -> dict[tuple[int, ...], float]:
-    """Log-probability of every completion of at most ``steps`` tokens, tempered at each token; they sum to one."""
+    """Log-probability of every possible completion of at most ``steps`` tokens, tempered at each; they sum to one."""
     found = {}
     for length in range(1, steps + 1):
         for tokens in itertools.product(range(vocabulary), repeat=length):
-            if eos in tokens[:-1] or (length < steps and tokens[-1] != eos):
+            early = any(has_ended(tokens[:place], eos) for place in range(1, length))
+            if early or (length < steps and not has_ended(tokens, eos)):
                 continue
-            found[tokens] = sum(
-                tempered(after(tokens[:place]), temperature)[token] for place, token in enumerate(tokens)
-            )
+            score = sum(tempered(after(tokens[:place]), temperature)[token] for place, token in enumerate(tokens))
+            if score > -math.inf:
+                found[tokens] = score
     return found
 
 

@@ -14,7 +14,7 @@ import os, signal, sys, threading, time
 from bgrpo.cli import app
 from bgrpo.errors import Stopped
 from bgrpo.runs import stopping
-from bgrpo.runs.stopping import last_words, stop_signals
+from bgrpo.runs.stopping import end_of, last_words, stop_signals
 
 def say(*words): print(*words, flush=True)
 def work():
@@ -29,7 +29,7 @@ try:
     work()
 except Stopped as stop:
     say("stopped by", stop.name)
-    sys.exit(stop.status)
+    sys.exit(end_of(stop.status))
 """
 WAIT = "say('ready'); time.sleep(60)"
 BODIES = {
@@ -51,6 +51,22 @@ class Hangs:
     def __enter__(self): pass
 with last_words(lambda status, cause: say('status', status)), Hangs():
     say('ready'); time.sleep(60)""",
+    "waits": """
+class Waits:
+    def __exit__(self, *error): say('waits'); threading.Event().wait()
+    def __enter__(self): pass
+with Waits(): say('ready'); time.sleep(60)""",
+    "closes": """
+class Closes:
+    def __exit__(self, *error): say('closes'); time.sleep(0.5); say('closed')
+    def __enter__(self): pass
+class Waits:
+    def __exit__(self, *error): say('waits'); threading.Event().wait()
+    def __enter__(self): pass
+with Closes(), Waits(): say('ready'); time.sleep(60)""",
+    "a thread is left": """
+threading.Thread(target=time.sleep, args=(3600,)).start()
+say('ready'); time.sleep(60)""",
     "a library's handler": """
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
 say('ready'); time.sleep(60)""",
@@ -87,7 +103,7 @@ def run(body: str, *numbers: signal.Signals) -> tuple[int, list[str]]:
         ("raised", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
         ("raised", [SIGINT], 130, ["ready", "stopped by SIGINT"]),
         ("gently", [SIGTERM], 143, ["ready", "asked SIGTERM", "stopped by SIGTERM"]),
-        ("gently", [SIGINT], 143, ["ready", "asked SIGINT", "stopped by SIGINT"]),
+        ("gently", [SIGINT], 130, ["ready", "asked SIGINT", "stopped by SIGINT"]),
         ("time to save is over", [SIGTERM], 143, ["ready", "asked SIGTERM", "stopped by SIGTERM"]),
         (
             "hangs",
@@ -95,7 +111,22 @@ def run(body: str, *numbers: signal.Signals) -> tuple[int, list[str]]:
             143,
             ["ready", "hangs", "status stopped", "error: stopped: something did not end in time"],
         ),
-        ("hangs", [SIGINT, SIGINT], 130, ["ready", "hangs", "stopped by SIGINT"]),
+        (
+            "hangs",
+            [SIGINT],
+            130,
+            ["ready", "hangs", "status stopped", "error: stopped: something did not end in time"],
+        ),
+        ("waits", [SIGINT, SIGINT], 130, ["ready", "waits", "stopped by SIGINT"]),
+        ("closes", [SIGINT] * 4, 130, ["ready", "waits", "closes", "closed", "stopped by SIGINT"]),
+        (
+            "closes",
+            [SIGTERM, SIGINT, SIGTERM, SIGINT],
+            130,
+            ["ready", "waits", "closes", "closed", "stopped by SIGINT"],
+        ),
+        ("a thread is left", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
+        ("waits", [SIGTERM, SIGINT], 130, ["ready", "waits", "stopped by SIGINT"]),
         ("a library's handler", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
         ("turned into an error", [SIGINT], 130, ["ready", "stopped by SIGINT"]),
         ("taken back", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),

@@ -106,7 +106,8 @@ def test_a_hostile_function_harms_only_its_own_item(
     [
         (True, 1.0), (False, 0.0), (3, 3.0), (-0.5, -0.5), (np.bool_(True), 1.0), (np.bool_(False), 0.0),
         (np.float16(0.5), 0.5), (np.float32(0.5), 0.5), (np.longdouble(0.5), 0.5), (np.int8(-3), -3.0),
-        (np.array(2.5), 2.5), (np.array(True), 1.0), (torch.tensor(2.5), 2.5), (torch.tensor(True), 1.0),
+        (np.array(2.5), 2.5), (np.array(True), 1.0), (np.ma.array(2.5), 2.5), (torch.tensor(2.5), 2.5),
+        (torch.tensor(True), 1.0),
         (torch.tensor(2, dtype=torch.int8), 2.0), (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
         (torch.tensor(1.5, requires_grad=True), 1.5), (Decimal("0.25"), 0.25), (Fraction(1, 4), 0.25),
         (type("Index", (), {"__index__": lambda self: 4})(), 4.0),
@@ -124,6 +125,7 @@ def test_whatever_is_a_number_is_a_score(value: Any, score: float) -> None:
         np.array(1j), torch.tensor(1j), [1.0], (1.0,), {1.0}, {1.0: 1.0}, np.array([1.0]), np.array([[1.0]]),
         torch.tensor([1.0]), torch.ones(2), object(), float, len, np.nan, np.float32("inf"), -np.inf,
         torch.tensor(float("nan")), Decimal("Infinity"), 10**400, Fraction(10**400), 1e13, np.array(None),
+        np.ma.masked, np.ma.array(0.5, mask=True),
     ],
 )  # fmt: skip
 def test_whatever_is_none_is_refused(value: Any) -> None:

@@ -55,7 +55,7 @@ def test_a_typing_error_is_recognised(typed: str, meant: str) -> None:
     [
         "learner.lora_r", "learner.lr", "learner.gamma", "learner.rank", "learner.dropout",
         "learner.gae",
-        "rollout.top_p", "rollout.top_k", "rollout.vllm", "rollout.batch", "reward.model",
+        "rollout.vllm", "rollout.batch", "reward.model",
         "reward.path",
         "reward.scale", "policy.quantization", "policy.name", "policy.lora", "wandb", "logger",
         "batch_size", "device",

@@ -55,6 +55,25 @@ def test_files_are_cut_to_count_and_held_out_prompts_leave_training(tmp_path: Pa
     assert [p.prompt for p in splits.train] == [line for line in lines if line not in held_out][:70]
 
 
+@pytest.mark.parametrize("by", [None, "author"])
+def test_a_test_split_that_nobody_measures_on_may_be_empty(tmp_path: Path, by: str | None) -> None:
+    def load(prompts: int, needs_test: bool, **sources: dict[str, object]) -> tuple[int, int, int]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(f'{{"prompt": "{n}", "author": "{n}"}}\n' for n in range(prompts)))
+        tree = {"name": "text", "split_by": by, "train": {"file": str(path)}, **sources}
+        splits = load_splits(load_task("text", {}), build_config(TaskSection, tree, "test"), needs_test=needs_test)
+        return len(splits.train), len(splits.validation), len(splits.test)
+
+    assert load(2, False) == (1, 1, 0)
+    assert load(3, False) == load(3, True) == (1, 1, 1)
+    (tmp_path / "other.jsonl").write_text('{"prompt": "other", "author": "o"}')
+    own = {"validation": {"file": str(tmp_path / "other.jsonl")}}
+    assert load(1, False, **own) == (1, 1, 0) and load(2, False, **own) == (1, 1, 1)
+    for prompts, needs_test, sources in ((2, True, {}), (2, False, {"test": {"share": 0.3}}), (1, True, own)):
+        with pytest.raises(UserError, match="nothing can be held out"):
+            load(prompts, needs_test, **sources)
+
+
 def test_a_training_file_is_used_as_a_whole_unless_count_says_less(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(3000)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -109,3 +109,20 @@ def test_a_run_that_was_not_filled_leaves_no_folder(tmp_path: Path, raised: Base
     with new_run(run, None, lambda folder: None) as folder:
         folder.update(status="stopped")
     assert folder.info()["status"] == "stopped"
+
+
+def test_the_folder_of_a_resume_that_was_quicker_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between making the folder and owning it, somebody may resume the run by its name."""
+    create = RunFolder.create
+    with ExitStack() as others:
+
+        def create_and_lose(config: TrainConfig, config_name: str | None) -> RunFolder:
+            made = create(config, config_name)
+            others.enter_context(made.owned())
+            return made
+
+        monkeypatch.setattr(RunFolder, "create", create_and_lose)
+        run = load_config(TrainConfig, None, [f"run.dir={tmp_path}", "run.name=x"])
+        with pytest.raises(UserError, match=r"^run x belongs to process"), new_run(run, None, lambda folder: None):
+            pass
+        assert (tmp_path / "x" / "run.json").exists()

@@ -6,6 +6,7 @@
   const places = new Map(steps.map((entry, place) => [entry.step, place]));
   const NONE = "–";
   const KNOWN = ["correct", "wrong"]; // outcomes with a colour of their own
+  const MANY_COLUMNS = 8; // of a table: with more, cells are narrower
   const MAX_RESULTS = 200;
   const MAX_CHUNKS = 32; // kept in memory, about a megabyte each
   const MAX_DIFFERENCE = 600; // tokens of a text that are compared one by one
@@ -195,7 +196,7 @@
   function headOf(column, sortable) {
     if (!sortable) return make("th", { scope: "col" }, column.part ?? column.name);
     const isSorted = column.name === state.sort;
-    const arrow = isSorted ? (state.down ? " ↓" : " ↑") : "";
+    const arrow = isSorted ? (state.down ? "\u00a0↓" : "\u00a0↑") : "";
     const button = make("button", { type: "button" }, (column.part ?? column.name) + arrow);
     button.onclick = () => sortBy(column.name, isSorted ? !state.down : column.name !== "rank");
     const head = make("th", { scope: "col" }, button);
@@ -216,7 +217,8 @@
       return row;
     });
     heads.push(...rest.map((column) => headOf(column, sortable)));
-    return make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
+    const className = columns.length > MANY_COLUMNS ? "many" : "";
+    return make("table", { className }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
   }
 
   // --- the difference between two steps ---
@@ -350,11 +352,12 @@
     const entry = steps[places.get(state.step)];
     at("step").value = entry.step;
     at("slider").value = places.get(entry.step);
-    at("slider").setAttribute("aria-valuetext", `step ${entry.step}, reward ${number(entry.reward, 3)}`);
+    at("slider").setAttribute("aria-valuetext", `step ${entry.step}, ${index.curve} ${number(entry[index.curve], 3)}`);
     at("back").disabled = places.get(entry.step) === 0;
     at("forward").disabled = places.get(entry.step) === steps.length - 1;
     const figures = Object.entries(entry.metrics).map(([name, value]) => `${name.replaceAll("_", " ")} ${number(value, 3)}`);
-    at("figures").textContent = [`reward ${number(entry.reward, 3)}`, ...figures].join(" · ");
+    const means = [...new Set([index.curve, "reward"])].map((name) => `${name} ${number(entry[name], 3)}`);
+    at("figures").textContent = [...means, ...figures].join(" · ");
     const x = String(xOf(places.get(entry.step)));
     const line = at("curve").querySelector("line");
     for (const [name, value] of Object.entries({ x1: x, x2: x, y1: "0", y2: "64" })) line.setAttribute(name, value);
@@ -365,14 +368,14 @@
   }
 
   function drawCurve() {
-    const values = steps.map((entry) => entry.reward).filter((value) => value !== null);
+    const values = steps.map((entry) => entry[index.curve]).filter((value) => value !== null);
     const [low, high] = values.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
     const y = (value) => (high > low ? 60 - (56 * (value - low)) / (high - low) : 32);
-    const points = steps.flatMap((entry, place) => (entry.reward === null ? [] : [`${xOf(place).toFixed(1)} ${y(entry.reward).toFixed(1)}`]));
+    const points = steps.flatMap((entry, place) => (entry[index.curve] === null ? [] : [`${xOf(place).toFixed(1)} ${y(entry[index.curve]).toFixed(1)}`]));
     const path = document.createElementNS(SVG, "path");
     path.setAttribute("d", points.length ? `M${points.join("L")}` : "");
     at("curve").replaceChildren(path, document.createElementNS(SVG, "line"));
-    at("curve").setAttribute("aria-label", `Mean reward of each step, from ${number(low, 3)} to ${number(high, 3)}`);
+    at("curve").setAttribute("aria-label", `Mean ${index.curve} of each step, from ${number(low, 3)} to ${number(high, 3)}`);
   }
 
   function drawGroups(groups) {

@@ -111,15 +111,16 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
         "facts": {
             "algorithm": config.algorithm,
             "group size": config.rollout.group_size,
-            "reward": config.reward_kind,
+            "reward": _reward_of(config),
             "advantage": config.advantage_kind,
             "status": run.status,
         },
+        "curve": "score" if config.reward.parts else "reward",
         "notes": notes,
         "chunks": chunks.count,
         "outcomes": sorted(chunks.outcomes),
         "steps": [
-            {"step": step, "chunk": chunk, "problems": problems, **_metrics_of(metrics.get(step, {}))}
+            {"step": step, "chunk": chunk, "problems": problems, **_metrics_of(config, metrics.get(step, {}))}
             for step, (chunk, problems) in chunks.steps.items()
         ],
     }
@@ -127,8 +128,23 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
     return notes
 
 
-def _metrics_of(line: dict[str, Any]) -> dict[str, Any]:
-    return {"reward": line.get("reward_mean"), "metrics": {name: line[name] for name in NAMES if name in line}}
+def _reward_of(config: TrainConfig) -> str:
+    """How rank shapes the reward; of named parts, what is added up and what is only watched."""
+    parts = config.reward.parts
+    weighted = [f"{part.weight:g} {name}" for name, part in parts.items() if part.weight]
+    watched = [name for name, part in parts.items() if not part.weight]
+    texts = [config.reward_kind, " + ".join(weighted)]
+    texts += ["each by its group's mean and deviation first"] if config.reward.combine != "sum" else []
+    texts += [f"watched: {', '.join(watched)}"] if watched else []
+    return ", ".join(filter(None, texts))
+
+
+def _metrics_of(config: TrainConfig, line: dict[str, Any]) -> dict[str, Any]:
+    """Of a step; rewards of normalised parts have a mean of about 0 in every step, so scores are told, too."""
+    metrics = {name: line[name] for name in NAMES if name in line}
+    means = {name: line.get(f"part/{name}/mean") for name in config.reward.parts}
+    metrics |= {f"part {name}": value for name, value in means.items() if value is not None}
+    return {"reward": line.get("reward_mean"), "score": line.get("score_mean"), "metrics": metrics}
 
 
 def _notes(config: TrainConfig, any_steps: bool, every: int, damaged: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -145,7 +144,7 @@ class ServiceDecoder:
     def __call__(
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
     ) -> list[list[Completion]]:
-        settings = dataclasses.replace(self._settings, mode=mode, group_size=group_size, temperature=1.0)
+        settings = self._settings.to_measure(mode, group_size)
         groups = self._decode(list(problems), settings, list(seeds or [0] * len(problems)))
         return [group.completions for group in groups]
 

@@ -67,12 +67,21 @@ def _completion_fault(completion: Completion, settings: DecodeSettings, vocabula
         return f"{len(tokens)} tokens, expected 1 to {settings.max_new_tokens}"
     if min(tokens) < 0 or max(tokens) >= vocabulary:
         return f"token ids {min(tokens)} to {max(tokens)}, the vocabulary has 0 to {vocabulary - 1}"
-    if completion.finished != (tokens[-1] in settings.end_tokens):
+    ended = tokens[-1] in settings.end_tokens
+    if completion.finished != ended and not (completion.finished and settings.stop):
         return f"finished is {completion.finished}, the last token is {tokens[-1]}"
     if not set(settings.end_tokens).isdisjoint(tokens[:-1]):
         return "it goes on after its end"
+    if completion.finished and len(tokens) <= settings.min_new_tokens:
+        return f"it ended after {len(tokens)} tokens, min_new_tokens={settings.min_new_tokens} come first"
+    if banned := set(settings.banned_tokens).intersection(tokens):
+        return f"it has the banned token {min(banned)}"
     if len(logprobs) != len(tokens):
         return f"{len(logprobs)} log-probabilities for {len(tokens)} tokens"
-    if not all(map(math.isfinite, logprobs)) or max(logprobs) > LOGPROB_ROUNDING:
-        return f"log-probabilities from {min(logprobs)} to {max(logprobs)}"
+    sampled = completion.sampled_logprobs
+    if len(sampled) != (len(tokens) if settings.truncates else 0):
+        return f"{len(sampled)} log-probabilities of what was drawn from for {len(tokens)} tokens"
+    for values in filter(None, (logprobs, sampled)):
+        if not all(map(math.isfinite, values)) or max(values) > LOGPROB_ROUNDING:
+            return f"log-probabilities from {min(values)} to {max(values)}"
     return None

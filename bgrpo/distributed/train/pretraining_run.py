@@ -29,7 +29,7 @@ from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
 from bgrpo.runs.preparation import check_policy, check_same_input, record_input
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
-from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, stop_signals
+from bgrpo.runs.stopping import StopSignals, status_of, stop_signals
 from bgrpo.training.metrics_tail import MetricsTail
 from bgrpo.training.run_attempt import (
     STOP_FILE,
@@ -88,10 +88,11 @@ def pretrain_and_announce(config: PretrainConfig, config_name: str | None, overr
     named = ["--config", config_name] if config_name is not None else []
     remembered = [override for override in overrides if not override.startswith(NOT_OF_THE_RESULT)]
     command = shlex.join(["bgrpo", "pretrain", *named, *remembered])
-    result = run_pretrain(config, config_name, resume, command, console)
+    with stop_signals() as signals:
+        result = run_pretrain(config, config_name, resume, command, console)
     if result.policy is None:
         say(console, f"stopped; go on with: bgrpo pretrain --resume {result.folder.path}")
-        return STOPPED_STATUS
+        return status_of(signals.asked)
     say(console, f"policy: {result.policy}")
     if result.tracking_uri is not None:
         say(console, f"MLflow: {open_command(result.tracking_uri)}")

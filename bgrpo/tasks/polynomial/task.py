@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import LoadedProblems, Outcome, Problem, Progress
+from bgrpo.tasks.base import LoadedProblems, Outcome, Problem, Progress, Record
 from bgrpo.tasks.polynomial.data_files import generate_file, verify_file
+from bgrpo.tasks.polynomial.degrees import GRID, QUANTITIES, key_of, quantities_of, read_records
 from bgrpo.tasks.polynomial.generator import generate
 from bgrpo.tasks.polynomial.line_checks import checked_blocks
 from bgrpo.tasks.polynomial.options import GENERATOR_HELP, GeneratorOptions
@@ -107,6 +108,26 @@ class PolynomialTask:
     def verify(self, path: Path, progress: Callable[[int], None]) -> dict[str, Any]:
         """Check every line's own answer, see :func:`bgrpo.tasks.polynomial.data_files.verify_file`."""
         return verify_file(path, self.ring, progress)
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """Lines of a data file, unchecked, see :func:`bgrpo.tasks.polynomial.degrees.read_records`."""
+        return read_records(path)
+
+    def quantities(self) -> dict[str, str]:
+        """Degrees and number of variables, see :mod:`bgrpo.tasks.polynomial.degrees`."""
+        return QUANTITIES
+
+    def quantify(self, problem: Problem) -> dict[str, int]:
+        """Those of one problem, as far as its texts can be read."""
+        return quantities_of(problem)
+
+    def grid(self) -> tuple[str, str]:
+        """Heat maps have outer degrees as rows and inner degrees as columns."""
+        return GRID
+
+    def problem_key(self, problem: Problem) -> str:
+        """The same for the same polynomial in any writing."""
+        return key_of(problem)
 
     def measure_speed(self, seconds: float) -> dict[str, Any]:
         """See :func:`bgrpo.tasks.polynomial.speed.measure_speed`."""

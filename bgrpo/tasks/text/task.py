@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bgrpo.errors import UserError
-from bgrpo.tasks.base import LoadedProblems, Message, Outcome, Problem
+from bgrpo.tasks.base import LoadedProblems, Message, Outcome, Problem, Record
 from bgrpo.tasks.text.records import Row, read_records
 
 PROMPT_COLUMNS = ("prompt", "messages", "question")
@@ -36,6 +36,7 @@ class TextTask:
     """
 
     name = "text"
+    record_suffixes = (".jsonl", ".ndjson")
 
     def __init__(
         self,
@@ -68,15 +69,32 @@ class TextTask:
         Raises:
             UserError: the source cannot be read, holds no row, or a row does not fit (with its place).
         """
-        problems = []
-        for place, number, row in read_records(str(path), "train" if for_training else "test"):
-            try:
-                problems.append(self._problem(row, number))
-            except ValueError as error:
-                raise UserError(f"{place}: {error}") from None
+        problems = [problem for _, _, problem in self._read(path, "train" if for_training else "test")]
         if not problems:
             raise UserError(f"{path}: holds no row: expected one problem per row")
         return LoadedProblems(problems)
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """The rows of a file or a data set, one after another, each as a line of JSON with all its columns.
+
+        Raises:
+            UserError: as :meth:`load`; or a row has a column that JSON cannot hold, such as a picture.
+        """
+        for place, row, problem in self._read(path, "train"):
+            try:
+                text = json.dumps({name: _plain(cell) for name, cell in row.items()}, ensure_ascii=False)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{place}: cannot be written as a line of JSON: {error}") from None
+            yield Record(text, problem)
+
+    def _read(self, path: Path, part: str) -> Iterator[tuple[str, Row, Problem]]:
+        """The place, the columns and the problem of each row."""
+        for place, number, row in read_records(str(path), part):
+            try:
+                problem = self._problem(row, number)
+            except ValueError as error:
+                raise UserError(f"{place}: {error}") from None
+            yield place, row, problem
 
     def _problem(self, row: Row, number: int) -> Problem:
         """Raises ValueError: what is wrong with the row."""
