@@ -37,9 +37,14 @@ local-tests: install
 ray-tests: install
 	$(PYTEST) -m "ray $(SHORT)"
 
+# Side by side, because the tests on Ray mostly wait; what a part says comes when it has ended. A make that cannot keep
+# their words apart (before 4.0) runs one after the other.
 # --keep-going: a part that fails does not hide the result of the next, and the whole fails.
+SIDE_BY_SIDE := $(if $(filter output-sync,$(.FEATURES)),--jobs --output-sync=target)
+
 test: install
-	@$(MAKE) --no-print-directory --keep-going $(PARTS)
+	@echo "$(PARTS): side by side, what each says comes when it has ended"
+	@$(MAKE) --no-print-directory --keep-going $(SIDE_BY_SIDE) $(PARTS)
 
 test-all: install
 	@$(MAKE) --no-print-directory --keep-going $(PARTS) SHORT=

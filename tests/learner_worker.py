@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -19,6 +20,8 @@ from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
+gc.freeze()  # what the server has loaded is shared by its children, and never garbage: their trainers collect it all
+
 
 def train(
     folder: Path, sections: dict[str, Any], group_size: int, source: ScriptedSource | None = None
@@ -26,9 +29,10 @@ def train(
     """Run one learner; what it published, its gradients and its metrics. ``encoder`` in place of a section: a T5."""
     source, steps = source or ScriptedSource(group_size), []
     source.passages = "encoder" in sections
-    policy = tiny_encoder_decoder("t5 untied", VOCABULARY) if source.passages else tiny_policy()
     config = train_config(**{name: section for name, section in sections.items() if name != "encoder"})
-    trainer = make_trainer(config, source, folder, policy=policy.double(), on_step=steps.append, problems=50)
+    policy = tiny_encoder_decoder("t5 untied", VOCABULARY) if source.passages else tiny_policy()
+    policy = policy.double() if config.learner.dtype == "fp32" else policy
+    trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}
 

@@ -14,11 +14,18 @@ from bgrpo.scoring.fixed_shapes import telling_memory
 class Starving(RewardActor):
     """A reward actor whose models run out of memory: as often as the file ``starve`` in ``run.dir`` says."""
 
+    def prepare(self) -> None:
+        """Who will starve needs no models."""
+        if not int(self._file.read_text()):
+            super().prepare()
+
     def serve(self, request: Any) -> Any:
-        file = Path(self._judge.config.run.dir) / "starve"
-        left = int(file.read_text())
-        if left:
-            file.write_text(str(left - 1))
+        if left := int(self._file.read_text()):
+            self._file.write_text(str(left - 1))
             with telling_memory("reward model judge"):
                 raise torch.OutOfMemoryError("CUDA out of memory")
         return super().serve(request)
+
+    @property
+    def _file(self) -> Path:
+        return Path(self._judge.config.run.dir) / "starve"

@@ -116,15 +116,17 @@ def test_no_domain_is_known_outside_its_folder() -> None:
 @pytest.mark.parametrize(
     ("absent", "modules"),
     [
-        (BARE, "policies.io tasks.polynomial.mingpt policies.model decoding tasks.polynomial.task"),
+        (BARE, "policies.io tasks.polynomial.mingpt policies.model decoding.engine tasks.polynomial.task"),
         (
             "ray",
             "learning.trainer learning.rollout_source evaluation.metrics display.run_report pretraining.pretrain "
             "runs.preparation training.driver training.in_process",
         ),
         ("torch transformers flint ray trl mlflow pydantic accelerate datasets", "cli.app"),
+        ("torch transformers flint trl mlflow accelerate datasets", "distributed.rollout.service decoding"),
+        ("transformers trl accelerate datasets", "distributed.train.learner_loop"),
     ],
-    ids=["bare machine", "algorithm without Ray", "command line before parsing"],
+    ids=["bare machine", "algorithm without Ray", "command line before parsing", "rollout service", "train controller"],
 )
 def test_modules_import_without(absent: str, modules: str) -> None:
     code = f"import sys\nfor name in {absent.split()}: sys.modules[name] = None\n" + "".join(

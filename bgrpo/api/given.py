@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -67,6 +69,7 @@ class Given:
     policy: LoadedPolicy | None = None
     rows: dict[str, Rows] = field(default_factory=dict)
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    _folder: Path | None = None  # where the objects were written
 
     @property
     def has_objects(self) -> bool:
@@ -145,6 +148,7 @@ class Given:
             UserError: one of them cannot be written.
         """
         folder.given.mkdir(mode=0o700)
+        self._folder = folder.given
         changes: dict[str, Any] = {"run": {"dir": str(folder.path.parent), "name": folder.name}}
         if self.policy is not None:
             from bgrpo.policies.io import save_policy
@@ -157,6 +161,25 @@ class Given:
         folder.update(**{DIGESTS: {name: keep_function(f, folder.path, name) for name, f in self.functions.items()}})
         sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
         return config.model_copy(update=sections)
+
+    @contextmanager
+    def in_their_words(self) -> Iterator[None]:
+        """For a block that reads what was written: its errors name what was given, not a file that nobody made."""
+        try:
+            yield
+        except UserError as error:
+            error.args = (self._in_their_words(str(error)),)
+            raise
+
+    def _in_their_words(self, message: str) -> str:
+        if self._folder is None:
+            return message
+        folder = re.escape(str(self._folder))
+        message = re.sub(rf"'{re.escape(PREFIX)}{folder}/(\w+)\.pkl'", r"reward '\1'", message)
+        of_rows = re.compile(rf"{folder}/({'|'.join(SPLITS)})(?:\.jsonl)?\b(?::(?: row )?(\d+))?")
+        return of_rows.sub(
+            lambda found: f"problems: {found[1]}" + (f"[{int(found[2]) - 1}]" if found[2] else ""), message
+        )
 
     def _name(self, name: Any, reward: Any, taken: Mapping[str, Any]) -> str:
         if name is not None:
@@ -177,6 +200,11 @@ class Given:
         if isinstance(reward, Mapping):
             inner = reward.get("function")
             return {**reward, **(self._part(name, inner) if callable(inner) else {})}
+        if _is_torch_module(reward):
+            raise UserError(
+                f"rewards: {name}: is a model in memory ({type(reward).__name__}): save it with its tokenizer "
+                "(save_pretrained), and give the folder"
+            )
         if callable(reward):
             known = module_name(reward)
             if known is None:
@@ -242,6 +270,8 @@ def _stem(reward: Any) -> str:
 
 
 def _checked_rows(split: str, rows: Any) -> Any:
+    if (_is_data_set(rows) or isinstance(rows, Sequence)) and not len(rows):
+        raise UserError(f"problems: {split} are empty: expected at least one")
     if _is_data_set(rows):
         return rows
     if not isinstance(rows, Sequence) or isinstance(rows, str | bytes):
@@ -262,6 +292,12 @@ def _is_data_set(rows: Any) -> bool:
     """Of the ``datasets`` library, which is slow to import: whoever has one has imported it."""
     library = sys.modules.get("datasets")
     return library is not None and isinstance(rows, library.Dataset)
+
+
+def _is_torch_module(reward: Any) -> bool:
+    """Whoever has one has imported torch, which is slow to import."""
+    library = sys.modules.get("torch")
+    return library is not None and isinstance(reward, library.nn.Module)
 
 
 def _write_rows(stem: Path, split: str, rows: Any) -> Path:
@@ -288,10 +324,19 @@ def _json_lines(split: str, rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     for position, row in enumerate(rows):
         for column, value in row.items():
             try:
-                json.dumps(value, allow_nan=False)
+                json.dumps(value, allow_nan=False, default=_plain_number)
             except (TypeError, ValueError, RecursionError) as error:
                 raise UserError(
                     f"problems: {split}[{position}]: column {one_line(repr(column), 60)} cannot be written as JSON "
                     f"({one_line(str(error), 100)}): expected text, numbers, and lists and dictionaries of them"
                 ) from error
-        yield json.dumps(dict(row), ensure_ascii=False) + "\n"
+        yield json.dumps(dict(row), default=_plain_number) + "\n"
+
+
+def _plain_number(value: Any) -> int | float:
+    """NumPy's numbers, for one."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

@@ -137,8 +137,8 @@ def evaluate(
 
     loaded_policy = load_policy(policy)
     base, keys = split_config(config)
-    with tempfile.TemporaryDirectory(prefix="bgrpo-evaluation-") as folder:
-        given = Given(keys=keys | check_keys("overrides", overrides))
+    given = Given(keys=keys | check_keys("overrides", overrides))
+    with tempfile.TemporaryDirectory(prefix="bgrpo-evaluation-") as folder, given.in_their_words():
         task_is_named = names_task(base, given.keys)
         given.add_problems(_as_test(problems), task_is_named)
         given.add_rewards(rewards)

@@ -108,7 +108,8 @@ def train(
         given.add_rewards(rewards)
         loaded = load_new_config(TrainConfig, base, [], given.keys)
     write = given.write if given.has_objects else None
-    result = _run(loaded, base, resume is not None, local, _console(progress), on_step, write)
+    with given.in_their_words():
+        result = _run(loaded, base, resume is not None, local, _console(progress), on_step, write)
     return Run(result.folder)
 
 

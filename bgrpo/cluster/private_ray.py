@@ -34,6 +34,8 @@ LOOPBACK_ENVIRONMENT = {
     "NCCL_SOCKET_IFNAME": LOOPBACK_INTERFACE,
 }
 """With ``HOST`` as the node's address, no process of a Ray that inherits this listens on anything but loopback."""
+ONE_NODE_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Ray Train's process that watches which nodes are being drained has nothing to see where there is one node alone."""
 SOCKETS_ROOT = Path("/tmp")
 """A short path: those of sockets are limited to 107 characters."""
 TOKEN_BYTES = 32
@@ -114,7 +116,7 @@ def private_ray(**options: Any) -> Iterator[None]:
     folder = private_folder() / "ray"
     _forget_old_sessions(folder)
     can_be_clustered = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was imported
-    with _environment(LOOPBACK_ENVIRONMENT):
+    with _environment({**LOOPBACK_ENVIRONMENT, **ONE_NODE_ENVIRONMENT}):
         ray_constants.ENABLE_RAY_CLUSTER = False
         Config.initialize("")  # reads RAY_AUTH_MODE again
         try:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from bgrpo.config.loss import (
     CISPO_RATIO,
     CLIPPED,
+    MIXING_OF_BF16,
     Loss,
     ReferenceSection,
     RolloutCorrectionSection,
@@ -77,6 +78,14 @@ class LearnerSection(Section):
     num_iterations: Few = Field(1, description="mu: passes over each batch of rollouts")
     minibatches: Few = Field(1, description="optimizer steps per pass")
     micro_groups: Batch = Field(8, description="groups per forward pass of one learner (bounds memory)")
+    dtype: Literal["fp32", "bf16", "pure_bf16"] = Field(
+        "fp32",
+        description="bf16: matrix products of the layers in bf16, weights and all else in fp32; pure_bf16: weights, "
+        "gradients and the optimizer's state in bf16 too, rounded by chance. The head multiplies in fp32 in each",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="layers keep their inputs only, and are computed again for the backward pass: less memory"
+    )
     max_kl: Scale = Field(10.0, description="stop with a message when KL passes this")
     max_failures: NonNegative = Field(
         3, description="crashes of learners or of the rollout service to survive by resuming from the last checkpoint"
@@ -96,6 +105,11 @@ class LearnerSection(Section):
     def estimator(self) -> Literal["k1", "k2", "k3"]:
         """Of the KL."""
         return self.kl_estimator or ("k1" if self.kl_in_reward else "k3")
+
+    @property
+    def reference_dtype(self) -> Literal["fp32", "bf16"]:
+        """Of the reference's weights: as asked for, or as the learner computes."""
+        return self.reference.dtype or ("fp32" if self.dtype == "fp32" else "bf16")
 
     @model_validator(mode="after")
     def _loss_applies(self) -> Self:
@@ -133,14 +147,21 @@ class LearnerSection(Section):
                 "kl_estimator": self.kl_estimator,
                 "kl_bias_correction": self.kl_bias_correction,
                 "reference.sync_every": self.reference.sync_every,
+                "reference.dtype": self.reference.dtype,
             }
             for name, value in named.items():
                 if value:
                     raise ValueError(f"{name}={value} needs a KL: beta=0 has none, and no reference")
         if self.kl_bias_correction and (self.kl_in_reward or self.estimator != "k3"):
             raise ValueError("kl_bias_correction is of the k3 estimate in the loss: it needs kl_in_reward=false and k3")
-        if not self.reference.sync_every and self.reference != ReferenceSection():
-            raise ValueError(f"reference.mixing={self.reference.mixing:g} needs reference.sync_every above 0")
+        mixing = self.reference.mixing
+        if not self.reference.sync_every and mixing != ReferenceSection.model_fields["mixing"].default:
+            raise ValueError(f"reference.mixing={mixing:g} needs reference.sync_every above 0")
+        if self.reference.sync_every and mixing < MIXING_OF_BF16 and self.reference_dtype == "bf16":
+            raise ValueError(
+                f"reference.mixing={mixing:g}: a reference in bf16 would lose moves so small; take at least "
+                f"{MIXING_OF_BF16:g}, or reference.dtype=fp32"
+            )
         return self
 
     @model_validator(mode="after")
@@ -157,6 +178,11 @@ class LearnerSection(Section):
         default = type(self).model_fields["adam_beta2"].default
         if self.optimizer in ("adafactor", "sgd") and self.adam_beta2 != default:
             raise ValueError(f"adam_beta2={self.adam_beta2:g}: optimizer={self.optimizer} has no such moment")
+        if self.optimizer == "adamw_8bit" and self.dtype == "pure_bf16":
+            raise ValueError(
+                "dtype=pure_bf16: optimizer=adamw_8bit keeps its state in a form of its own, which cannot be rounded "
+                "by chance; use dtype=bf16, or another optimizer"
+            )
         return self
 
 

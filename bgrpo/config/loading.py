@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,6 +148,8 @@ def _as_in_yaml(value: Any) -> Any:
         return {name: _as_in_yaml(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_as_in_yaml(item) for item in value]
+    if isinstance(value, Real) and type(value) not in (bool, int, float):  # NumPy's numbers
+        return int(value) if isinstance(value, Integral) else float(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

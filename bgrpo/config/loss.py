@@ -14,6 +14,9 @@ CLIPPED = ("bnpo", "dapo", "dr_grpo", "grpo", "luspo")
 CISPO_RATIO = 5.0
 """Largest ratio of cispo where none is given: what its authors at scale recommend (ScaleRL)."""
 
+MIXING_OF_BF16 = 0.5
+"""Least mixing of a reference in bf16: one unit in the last place, times this, is still rounded to a move."""
+
 
 class SapoSection(Section):
     """Of ``loss=sapo``: how fast the soft gate closes as the ratio leaves 1."""
@@ -32,7 +35,11 @@ class VespoSection(Section):
 
 
 class ReferenceSection(Section):
-    """The reference policy of the KL, which may follow the policy."""
+    """The reference policy of the KL, which may follow the policy. Without ``learner.beta`` there is none."""
+
+    dtype: Literal["fp32", "bf16"] | None = Field(
+        None, description="of its weights; default: fp32 with learner.dtype=fp32, else bf16"
+    )
 
     sync_every: NonNegative = Field(
         0, description="training steps between two moves of the reference; 0: it stays the starting policy"

@@ -19,12 +19,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.pytorch_utils import Conv1D
 
+from bgrpo.decoding.logit_treatment import LogitTreatment
 from bgrpo.decoding.onednn import TYPICAL_ROWS, onednn_multiplies
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
 from bgrpo.decoding.tree_attention import TREE_ATTENTION
@@ -73,23 +74,14 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
             if forward is not None:
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
-        yield FastModel(model, _in_blocks(head, rows, _after_head(model.config)), _DTYPES[precision])
+        yield FastModel(model, _in_blocks(head, rows, LogitTreatment.of(model.config)), _DTYPES[precision])
     finally:
         for module in replaced:
             del module.forward
         model.config._attn_implementation = attention
 
 
-def _after_head(config: PretrainedConfig) -> Callable[[Tensor], Tensor] | None:
-    """What a family does to the logits that its head gives; None: nothing."""
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        return lambda logits: logits.div_(cap).tanh_().mul_(cap)
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        return lambda logits: logits.div_(scaling)
-    return None
-
-
-def _in_blocks(head: nn.Linear, rows: int, after: Callable[[Tensor], Tensor] | None) -> Head:
+def _in_blocks(head: nn.Linear, rows: int, treatment: LogitTreatment) -> Head:
     """The head, cut so that the logits of one block and all rows are few enough."""
     vocabulary = head.out_features
     size = max(_SMALLEST_BLOCK, LOGITS_AT_ONCE // rows // _SMALLEST_BLOCK * _SMALLEST_BLOCK)
@@ -100,7 +92,7 @@ def _in_blocks(head: nn.Linear, rows: int, after: Callable[[Tensor], Tensor] | N
         weight_OI = head.weight[start : start + size]
         bias_O = None if head.bias is None else head.bias[start : start + size]
         block = matrix_product(weight_OI, bias_O, "fp32", then_gelu=False)
-        blocks.append(block if after is None else _then(block, after))
+        blocks.append(block if treatment == LogitTreatment() else _then(block, treatment))
     return Head(tuple(blocks), vocabulary)
 
 

@@ -41,6 +41,8 @@ def intervals(values: dict[Name, list[float]], seed: int) -> dict[Name, Interval
 
     Problems without a value in a column (NaN) count neither in its mean nor in its interval.
     """
+    if not values:  # nothing could be scored
+        return {}
     values_NM = np.array(list(values.values()), dtype=np.float64).T
     bounds_2M = _bootstrap_bounds(values_NM, seed, RESAMPLES)
     means_M = np.nanmean(values_NM, axis=0) if np.isnan(values_NM).any() else values_NM.mean(axis=0)

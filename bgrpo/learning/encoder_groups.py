@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bgrpo.decoding.encoding import decoder_options, encode, start_token
-from bgrpo.decoding.token_mask import TokenMask
-from bgrpo.learning.matrix_products import OneDNNProducts
-from bgrpo.learning.packing import picked_logps
+from bgrpo.learning.forward_pass import ChosenTokens, Scoring
 
 Groups = Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
 """(prompt, completions) each, as token ids."""
@@ -43,25 +41,23 @@ class AnswerRows:
     tokens_BC: Tensor
     mask_BC: Tensor
 
-    def logps(
-        self,
-        model: nn.Module,
-        temperature: float = 1.0,
-        *,
-        mask: TokenMask | None = None,
-        entropy_gradient: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def logps(self, model: nn.Module, scoring: Scoring | None = None) -> tuple[Tensor, Tensor]:
         """See :func:`bgrpo.learning.packing.packed_logps`; the results are those of separate rows."""
         own: Any = getattr(model, "module", model)
-        rows = len(self.group_B)
+        rows, width = len(self.group_B), self.tokens_BC.shape[1]
         start_B1 = self.tokens_BC.new_full((rows, 1), start_token(own))
         ids_BC = torch.cat((start_B1, self.tokens_BC[:rows, :-1]), 1)
-        with OneDNNProducts():
+
+        def run() -> Tensor:
             states_GPE, mask_GP = encode(own, self.prompts)
             options = decoder_options(own, states_GPE[self.group_B], mask_GP[self.group_B])
-            logits_BCV = model(decoder_input_ids=ids_BC, use_cache=False, **options).logits
-        places = (self.source_BC, self.tokens_BC, self.mask_BC)
-        return picked_logps(logits_BCV.flatten(0, 1), *places, temperature, mask, entropy_gradient)
+            logits_BCV: Tensor = model(decoder_input_ids=ids_BC, use_cache=False, **options).logits
+            return logits_BCV
+
+        chosen = ChosenTokens(self.source_BC, self.tokens_BC, self.mask_BC)
+        return (scoring or Scoring()).logps(
+            model, run, lambda logits_BCV: logits_BCV.flatten(0, 1), rows * width, chosen
+        )
 
 
 def pad_answers(groups: Groups, device: torch.device | str, rows: int = 0) -> AnswerRows:

@@ -26,7 +26,7 @@ class OneDNNProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if not kwargs:
+        if not kwargs and not torch.is_autocast_enabled("cpu"):  # whose products are bf16's
             if func is functional.linear and _is_plain(*args[:2]):
                 return _Product.apply(args[0], args[1].t(), args[2] if len(args) > 2 else None)
             if func is torch.addmm and _is_plain(*args[1:]) and args[0].ndim == 1:
@@ -58,8 +58,8 @@ class _Product(torch.autograd.Function):
 
 
 def times_transposed(rows: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``rows @ matrix.T + bias`` in fp32, by oneDNN where there is one; strides may be any."""
-    if not onednn_multiplies(torch.float32):
+    """``rows @ matrix.T + bias``, in fp32 on the CPU by oneDNN where there is one; strides may be any."""
+    if not _is_plain(rows, matrix):
         return functional.linear(rows, matrix, bias)
     return torch.ops.mkldnn._linear_pointwise(rows, matrix, bias, "none", [], "")
 

@@ -55,8 +55,8 @@ class MuonAndAdamW(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move all weights; this optimizer's state is that of both."""
         result = None if closure is None else closure()
-        first, *rest = self.param_groups  # other objects after a checkpoint was loaded
-        for optimizer, groups in ((self._muon, [first]), (self._adamw, rest)):
-            optimizer.param_groups, optimizer.state = groups, self.state
+        for group in self.param_groups:  # other objects after a checkpoint was loaded
+            optimizer: Optimizer = self._muon if "ns_steps" in group else self._adamw
+            optimizer.param_groups, optimizer.state = [group], self.state
             optimizer.step()
         return result

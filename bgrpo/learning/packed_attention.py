@@ -14,7 +14,7 @@ width; B a batch, L queries, S keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,9 @@ def packed_attention_forward(
     """
     rules = rules_of(module, query, arguments).within(packed_layout.longest)
     groups = getattr(module, "num_key_value_groups", 1)
+    if torch.is_autocast_enabled(query.device.type):  # which knows nothing of the kernel below
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
     if query.device.type == "cpu" and rules.cap is None:
         out_THD = _FlashPacked.apply(q_THD, k_THD, v_THD, packed_layout, rules)
@@ -157,17 +160,21 @@ class _FlashPacked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """A part's kernel takes the merged output and log-sum-exp; what pads its batch gets gradient 0."""
-        layout, (grad_THD,) = ctx.layout, grads
+        layout, (grad_THD,), saved = ctx.layout, grads, ctx.saved_tensors  # a checkpointed layer gives them once
         biases = _Biases.of(layout, ctx.rules.window, grad_THD)
         of_prompts = slice(len(layout.prompt_slot))
         of_nodes = slice(len(layout.prompt_slot), len(layout.prompt_slot) + len(layout.node_slot))
         totals = tuple(torch.zeros_like(grad_THD) for _ in range(3))  # of queries, keys and values
         prompts = layout.prompt_GP
-        prompt = _part_backward(ctx, prompts, prompts, layout.prompt_slot, grad_THD[of_prompts], biases.prompt)
+        prompt = _part_backward(
+            saved, ctx.rules.scale, prompts, prompts, layout.prompt_slot, grad_THD[of_prompts], biases.prompt
+        )
         if len(layout.node_slot):
             paths, of_node = layout.path_RC, grad_THD[of_nodes]
-            above = _part_backward(ctx, layout.node_GM, prompts, layout.node_slot, of_node, biases.above)
-            path = _part_backward(ctx, paths, paths, layout.path_slot, of_node, biases.path)
+            above = _part_backward(
+                saved, ctx.rules.scale, layout.node_GM, prompts, layout.node_slot, of_node, biases.above
+            )
+            path = _part_backward(saved, ctx.rules.scale, paths, paths, layout.path_slot, of_node, biases.path)
             totals[0][of_nodes] = _rows(above[0])[layout.node_slot].add_(_rows(path[0])[layout.path_slot])
             for total, of_prompt, of_above, of_path in zip(totals[1:], prompt[1:], above[1:], path[1:], strict=True):
                 of_prompt.add_(of_above)
@@ -179,10 +186,16 @@ class _FlashPacked(torch.autograd.Function):
 
 
 def _part_backward(
-    ctx: Any, queries: Tensor, keys: Tensor, slots: Tensor, grad: Tensor, bias: Tensor | None
+    saved: Sequence[Tensor],
+    scale: float,
+    queries: Tensor,
+    keys: Tensor,
+    slots: Tensor,
+    grad: Tensor,
+    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one part, in the layout of its batch; without ``bias`` and where queries are keys it is causal."""
-    q_THD, k_THD, v_THD, out_THD, lse_TH = ctx.saved_tensors
+    q_THD, k_THD, v_THD, out_THD, lse_TH = saved
     padded = grad.new_zeros(queries.numel(), *grad.shape[1:]).index_copy_(0, slots, grad)
     return _flash_backward(
         padded.view(*queries.shape, *grad.shape[1:]).transpose(1, 2),
@@ -194,7 +207,7 @@ def _part_backward(
         0.0,
         queries is keys and bias is None,
         attn_mask=bias,
-        scale=ctx.rules.scale,
+        scale=scale,
     )
 
 

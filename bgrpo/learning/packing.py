@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bgrpo.decoding.token_mask import TokenMask
-from bgrpo.learning.matrix_products import OneDNNProducts
+from bgrpo.learning.forward_pass import ChosenTokens, Scoring
 from bgrpo.learning.packed_attention import PACKED_ATTENTION, AttentionLayout
 
 ROUND = 32
@@ -53,16 +52,9 @@ class PackedGroups:
     tokens_BC: Tensor
     mask_BC: Tensor
 
-    def logps(
-        self,
-        model: nn.Module,
-        temperature: float = 1.0,
-        *,
-        mask: TokenMask | None = None,
-        entropy_gradient: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def logps(self, model: nn.Module, scoring: Scoring | None = None) -> tuple[Tensor, Tensor]:
         """See :func:`packed_logps`."""
-        return packed_logps(model, self, temperature, mask=mask, entropy_gradient=entropy_gradient)
+        return packed_logps(model, self, scoring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,66 +107,37 @@ def pack_groups(
     )
 
 
-def packed_logps(
-    model: nn.Module,
-    packed: PackedGroups,
-    temperature: float = 1.0,
-    *,
-    mask: TokenMask | None = None,
-    entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor]:
+def packed_logps(model: nn.Module, packed: PackedGroups, scoring: Scoring | None = None) -> tuple[Tensor, Tensor]:
     """Log-probability of every completion token, and the entropy of its distribution, in nats.
 
     Args:
         model: without dropout; a causal language model that :func:`bgrpo.decoding.support.service_of` gives to the
             tree, or its DDP wrapper.
-        temperature: that the completions were drawn at; divides the logits.
-        mask: tokens that they could not have; None: all could be.
-        entropy_gradient: the entropies are differentiable too.
+        packed: the groups.
+        scoring: temperature, arithmetic and what is differentiable; default: temperature 1, all in the weights' dtype.
 
     Returns:
         ``logps_BC`` (differentiable) and ``entropies_BC``, at least fp32, and 0 outside the completions.
     """
-    with _packed_attention(model), OneDNNProducts():
-        logits_1SV = model(
-            input_ids=packed.input_ids_1T,
-            attention_mask=torch.ones_like(packed.input_ids_1T),  # not read; keeps transformers from warning
-            position_ids=packed.position_ids_1T,
-            use_cache=False,
-            logits_to_keep=packed.scored_S,
-            packed_layout=packed.layout,
-        ).logits
-    places = (packed.source_BC, packed.tokens_BC, packed.mask_BC)
-    return picked_logps(logits_1SV[0], *places, temperature, mask, entropy_gradient)
 
+    def run() -> Tensor:
+        with packed_attention(model):
+            logits_1SV: Tensor = model(
+                input_ids=packed.input_ids_1T,
+                attention_mask=torch.ones_like(packed.input_ids_1T),  # not read; keeps transformers from warning
+                position_ids=packed.position_ids_1T,
+                use_cache=False,
+                logits_to_keep=packed.scored_S,
+                packed_layout=packed.layout,
+            ).logits
+        return logits_1SV
 
-def picked_logps(
-    logits_SV: Tensor,
-    source_BC: Tensor,
-    tokens_BC: Tensor,
-    mask_BC: Tensor,
-    temperature: float,
-    mask: TokenMask | None,
-    entropy_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """What :func:`packed_logps` returns, from the logits of all scored places and which of them predicts what."""
-    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
-    if mask is not None:
-        depth_S = torch.zeros(len(logits_SV), dtype=torch.long, device=logits_SV.device)
-        depth_BC = torch.arange(source_BC.shape[1], device=source_BC.device).expand_as(source_BC)
-        depth_S[source_BC[mask_BC]] = depth_BC[mask_BC]
-        logits_SV = mask.scored(logits_SV, depth_S)
-    logps_SV = (logits_SV if temperature == 1 else logits_SV / temperature).log_softmax(-1)
-    vocabulary = logps_SV.shape[-1]
-    logps_BC = logps_SV.view(-1)[source_BC * vocabulary + tokens_BC]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropies_S = -(logps_SV.exp() * logps_SV).sum(-1)
-        entropies_BC = entropies_S[source_BC]
-    return logps_BC.masked_fill(~mask_BC, 0.0), entropies_BC.masked_fill(~mask_BC, 0.0)
+    chosen = ChosenTokens(packed.source_BC, packed.tokens_BC, packed.mask_BC)
+    return (scoring or Scoring()).logps(model, run, lambda logits_1SV: logits_1SV[0], len(packed.scored_S), chosen)
 
 
 @contextmanager
-def _packed_attention(model: nn.Module) -> Iterator[None]:
+def packed_attention(model: nn.Module) -> Iterator[None]:
     """Meanwhile the model's attention is that of packed groups."""
     config: Any = getattr(model, "module", model).config
     before = config._attn_implementation

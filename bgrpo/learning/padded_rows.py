@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bgrpo.decoding.support import Service
-from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.learning.encoder_groups import Groups, pad_answers
-from bgrpo.learning.matrix_products import OneDNNProducts
-from bgrpo.learning.packing import pack_groups, picked_logps
+from bgrpo.learning.forward_pass import ChosenTokens, Scoring
+from bgrpo.learning.packing import pack_groups
 
 
 class LaidOutGroups(Protocol):
@@ -36,14 +35,7 @@ class LaidOutGroups(Protocol):
     @property
     def mask_BC(self) -> Tensor: ...
 
-    def logps(
-        self,
-        model: nn.Module,
-        temperature: float = 1.0,
-        *,
-        mask: TokenMask | None = None,
-        entropy_gradient: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def logps(self, model: nn.Module, scoring: Scoring | None = None) -> tuple[Tensor, Tensor]:
         """See :func:`bgrpo.learning.packing.packed_logps`."""
         ...
 
@@ -71,27 +63,21 @@ class PaddedGroups:
     tokens_BC: Tensor
     mask_BC: Tensor
 
-    def logps(
-        self,
-        model: nn.Module,
-        temperature: float = 1.0,
-        *,
-        mask: TokenMask | None = None,
-        entropy_gradient: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def logps(self, model: nn.Module, scoring: Scoring | None = None) -> tuple[Tensor, Tensor]:
         """See :func:`bgrpo.learning.packing.packed_logps`; the results are the same."""
         takes = inspect.signature(getattr(model, "module", model).forward).parameters.keys()
-        options: dict[str, Any] = {"logits_to_keep": self.ids_BL.shape[1] - self.first}
-        options["attention_mask"] = torch.ones_like(self.ids_BL)
-        with OneDNNProducts():
-            logits_BLV = model(
-                input_ids=self.ids_BL,
-                use_cache=False,
-                **{name: value for name, value in options.items() if name in takes},
-            ).logits
-        logits_BLV = logits_BLV[:, self.first - self.ids_BL.shape[1] :]
-        places = (self.source_BC, self.tokens_BC, self.mask_BC)
-        return picked_logps(logits_BLV.flatten(0, 1), *places, temperature, mask, entropy_gradient)
+        kept = self.ids_BL.shape[1] - self.first
+        options: dict[str, Any] = {"logits_to_keep": kept, "attention_mask": torch.ones_like(self.ids_BL)}
+        options = {name: value for name, value in options.items() if name in takes}
+
+        def run() -> Tensor:
+            logits_BLV: Tensor = model(input_ids=self.ids_BL, use_cache=False, **options).logits
+            return logits_BLV
+
+        chosen = ChosenTokens(self.source_BC, self.tokens_BC, self.mask_BC)
+        return (scoring or Scoring()).logps(
+            model, run, lambda logits_BLV: logits_BLV[:, -kept:].flatten(0, 1), len(self.ids_BL) * kept, chosen
+        )
 
 
 def lay_out_of(service: Service) -> LayOut:

@@ -16,6 +16,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.batch import Minibatch
+from bgrpo.learning.forward_pass import Arithmetic, Scoring
 from bgrpo.learning.kl import divergence
 from bgrpo.learning.loss_terms import loss_factor, token_weights
 from bgrpo.learning.padded_rows import LaidOutGroups, LayOut
@@ -101,10 +102,15 @@ class StepInputs:
             inputs["old_per_token_logps"] = self._logps(self.policy, packed)
         return inputs
 
+    def scoring(self, entropy_gradient: bool = False) -> Scoring:
+        """How this run's completions are scored."""
+        arithmetic: Arithmetic = "bf16" if self.config.learner.dtype == "bf16" else "fp32"
+        return Scoring(self.config.rollout.temperature, self.mask, entropy_gradient, arithmetic)
+
     def entropies(self, inputs: dict[str, Any]) -> Tensor:
         """Of the policy at this moment, ``entropies_BC`` of a cut."""
         with torch.no_grad():
-            return inputs["packed"].logps(self.policy, self.config.rollout.temperature, mask=self.mask)[1]
+            return inputs["packed"].logps(self.policy, self.scoring())[1]
 
     def kl_term(self, logps_BC: Tensor, inputs: dict[str, Any], minibatch: Minibatch) -> tuple[Tensor | float, float]:
         """Where TRL's loss of a cut has no KL: what is added to it, and the cut's KL per token over all learners (k3).
@@ -142,4 +148,4 @@ class StepInputs:
 
     def _logps(self, model: PreTrainedModel, packed: LaidOutGroups) -> Tensor:
         with torch.no_grad():
-            return packed.logps(model, self.config.rollout.temperature, mask=self.mask)[0]
+            return packed.logps(model, self.scoring())[0]

@@ -27,10 +27,13 @@ from bgrpo.learning.loss_terms import entropy_weight
 from bgrpo.learning.optimizers import MuonAndAdamW
 from bgrpo.learning.outer_loop import KeepSamples, OnStep, OuterLoop, ShouldStop, Validate
 from bgrpo.learning.padded_rows import lay_out_of
+from bgrpo.learning.recomputation import recompute_layers
 from bgrpo.learning.rollout_mismatch import RolloutCorrection
 from bgrpo.learning.rollout_source import RolloutSource
+from bgrpo.learning.rounded_weights import round_weights
 from bgrpo.learning.step_inputs import StepInputs
 from bgrpo.learning.step_metrics import UpdateReport
+from bgrpo.learning.stochastic_rounding import StochasticallyRounded
 from bgrpo.learning.trl_arguments import grpo_arguments, learning_rate_factor
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.scoring.readable_groups import decode_settings_of
@@ -93,6 +96,10 @@ class BGRPOTrainer(GRPOTrainer):
             reference = copy.deepcopy(model)  # before TRL patches the model's forward
         if resume is not None and reference is not None and config.learner.reference.sync_every:
             load_reference(resume, reference)
+        if config.learner.dtype == "pure_bf16":
+            round_weights(model)
+        if reference is not None and config.learner.reference_dtype == "bf16":
+            round_weights(reference, of_products_only=config.learner.dtype == "bf16")
         self._outer = OuterLoop(
             config,
             tokenizer,
@@ -115,6 +122,8 @@ class BGRPOTrainer(GRPOTrainer):
         )
         self.remove_callback(PrinterCallback)
         _disable_module_dropout(model)
+        if config.learner.gradient_checkpointing:
+            recompute_layers(model)
         self._policy = model
         self._run_config = config
         learner = config.learner
@@ -127,9 +136,9 @@ class BGRPOTrainer(GRPOTrainer):
         if learner.reference.sync_every:
             self._outer.reference = self.ref_model
         self.use_vllm = config.weighs_rollouts  # which is how TRL's loss is made to read the weights
-        self._mask = TokenMask.of(decode_settings_of(config.rollout, config.decode_mode, tokenizer))
+        mask = TokenMask.of(decode_settings_of(config.rollout, config.decode_mode, tokenizer))
         self._make_inputs = StepInputs(
-            config, model, self.ref_model, self.accelerator, tokenizer.pad_token_id, lay_out, self._mask
+            config, model, self.ref_model, self.accelerator, tokenizer.pad_token_id, lay_out, mask
         )
         self._minibatches: list[Minibatch] = []
         self._step_inputs: list[list[dict[str, Any]]] = []
@@ -166,7 +175,12 @@ class BGRPOTrainer(GRPOTrainer):
         learner = self._run_config.learner
         if self.optimizer is None and learner.optimizer == "muon":
             self.optimizer = MuonAndAdamW(self._policy, learner, self.get_decay_parameter_names(self._policy))
-        return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        if learner.dtype == "pure_bf16" and not isinstance(optimizer, StochasticallyRounded):
+            seed = self._run_config.seed
+            self.optimizer = StochasticallyRounded(optimizer, seed, lambda: self.state.global_step)
+            return self.optimizer
+        return optimizer
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted."""
@@ -195,7 +209,7 @@ class BGRPOTrainer(GRPOTrainer):
         if self._inputs is None:
             raise RuntimeError("log-probabilities are asked for outside the loss")
         logps_BC, entropies_BC = self._inputs["packed"].logps(
-            model, self.temperature, mask=self._mask, entropy_gradient=self._entropy_bonus_enabled
+            model, self._make_inputs.scoring(entropy_gradient=self._entropy_bonus_enabled)
         )
         self._logps = logps_BC
         return logps_BC, entropies_BC, None

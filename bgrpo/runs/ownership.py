@@ -36,6 +36,7 @@ STALE_S = 60.0
 """An owner on another machine whose heartbeat is older has ended: the caches of network file systems last as long."""
 
 CLOCK_TOLERANCE_S = 2.0  # the time of a process's start is told in two ways
+_LARGEST_PID, _END_OF_TIME = 2**31 - 1, 1e12
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 logger = logging.getLogger(__name__)
@@ -246,9 +247,22 @@ def _newest_number(folder: Path) -> int:
 
 def _read(folder: Path, number: int) -> Owner | None:
     try:
-        return Owner(**parse_object(read_file(_record(folder, number))))
+        found = Owner(**parse_object(read_file(_record(folder, number))))
     except (OSError, ValueError, TypeError):
         return None
+    return found if _can_be(found) else None
+
+
+def _can_be(found: Owner) -> bool:
+    """Whether a record, which may be damaged, describes a process that there could be."""
+    texts = (found.host, found.machine, found.since, found.token)
+    numbers = (found.number, found.pid)
+    return (
+        all(isinstance(text, str) and text.isprintable() for text in texts)
+        and all(type(number) is int and 0 < number <= _LARGEST_PID for number in numbers)
+        and type(found.started) in (int, float)
+        and 0 <= found.started < _END_OF_TIME
+    )
 
 
 def _record(folder: Path, number: int) -> Path:

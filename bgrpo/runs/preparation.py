@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from transformers import PreTrainedModel
+
 from bgrpo.config import TrainConfig
 from bgrpo.decoding.support import EngineName, service_of
 from bgrpo.errors import UserError
@@ -61,6 +63,8 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             "another; adafactor needs little memory too"
         )
     policy = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
+    if config.learner.gradient_checkpointing:
+        check_recomputable(policy.model)
     decode_settings_of(config.rollout, config.decode_mode, policy.tokenizer)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
@@ -155,6 +159,19 @@ def check_policy(path: str, engine: EngineName = "auto", precision: str = "fp32"
     policy = load_policy(path)
     service_of(policy.model, engine).check_precision(precision)
     return policy
+
+
+def check_recomputable(model: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing of a model whose layers cannot be computed again.
+
+    Raises:
+        UserError: names the option.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"learner.gradient_checkpointing=true: {type(model).__name__} (model_type {model.config.model_type!r}) "
+            f"cannot compute its layers again; leave it out, and take a smaller learner.micro_groups"
+        )
 
 
 def _is_policy(policy: str, reward_model: str) -> bool:

@@ -144,7 +144,8 @@ class Judge:
 
     def _outcome(self, attempt: Attempt, found: Mapping[str, Verdict], score: float | None) -> str:
         if not attempt.finished:
-            return Outcome.TRUNCATED
+            asked = all(found[name].outcome != Outcome.TRUNCATED for name, weight in self._weights.items() if weight)
+            return Outcome.UNSCORED if score is None and asked else Outcome.TRUNCATED
         if self._check is not None and found[self._check].outcome not in FAILED:
             return found[self._check].outcome
         if score is None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from bgrpo.config import TrainConfig
 from bgrpo.evaluation.decoders import Decode
 from bgrpo.groups import ScoredGroup
-from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampleWriter
@@ -46,6 +45,7 @@ def learn(
     """
     import torch
 
+    from bgrpo.learning.learner_state import policy_folder, training_store
     from bgrpo.learning.trainer import BGRPOTrainer
     from bgrpo.policies.io import load_policy
 
@@ -54,9 +54,10 @@ def learn(
     torch.manual_seed(config.seed)
     store = training_store(config, folder)
     resume = store.latest()
-    start = load_policy(config.policy.path)
-    policy = start if resume is None else load_policy(str(policy_folder(resume)))
-    reference = start.model if config.learner.beta > 0 and resume is not None else None
+    policy = load_policy(config.policy.path if resume is None else str(policy_folder(resume)))
+    reference = None
+    if resume is not None and config.learner.beta > 0:
+        reference = load_policy(config.policy.path).model
     problems = read_problems(folder.data / "train.jsonl")
     samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
     group_log = GroupLog(folder, config.rollout.log_groups)

@@ -9,9 +9,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reward_functions
 from datasets import Dataset, DatasetDict
+from torch.nn import Linear
 
 import bgrpo
 from bgrpo.api.given import Given
@@ -229,6 +231,19 @@ def test_problems_in_every_form_are_the_same(tmp_path: Path, rows: list[dict[str
     assert len(load_splits(load_task("text"), config.task).test) == 4
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    given = Given()
+    given.add_problems([{"prompt": "w1", "level": np.int64(3), "share": np.float32(0.5)}], False)
+    folder, config = written(tmp_path, given)
+    assert json.loads((folder.given / "train.jsonl").read_text()) == {"prompt": "w1", "level": 3, "share": 0.5}
+    assert config.task.train.file == str(folder.given / "train.jsonl")
+    keys = {"steps": np.int64(7), "learner": {"beta": np.float32(0.5)}, "evaluation.beam_widths": [np.int32(2)]}
+    made = load_config(TrainConfig, None, [], keys)
+    assert (made.steps, made.learner.beta, made.evaluation.beam_widths) == (7, 0.5, [2])
+    with pytest.raises(bgrpo.UserError, match=r"steps=7\.0: expected a whole number"):
+        load_config(TrainConfig, None, [], {"steps": np.float64(7)})
+
+
 def test_a_task_by_name() -> None:
     for name in ("polynomial", "user_tasks:Echo"):
         given = Given()
@@ -247,7 +262,7 @@ def test_a_task_by_name() -> None:
         ({"problems": {"training": []}}, "problems: are named ['training']: expected some of train"),
         ({"problems": [{"prompt": "w1", "x": object()}]}, "problems: train[0]: column 'x' cannot be written as JSON"),
         ({"problems": [{"prompt": "w1", "x": float("nan")}]}, "problems: train[0]: column 'x' cannot be written"),
-        ({"problems": []}, "holds no row"),
+        ({"problems": []}, "problems: train are empty: expected at least one"),
         ({"problems": [{"text": "w1"}] * 3}, "has no column 'prompt'"),
         ({"rewards": []}, "rewards: are empty"),
         ({"rewards": 3}, "rewards: int: is 3: expected a function"),
@@ -261,6 +276,16 @@ def test_a_task_by_name() -> None:
             "rewards: no folder is called so, and metric 'token_f2': expected one of exact_match",
         ),
         ({"rewards": {"reward": "token_f1", "a": "bleu"}}, "parts.reward: metrics call the weighted sum"),
+        ({"rewards": Linear(2, 1)}, "rewards: Linear: is a model in memory (Linear): save it with its tokenizer"),
+        (
+            {"rewards": lambda p, c: 1 / 0, "config": {"rollout.prompts_per_step": 2}},
+            "reward 'lambda': tried on prompt",
+        ),
+        ({"problems": Dataset.from_list([])}, "problems: train are empty: expected at least one"),
+        ({"problems": [{"prompt": "w1"}, {"prompt": None}]}, "problems: train[1]: 'prompt' is NoneType"),
+        ({"problems": [{"prompt": "w1"}, {"prompt": "w\ud800"}]}, "problems: train[1]: 'prompt' holds half of"),
+        ({"problems": Dataset.from_list([{"prompt": "w1"}, {"prompt": ""}])}, "problems: train[1]: 'prompt' is empty"),
+        ({"problems": [{"prompt": "w1"}]}, "task.test: problems: train: nothing can be held out of 1 problems"),
         ({"policy": 3}, "policy: is a int"),
         ({"algorithm": "ppo"}, "algorithm='ppo'"),
         ({"steps": 2.5}, "steps=2.5: expected a whole number"),

@@ -14,18 +14,19 @@ from bgrpo.chaos import disturbed_run
 from bgrpo.chaos.schedule import DEFAULT_KINDS
 from bgrpo.cli.app import main
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.distributed.train.training_run import run_training
 from bgrpo.policies.io import save_policy
 from bgrpo.policies.model import build_policy
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
+from bgrpo.training import driver
+from bgrpo.training.in_process import InProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 EVERY = 5
 QUICK_KINDS = "stop-rollout,kill-driver"  # test_run.py has the others, but kill-check, which is in the long test
 
 
-def write_config(folder: Path, steps: int) -> Path:
-    """Two learners, two rollout actors, a random one-layer policy, a user's reward."""
+def write_config(folder: Path, steps: int, learners: int, actors: int) -> Path:
+    """A random one-layer policy, a user's reward."""
     tokenizer = build_tokenizer(0, 0)
     save_policy(build_policy(tokenizer, 1, 2, 16, 128, seed=3), tokenizer, folder / "policy")
     source = {"options": {"kind": "single", "degrees": [[2, 2]], "coefficients": 3}, "count": 12}
@@ -33,9 +34,10 @@ def write_config(folder: Path, steps: int) -> Path:
         "steps": steps,
         "policy": {"path": str(folder / "policy")},
         "task": {"train": source | {"seed": 1}, "validation": source | {"seed": 2}, "test": source | {"seed": 3}},
-        "rollout": {"group_size": 4, "prompts_per_step": 4, "prompts_per_request": 2, "max_new_tokens": 6},
+        "rollout": {"actors": actors, "group_size": 4, "prompts_per_step": 4}
+        | {"prompts_per_request": 2, "max_new_tokens": 6},
         "reward": {"function": "reward_functions:length"},
-        "learner": {"workers": 2, "threads": 1, "learning_rate": 1e-3},
+        "learner": {"workers": learners, "threads": 1, "learning_rate": 1e-3},
         "evaluation": {"final": False},
         "checkpoint": {"every": EVERY},
         "tracking": {"enabled": False},
@@ -70,8 +72,10 @@ def disturb(capsys: pytest.CaptureFixture[str], folder: Path, kinds: str, *argum
 
 
 def test_a_disturbed_run_ends_as_a_given_undisturbed_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The undisturbed one is made in this process."""
     overrides = [f"run.dir={tmp_path}", "run.name=calm"]
-    calm = run_training(load_config(TrainConfig, str(write_config(tmp_path, 80)), overrides)).folder
+    file = write_config(tmp_path, 80, learners=1, actors=1)
+    calm = driver.run_training(InProcess(), load_config(TrainConfig, str(file), overrides)).folder
     report = disturb(capsys, tmp_path, QUICK_KINDS, "--undisturbed", str(calm.path))
     ended = {record["fault"]["kind"]: record["driver_status"] for record in report["faults"]}
     assert ended == {"stop-rollout": None, "kill-driver": -SIGKILL}
@@ -81,8 +85,8 @@ def test_a_disturbed_run_ends_as_a_given_undisturbed_one(tmp_path: Path, capsys:
 def test_a_run_with_all_faults_ends_as_the_undisturbed_one_that_the_command_makes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kinds = ",".join(DEFAULT_KINDS)
-    report = disturb(capsys, tmp_path, kinds, "--config", str(write_config(tmp_path, 150)))
+    kinds, file = ",".join(DEFAULT_KINDS), write_config(tmp_path, 150, learners=2, actors=2)
+    report = disturb(capsys, tmp_path, kinds, "--config", str(file))
     (redone,) = (summary["redone_steps"] for summary in report["kinds"] if summary["kind"] == "kill-learner")
     assert redone[1] <= EVERY
     assert report["undisturbed_seconds"] > 0

@@ -405,7 +405,7 @@ def test_a_service_exposes_its_rollouts_and_pools(tmp_path: Path) -> None:
     config = TrainConfig.model_validate(
         {
             "policy": {"path": str(tmp_path / "policy")},
-            "rollout": {"group_size": 4, "max_new_tokens": 4, "prompts_per_request": 2, "actors": 2},
+            "rollout": {"group_size": 4, "max_new_tokens": 4, "prompts_per_request": 2, "actors": 1},
             "reward": {"function": "reward_functions:length"},
         }
     )
@@ -426,7 +426,7 @@ def test_a_service_exposes_its_rollouts_and_pools(tmp_path: Path) -> None:
         }
 
     until(lambda: labelled(scrape(), "bgrpo_completion_tokens_total") == {"": expected})
-    until(lambda: labelled(scrape(), "bgrpo_actors").get("rollout idle") == 2)
+    until(lambda: labelled(scrape(), "bgrpo_actors").get("rollout idle") == 1)
     until(lambda: "" in labelled(scrape(), "bgrpo_weight_sync_seconds"))
     series = scrape()
     assert sum(labelled(series, "bgrpo_completions_total").values()) == 16

@@ -19,7 +19,7 @@ from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.config import RunSection, TrainConfig, build_config
 from bgrpo.distributed.pool.actor_pool import PoolError
 from bgrpo.distributed.rollout import scorers
-from bgrpo.distributed.train.training_run import RunResult, run_training
+from bgrpo.distributed.train.training_run import RayMachinery, RunResult, run_training
 from bgrpo.errors import UserError
 from bgrpo.evaluation.metrics import Evaluation
 from bgrpo.files import sha256
@@ -29,9 +29,11 @@ from bgrpo.runs.samples import SampleReader
 from bgrpo.scoring.attempts import Attempt
 from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.base import Problem
+from bgrpo.training import driver
+from bgrpo.training.in_process import InProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
-STEPS = 20
+STEPS = 12
 PARTS = {
     "quality": {"model": "judge", "weight": 0.5, "score_truncated": True},
     "short": {"function": "reward_functions:shortness", "weight": 0.3, "score_truncated": True},
@@ -56,6 +58,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(here: Path, name: str, algorithm: str = "bgrpo", **reward: Any) -> TrainConfig:
+    runs = reward.pop("runs", here / "runs")
     parts = {
         part: options | ({"model": str(here / options["model"])} if "model" in options else {})
         for part, options in reward.pop("parts", PARTS).items()
@@ -77,10 +80,10 @@ def config(here: Path, name: str, algorithm: str = "bgrpo", **reward: Any) -> Tr
             | {"max_new_tokens": 5, "log_groups": 3},
             "reward": {"parts": parts} | reward,
             "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
-            "evaluation": {"beam_widths": [2], "samples": 2, "every": 10},
+            "evaluation": {"beam_widths": [2], "samples": 2, "every": STEPS // 2},
             "checkpoint": {"every": 5, "metric": "win_rate"},
             "tracking": {"enabled": False},
-            "run": {"dir": str(here / "runs"), "name": name},
+            "run": {"dir": str(runs), "name": name},
         },
         "test",
     )
@@ -88,7 +91,8 @@ def config(here: Path, name: str, algorithm: str = "bgrpo", **reward: Any) -> Tr
 
 @pytest.fixture(scope="module")
 def composite(here: Path) -> RunResult:
-    return run_training(config(here, "composite", combine="normalize_then_sum"))
+    """In this process; a run on Ray comes to the same below."""
+    return driver.run_training(InProcess(), config(here, "composite", combine="normalize_then_sum"))
 
 
 def test_a_composite_reward_is_learned_from_and_every_part_is_told(composite: RunResult) -> None:
@@ -105,7 +109,7 @@ def test_a_composite_reward_is_learned_from_and_every_part_is_told(composite: Ru
     assert "greedy" not in table, "nothing says what is correct"
     assert table["win_rate"]["before"] == [0.5] * 3 and 0 <= table["win_rate"]["after"][0] <= 1
     validated = [step for step in steps if "validation/greedy_reward" in step]
-    assert [step["step"] for step in validated] == [10, 20]
+    assert [step["step"] for step in validated] == [STEPS // 2, STEPS]
     start = Evaluation.load(composite.folder.validation_before_path).metrics()
     assert set(start) == {"greedy_reward"}
     assert all(0 <= step["validation/win_rate"] <= 1 for step in validated)
@@ -116,6 +120,8 @@ def test_a_composite_reward_is_learned_from_and_every_part_is_told(composite: Ru
 
 
 def test_a_reward_actor_that_is_killed_changes_nothing(here: Path, composite: RunResult) -> None:
+    """The same as in one process, with nothing killed."""
+
     def kill() -> None:
         hit(next(p.pid for p in psutil.Process().children(recursive=True) if "RewardActor" in p.name()), SIGKILL)
 
@@ -179,14 +185,15 @@ def test_samples_with_a_reward_model_alone(here: Path) -> None:
     assert len(result.folder.metrics()) == STEPS
 
 
-def test_what_scores_nothing_ends_the_run_with_the_cause(here: Path) -> None:
+@pytest.mark.parametrize("machinery", [InProcess, pytest.param(RayMachinery, marks=pytest.mark.long)])
+def test_what_scores_nothing_ends_the_run_with_the_cause(here: Path, tmp_path: Path, machinery: type) -> None:
     for name, message in (
         ("nothing", "no part of the reward applies to any of"),
         ("fails_later", "ValueError: no such"),
     ):
         parts = {"x": {"function": f"reward_functions:{name}", "score_truncated": True}}
         with pytest.raises(UserError, match=message):
-            run_training(config(here, name, parts=parts))
+            driver.run_training(machinery(), config(here, name, parts=parts, runs=tmp_path))
 
 
 def test_from_python_a_lambda_and_a_model_score_on_ray_as_in_this_process(here: Path) -> None:

@@ -255,6 +255,14 @@ def test_status_and_report(trio: Client) -> None:
     assert "rollout actors: actor" in trio.stall_report()
 
 
+def test_the_process_of_the_service_itself_has_not_loaded_pytorch(trio: Client) -> None:
+    """Those of its actors have."""
+    trio.publish_model(55, policy(55))
+    trio.collect(55, 55, 0, NUMBERED, WAIT_S)
+    pids = [trio.status()["service"]["pid"], trio.ready_pids("rollout", 1)[0]]
+    assert ["libtorch" in Path(f"/proc/{pid}/maps").read_text() for pid in pids] == [False, True]
+
+
 def test_wrong_prompt_is_the_users_error(trio: Client) -> None:
     trio.publish_model(60, policy(60))
     long = [Problem("a " * 39 + "⁇")]
@@ -263,7 +271,8 @@ def test_wrong_prompt_is_the_users_error(trio: Client) -> None:
 
 
 def test_what_cannot_start_says_why(policy_dir: Path) -> None:
-    with service(configuration(policy_dir, policy={"path": "/nowhere/policy"})) as client:
+    nowhere = configuration(policy_dir, policy={"path": "/nowhere/policy"}, rollout={"actors": 1})
+    with service(nowhere) as client:
         with pytest.raises(UserError, match="/nowhere/policy"):
             client.ready(WAIT_S)
         client.publish_model(0, policy(0))

@@ -50,7 +50,7 @@ def config(policy: Path, runs: Path, name: str, /, **sections: object) -> TrainC
         "steps": STEPS,
         "policy": {"path": str(policy)},
         "task": {"train": source | {"seed": 1}, "validation": source | {"seed": 2}, "test": source | {"seed": 3}},
-        "rollout": {"group_size": 4, "prompts_per_step": 4, "prompts_per_request": 2, "max_new_tokens": 6},
+        "rollout": {"actors": 1, "group_size": 4, "prompts_per_step": 4, "prompts_per_request": 2, "max_new_tokens": 6},
         "reward": {"function": "reward_functions:length"},
         "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
         "evaluation": {"beam_widths": [1, 2], "samples": 2, "every": 4, "problems": 4},
@@ -103,16 +103,11 @@ def kill(role: str) -> Callable[[], object]:
     return act
 
 
-def test_losing_any_process_stopping_and_resuming_changes_nothing(
-    undisturbed: RunResult, policy: Path, tmp_path: Path
-) -> None:
-    run, folder = config(policy, tmp_path, "disturbed"), tmp_path / "disturbed"
-    with at_steps(folder / "metrics.jsonl", {1: kill("rollout"), 2: kill("verifier"), 3: (folder / STOP_FILE).touch}):
-        assert run_training(run).stopped
-    assert RunFolder(folder).info()["status"] == "stopped"
-    with at_steps(folder / "metrics.jsonl", {5: kill("learner"), 7: kill("service")}) as begun:
-        result = run_training(run, resume=True)
-    assert begun == [5, 7] and not result.stopped
+def test_losing_any_process_changes_nothing(undisturbed: RunResult, policy: Path, tmp_path: Path) -> None:
+    kills = {1: kill("rollout"), 2: kill("verifier"), 4: kill("learner"), 6: kill("service")}
+    with at_steps(tmp_path / "disturbed" / "metrics.jsonl", kills) as begun:
+        result = run_training(config(policy, tmp_path, "disturbed"))
+    assert begun == list(kills) and not result.stopped
     assert torch.equal(weights(result), weights(undisturbed))
     assert compare_metrics(undisturbed.folder.metrics(), result.folder.metrics()) == []
 
@@ -131,6 +126,7 @@ def test_a_local_run_goes_on_with_ray_and_back_and_all_come_to_the_same(
         assert driver.run_training(here, run).stopped
     with at_steps(folder / "metrics.jsonl", {4: (folder / STOP_FILE).touch}):
         assert run_training(run, resume=True).stopped
+    assert RunFolder(folder).info()["status"] == "stopped"
     result = driver.run_training(here, run, resume=True)
     assert not result.stopped and torch.equal(weights(result), weights(undisturbed))
     assert compare_metrics(undisturbed.folder.metrics(), result.folder.metrics()) == []
@@ -153,8 +149,9 @@ AHEAD = {"max_staleness": 2, "max_extra_draws": 1}
 
 @pytest.fixture(scope="module")
 def ahead(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """Each step decoded while the two before are learned."""
-    return run_training(config(policy, tmp_path_factory.mktemp("runs"), "ahead", rollout=AHEAD))
+    """Each step decoded with the weights of two steps before; in this process."""
+    runs = tmp_path_factory.mktemp("runs")
+    return driver.run_training(InProcess(), config(policy, runs, "ahead", rollout=AHEAD))
 
 
 def test_rollouts_ahead_are_two_versions_old(ahead: RunResult, undisturbed: RunResult) -> None:
@@ -165,7 +162,7 @@ def test_rollouts_ahead_are_two_versions_old(ahead: RunResult, undisturbed: RunR
 
 
 @pytest.mark.long
-def test_rollouts_ahead_stopped_resumed_and_disturbed_change_nothing(
+def test_rollouts_ahead_on_ray_stopped_resumed_and_disturbed_change_nothing(
     ahead: RunResult, policy: Path, tmp_path: Path
 ) -> None:
     run, folder = config(policy, tmp_path, "ahead", rollout=AHEAD), tmp_path / "ahead"

@@ -82,13 +82,11 @@ def _step(number: int) -> Callable[[psutil.Process, RunFolder], bool]:
 
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
-QUICK = [
-    Moment("while Ray starts", _has_child("gcs_server"), TERM),
-    Moment("in a step", _step(2), INT),
-    Moment("in the final evaluation", _there("policy"), INT),
-]
+QUICK = [Moment("in a step", _step(2), INT)]
 MOMENTS = [
     *QUICK,
+    Moment("while Ray starts", _has_child("gcs_server"), TERM),
+    Moment("in the final evaluation", _there("policy"), INT),
     Moment("while libraries load", _starts, TERM, 1.5),
     Moment("while libraries load", _starts, INT, 3.0),
     Moment("when the folder is made", _there("config.yaml"), INT),

@@ -50,6 +50,13 @@ class ScriptedDecoder:
         return [Completion([1], [-1.0], True, "x", Verdict(outcome)) for outcome in outcomes]
 
 
+def test_an_evaluation_that_could_score_nothing_is_an_empty_table(tmp_path: Path) -> None:
+    nothing = Evaluation(["c"] * 3, {}, digest="d")
+    comparison = EvaluationComparison(nothing, nothing)
+    comparison.save(tmp_path / "evaluation.json")
+    assert EvaluationComparison.load(tmp_path / "evaluation.json").rows() == [] == comparison.rows()
+
+
 def test_metrics_of_known_ranks() -> None:
     decoder = ScriptedDecoder([1, 2, 3, 5, 10, 11, None], [0, 1, 2, 3, 4, 4, 0])
     evaluation = evaluate(decoder, PROBLEMS, [1, 3, 5, 10, 12], samples=4, seed=3, batch=4)

@@ -60,6 +60,12 @@ def test_each_optimizer_moves_the_weights_as_its_library_does_by_hand(tmp_path: 
 
 RESUMED: dict[str, dict[str, Any]] = {
     **{name: {"optimizer": name, "weight_decay": 0.1} for name in ("adamw", "sgd", "adafactor", "muon")},
+    **{f"bf16 {name}": {"optimizer": name, "dtype": "bf16"} for name in ("adamw", "muon")},
+    **{
+        f"pure bf16 {name}": {"optimizer": name, "dtype": "pure_bf16", "weight_decay": 0.1, "minibatches": 2}
+        for name in ("adamw", "sgd", "adafactor", "muon")
+    },
+    "pure bf16, moving reference": {"dtype": "pure_bf16", "beta": 0.5, "reference": {"sync_every": 1, "mixing": 0.7}},
     "moving reference": {"beta": 0.5, "reference": {"sync_every": 1, "mixing": 0.3}},
     "reference that has yet to move": {"beta": 0.5, "reference": {"sync_every": 3, "mixing": 1.0}},
     "every loss option": {

@@ -16,6 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from bgrpo.learning.forward_pass import Scoring
 from bgrpo.learning.packing import ROUND, pack_groups, packed_logps
 
 VOCABULARY = 31
@@ -83,7 +84,7 @@ def test_equals_separate_rows_and_their_gradient(name: str, temperature: float, 
     model.zero_grad()
 
     packed = pack_groups(groups, "cpu")
-    logps_BC, entropies_BC = packed_logps(model, packed, temperature)
+    logps_BC, entropies_BC = packed_logps(model, packed, Scoring(temperature))
     weights_BC = torch.nn.utils.rnn.pad_sequence(weights, batch_first=True)
     (logps_BC * weights_BC).sum().backward()
     gradient = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])

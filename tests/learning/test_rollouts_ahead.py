@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
 from bgrpo.learning.batch import LearningGroup, Minibatch
+from bgrpo.learning.forward_pass import Scoring
 from bgrpo.learning.learner_state import policy_folder
 from bgrpo.learning.packing import packed_logps
 from bgrpo.learning.prompt_order import indices_of_draw
@@ -167,7 +168,7 @@ def test_the_ratio_is_one_where_the_learner_holds_the_rollout_s_weights(
     trainer.run()
     ((inputs,),) = trainer._step_inputs
     with torch.no_grad():
-        new_BC = packed_logps(tiny_policy(), inputs["packed"], temperature)[0]
+        new_BC = packed_logps(tiny_policy(), inputs["packed"], Scoring(temperature))[0]
     ratio_BC = (new_BC - inputs["old_per_token_logps"]).exp()
     assert inputs["packed"].mask_BC.sum() > 50
     assert (ratio_BC - 1).abs().max() < 1e-4

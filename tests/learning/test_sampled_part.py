@@ -24,6 +24,7 @@ from bgrpo.decoding import DecodeEngine
 from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, ScoredGroup, Verdict
+from bgrpo.learning.forward_pass import Scoring
 from bgrpo.learning.packing import pack_groups
 from bgrpo.learning.padded_rows import pad_groups
 from bgrpo.learning.rollout_source import decode_settings
@@ -192,7 +193,7 @@ def test_masked_logprobs_entropies_and_gradients(lay_out: Any) -> None:
     mask = TokenMask(banned=(5, 6), ends=(1, 2), min_new_tokens=2)
     groups = [([3, 4], [[7, 8, 1], [7, 9, 10, 2], [8, 11]]), ([9], [[0, 3, 2], [4, 4, 4, 4]])]
     packed = lay_out(groups, "cpu")
-    found_BC, entropies_BC = packed.logps(model, 1.4, mask=mask, entropy_gradient=True)
+    found_BC, entropies_BC = packed.logps(model, Scoring(1.4, mask, entropy_gradient=True))
     (found_BC.sum() + entropies_BC.sum()).backward()
     found = torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters()])
     model.zero_grad()

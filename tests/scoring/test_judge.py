@@ -195,6 +195,14 @@ def test_what_was_cut_off_is_scored_only_where_a_part_says_so() -> None:
     assert (cut.outcome, cut.score) == ("truncated", -1.5)
 
 
+def test_what_was_cut_off_and_has_no_score_where_it_was_asked_for_is_no_zero() -> None:
+    parts = {"short": PARTS["short"], "watched": {"metric": "bleu", "weight": 0}}
+    cut = joined(False, parts=parts, short=Verdict("unscored"), watched=Verdict("truncated"))
+    assert (cut.outcome, cut.score) == ("unscored", None)
+    cut = joined(False, parts=parts, short=Verdict("truncated"), watched=Verdict("unscored"))
+    assert (cut.outcome, cut.score) == ("truncated", None)
+
+
 def test_parts_score_in_one_call_and_only_what_they_are_asked_for() -> None:
     parts = {
         "words": {"metric": "completion_words", "score_truncated": True},

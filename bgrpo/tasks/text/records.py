@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bgrpo.errors import UserError, summary
+from bgrpo.errors import UserError, reading, summary
+from bgrpo.files import parse_object, readable_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +21,7 @@ Placed = tuple[str, int, Row]
 """A row, where it stands, as a user would look for it, and the number in that: of its line, or of the row."""
 
 MOST_CELL = 1 << 24  # characters in one cell of a CSV file
+MOST_FILE, MOST_RECORD = 1 << 40, 1 << 26  # bytes of a file of rows, and of what describes a data set
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ROWS = 1000  # of a data set, turned into Python objects at once
 
@@ -42,9 +44,7 @@ def read_records(source: str, part: str) -> Iterator[Placed]:
     if folder and Path(folder).is_dir():
         return _data_set(source, lambda: _saved(source, Path(folder), split))
     if reader := READERS.get(path.suffix.lower()):
-        if not path.is_file():
-            raise UserError(f"{source}: no such file")
-        return reader(source, path)
+        return reader(source, readable_file(path, MOST_FILE))
     if path.exists():
         raise UserError(f"{source}: its name does not say how to read it: expected {', '.join(READERS)}")
     return _data_set(source, lambda: _from_hub(source, part))
@@ -95,7 +95,7 @@ def _parquet(source: str, path: Path) -> Iterator[Placed]:
         import pyarrow.parquet
         from datasets import Dataset
 
-        return Dataset(pyarrow.parquet.read_table(path))
+        return _sound(Dataset(pyarrow.parquet.read_table(path)))
 
     return _data_set(source, load)
 
@@ -118,10 +118,38 @@ def _saved(source: str, path: Path, part: str) -> Dataset:
             f"{source}: is a folder, but not of a data set that Dataset.save_to_disk() wrote; name one file "
             f"({', '.join(READERS)})"
         )
-    found = load_from_disk(str(path))
-    if isinstance(found, Dataset):
-        return found
-    return found[_split(source, list(found), part)]
+    _check_saved(source, path)
+    # not mapped into memory: where a file is cut off, the system would end this process
+    found = load_from_disk(str(path), keep_in_memory=True)
+    return _sound(found if isinstance(found, Dataset) else found[_split(source, list(found), part)])
+
+
+def _sound(found: Dataset) -> Dataset:
+    """The data set, once all that Arrow is to follow in it, such as where a text begins, is known to lead somewhere."""
+    found.data.validate(full=True)
+    return found
+
+
+def _check_saved(source: str, folder: Path) -> None:
+    """Refuse what the library would wait for, or read elsewhere: all is to be plain files in a folder or a split's."""
+    inside = [path for path in folder.iterdir() if path.is_dir()]
+    for path in (path for place in (folder, *inside) for path in place.iterdir()):
+        if not path.is_dir():
+            readable_file(path, MOST_FILE)
+    for place in (folder, *inside):
+        for name, key in (("state.json", "_data_files"), ("dataset_dict.json", "splits")):
+            if (place / name).is_file():
+                _check_names(f"{source}: {name}", (place / name), key)
+
+
+def _check_names(where: str, path: Path, key: str) -> None:
+    """Refuse a list of names in a data set's own file that leads out of its folder."""
+    with reading(f"{where}: cannot be read"):
+        listed = parse_object(readable_file(path, MOST_RECORD).read_bytes()).get(key)
+        names = [each.get("filename") if isinstance(each, dict) else each for each in listed or ()]
+        for name in names:
+            if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+                raise UserError(f"{where}: {key} names {name!r}, expected names in its own folder")
 
 
 def _from_hub(source: str, part: str) -> Dataset:
