@@ -38,7 +38,8 @@ def complete(
         UserError: a prompt that the vocabulary lacks, or that is too long; see :meth:`DecodeEngine.decode`.
     """
     prompts = encode_prompts(tokenizer, problems, "prompt", tried=True)
-    return decode_readable(engine, tokenizer, prompts, settings, seeds)
+    groups = decode_readable(engine, tokenizer, prompts, settings, seeds)
+    return [_answers_alone(group, each.answer_prefix) for group, each in zip(groups, problems, strict=True)]
 
 
 def decode_readable(
@@ -53,6 +54,20 @@ def decode_readable(
 
     groups = engine.decode(prompts, settings, seeds, text_of_tokens(tokenizer))
     return [with_texts(group, tokenizer, settings) for group in groups]
+
+
+def without_prefix(text: str, prefix: str) -> str:
+    """What follows the prefix and blanks; the text itself where it does not begin with the prefix."""
+    if not prefix or not text.lstrip().startswith(prefix):
+        return text
+    return text.lstrip().removeprefix(prefix).lstrip()
+
+
+def _answers_alone(group: Group, prefix: str) -> Group:
+    if not prefix:
+        return group
+    completions = [replace(each, text=without_prefix(each.text, prefix)) for each in group.completions]
+    return replace(group, completions=completions)
 
 
 def decode_settings_of(

@@ -23,6 +23,7 @@ _TYPES = {
     "messages": list,
     "alternatives": list,
     "passages": list,
+    "answer_prefix": str,
     "fields": dict,
     "prompt_tokens": int,
     "line": int,
