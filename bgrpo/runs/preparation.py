@@ -103,8 +103,13 @@ def check_adapted(policy: LoadedPolicy, lora: LoraSection) -> None:
     """Refuse adapters that this policy cannot have.
 
     Raises:
-        UserError: says which layers there are, or what the policy's own adapter is.
+        UserError: says which layers there are, or what the policy's own adapter is; or the policy has an encoder.
     """
+    if policy.base.config.is_encoder_decoder:
+        raise UserError(
+            f"learner.lora.rank={lora.rank}: adapters are for causal language models, and this policy has an encoder; "
+            f"leave learner.lora out"
+        )
     paths = adapted_layers(policy.base, lora.target_modules, lora.rank)
     if policy.adapter is not None:
         check_alike(policy.adapter, paths, lora.rank, lora.alpha_value)
