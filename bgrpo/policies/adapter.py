@@ -8,16 +8,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from bgrpo.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
 NAME = "default"
 """Of an adapter among those of a model, as peft calls the only one."""
@@ -104,6 +107,8 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """What can have an adapter, by path: linear layers, GPT-2's too, whose weights are not those of an embedding."""
+    from transformers.pytorch_utils import Conv1D
+
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return {
         path: module
@@ -115,7 +120,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
 def sizes(layer: nn.Linear | Conv1D) -> tuple[int, int]:
     """Inputs and outputs of a linear layer."""
     outer, inner = weight_of(layer).shape
-    return (outer, inner) if isinstance(layer, Conv1D) else (inner, outer)
+    return (inner, outer) if isinstance(layer, nn.Linear) else (outer, inner)
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -148,7 +153,7 @@ class MergedModel:
         self.model = shared_copy(base)
         layers = linear_layers(base)
         self._base = {path: weight_of(layers[path]) for path in paths}
-        self._is_transposed = {path for path in paths if isinstance(layers[path], Conv1D)}
+        self._is_transposed = {path for path in paths if not isinstance(layers[path], nn.Linear)}
         self._own = {path: nn.Parameter(weight.detach().clone()) for path, weight in self._base.items()}
         for path, weight in self._own.items():
             self.model.get_submodule(path).weight = weight

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bgrpo.policies.adapter import Adapter
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-from bgrpo.policies.adapter import Adapter
 
 _HEADER = 32  # bytes: SHA-256 of names and shapes
 
