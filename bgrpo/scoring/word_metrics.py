@@ -1,4 +1,4 @@
-"""Overlap of words as they stand, and length, as LAPDOG does.
+"""Overlap of words as they stand, and length, as the research code of LAPDOG computes them.
 
 Other than ``token_f1`` and ``rouge_l``, nothing is normalised or stemmed: "good," and "good" are two words.
 """
