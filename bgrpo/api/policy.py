@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bgrpo.errors import UserError, one_line
+from bgrpo.errors import UserError, representation
 from bgrpo.groups import Group
 
 if TYPE_CHECKING:
@@ -197,13 +197,13 @@ def whole(name: str, value: Any, least: int, most: int = 10**6) -> int:
         UserError: something else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UserError(f"{name}={one_line(repr(value), 60)}: expected a whole number from {least} to {most:,}")
+        raise UserError(f"{name}={representation(value)}: expected a whole number from {least} to {most:,}")
     return value
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}={one_line(repr(value), 60)}: expected a number")
+        raise UserError(f"{name}={representation(value)}: expected a number")
     return float(value)
 
 
@@ -211,7 +211,7 @@ def _listed(name: str, values: Any, kinds: tuple[type, ...]) -> list[Any]:
     fits = isinstance(values, Sequence) and not isinstance(values, str | bytes)
     if not fits or any(isinstance(value, bool) or not isinstance(value, kinds) for value in values):
         named = "token ids and texts" if int in kinds else "texts"
-        raise UserError(f"{name}={one_line(repr(values), 60)}: expected a list of {named}")
+        raise UserError(f"{name}={representation(values)}: expected a list of {named}")
     return list(values)
 
 
@@ -265,7 +265,7 @@ def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> li
             found[place] = list(prompt)
         else:
             raise UserError(
-                f"prompts[{place}]: is {one_line(repr(prompt), 60)}: expected text, token ids, or a chat of "
+                f"prompts[{place}]: is {representation(prompt)}: expected text, token ids, or a chat of "
                 "{'role': …, 'content': …}"
             )
     places = list(texts)
@@ -298,7 +298,7 @@ def _check(policy: LoadedPolicy, encoded: list[list[int]], max_new_tokens: int) 
 def _message(place: int, message: Mapping[Any, Any]) -> dict[str, str]:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
-        shown = one_line(repr(dict(message)), 60)
+        shown = representation(dict(message))
         raise UserError(f"prompts[{place}]: message {shown}: expected {{'role': text, 'content': text}}")
     return {"role": role, "content": content}
 
