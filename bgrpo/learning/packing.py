@@ -121,7 +121,7 @@ def packed_logps(model: nn.Module, packed: PackedGroups, scoring: Scoring | None
     """
 
     def run() -> Tensor:
-        with packed_attention(model):
+        with _packed_attention(model):
             logits_1SV: Tensor = model(
                 input_ids=packed.input_ids_1T,
                 attention_mask=torch.ones_like(packed.input_ids_1T),  # not read; keeps transformers from warning
@@ -137,7 +137,7 @@ def packed_logps(model: nn.Module, packed: PackedGroups, scoring: Scoring | None
 
 
 @contextmanager
-def packed_attention(model: nn.Module) -> Iterator[None]:
+def _packed_attention(model: nn.Module) -> Iterator[None]:
     """Meanwhile the model's attention is that of packed groups."""
     config: Any = getattr(model, "module", model).config
     before = config._attn_implementation
