@@ -12,7 +12,7 @@ from bgrpo.api.given import Given, Problems, Rewards
 from bgrpo.api.policy import PolicyLike
 from bgrpo.api.run import Run
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.errors import Stopped, UserError
+from bgrpo.errors import Stopped, UserError, representation
 from bgrpo.runs.run_folder import RunFolder, load_new_config, load_resumed_config, settle_runs
 from bgrpo.runs.stopping import INTERRUPTED_STATUS, status_of, stop_signals
 
@@ -94,6 +94,9 @@ def train(
         KeyboardInterrupt: Ctrl-C; what was learned is saved, and ``resume`` goes on.
         SystemExit: SIGTERM, likewise; the status is 143.
     """
+    for key, value in (("local", local), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={representation(value)}: expected True or False")
     values = dict(zip(_ARGUMENTS, (algorithm, steps, epochs, group_size, seed, name, runs), strict=True))
     keys: dict[str, Any] = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
     if lora is not None:
