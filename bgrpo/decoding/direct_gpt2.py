@@ -41,7 +41,8 @@ def direct_gpt2(model: PreTrainedModel, modules: Sequence[nn.Module]) -> HiddenS
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return None
     tokens, places = body.wte.weight, body.wpe.weight
-    layers, last = [_layer(block) for block in body.h], _norm(body.ln_f)
+    layers = [_layer(block) for block in body.h if isinstance(block, GPT2Block)]
+    last = _norm(body.ln_f)
 
     def hidden(ids_1R: Tensor, positions_1R: Tensor, tree: Attends) -> Tensor:
         states = torch.embedding(tokens, ids_1R) + torch.embedding(places, positions_1R)
