@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bgrpo.policies.adapter import Adapter
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from bgrpo.policies.adapter import Adapter
 
 _HEADER = 32  # bytes: SHA-256 of names and shapes
 
@@ -41,11 +41,15 @@ def flatten_parameters(model: PreTrainedModel, used: np.ndarray | None = None) -
 
 def published_buffer(weights: PreTrainedModel | Adapter, used: np.ndarray | None = None) -> np.ndarray:
     """What travels to rollout actors: all weights of a model (:func:`flatten_parameters`), or an adapter alone."""
+    from bgrpo.policies.adapter import Adapter
+
     return weights.to_buffer() if isinstance(weights, Adapter) else flatten_parameters(weights, used)
 
 
 def published_bytes(weights: PreTrainedModel | Adapter) -> int:
     """Size of :func:`published_buffer`, without names and header."""
+    from bgrpo.policies.adapter import Adapter
+
     if isinstance(weights, Adapter):
         return 4 * weights.numbers
     return 4 * sum(tensor.numel() for tensor in _weights(weights).values())

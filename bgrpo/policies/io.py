@@ -92,7 +92,7 @@ def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
         if adapter is None:
             return LoadedPolicy(model, found.tokenizer, path)
         if found.config.is_encoder_decoder:
-            raise UserError("its base model has an encoder: adapters are for causal language models")
+            raise UserError("is an adapter of an encoder-decoder; adapters of decoder-only models can be loaded")
         with_adapter = merged(model, adapter)
         _check_logits(with_adapter, len(found.tokenizer))
         return LoadedPolicy(with_adapter, found.tokenizer, path, adapter, model)
@@ -191,7 +191,7 @@ def save_policy(
         tokenizer: its tokenizer.
         directory: target; parents are made.
         card: model card, written as README.md.
-        adapter: see :func:`write_policy`.
+        adapter: write this adapter of the model, in place of the model's weights.
 
     Raises:
         UserError: the disk is full or not writable (nothing is left behind and the old directory is intact), or

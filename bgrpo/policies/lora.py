@@ -33,6 +33,11 @@ def adapted_layers(base: PreTrainedModel, wanted: Literal["all-linear"] | Sequen
     Raises:
         UserError: a name that no linear layer has, or a rank that is larger than a layer; says what there is.
     """
+    if base.config.is_encoder_decoder:
+        raise UserError(
+            f"learner.lora.rank={rank}: {type(base).__name__} is an encoder-decoder, of which all weights are learned "
+            f"(learner.lora.rank=0); adapters are for decoder-only models"
+        )
     layers = linear_layers(base)
     head = base.get_output_embeddings()
     names = dict.fromkeys(path.rsplit(".", 1)[-1] for path, layer in layers.items() if layer is not head)

@@ -21,13 +21,12 @@ IDS = torch.tensor([[2, 5, 9, 40]])
 STEPS = 20
 
 
-def likes_short(prompt: str, completion: str) -> float:
-    time.sleep(0.002)
-    return -float(len(completion.split()))
-
-
 @pytest.fixture(scope="module")
 def arguments(policy_folder: Path) -> dict[str, Any]:
+    def likes_short(prompt: str, completion: str) -> float:
+        time.sleep(0.002)
+        return -float(len(completion.split()))
+
     rows = [{"prompt": f"w{i} w{i + 1}"} for i in range(24)]
     config = {
         "rollout": {"prompts_per_step": 4, "max_new_tokens": 5, "keep_samples": 1},
@@ -53,13 +52,13 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
-def test_an_adapter_learns_and_its_run_is_measured_as_any_other(run: bgrpo.Run, policy_folder: Path) -> None:
+def test_an_adapter_learns_and_its_run_is_measured_as_any_other(run: bgrpo.Run, arguments: dict[str, Any]) -> None:
     rewards = [line["reward_mean"] for line in run.metrics()]
     assert run.status == "finished" and sum(rewards[-5:]) > sum(rewards[:5]) + 1, rewards
     assert run.metrics()[0]["kl"] == 0.0 and run.config.learner.lora.rank == 4
     assert "before" in run.table() and run.samples(STEPS)
     measured = bgrpo.evaluate(
-        run.policy, [{"prompt": "w1 w2"}], likes_short, beam_widths=[2], samples=0, progress=False
+        run.policy, [{"prompt": "w1 w2"}], arguments["rewards"], beam_widths=[2], samples=0, progress=False
     )
     assert "greedy_reward" in measured.metrics()
     assert adapter_of(run.policy.model) is None and len(run.policy.generate(["w1 w2", "w5"])) == 2
