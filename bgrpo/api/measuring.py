@@ -166,7 +166,7 @@ def evaluate(
         )
         with decoder as (decoding, found), progress_bar("evaluating", shown=progress) as show:
             result = measure(decoding, found, widths, drawn, chosen_seed, Measures.of(settings), on_progress=show)
-    if line := truncation(result.totals(), new, "max_new_tokens"):
+    if line := truncation(result.totals(), new, "max_new_tokens", settings.reward.scores_truncated):
         warnings.warn(line, stacklevel=2)
     return PolicyEvaluation(**vars(result))
 

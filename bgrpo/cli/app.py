@@ -37,7 +37,7 @@ from bgrpo.cli.arguments import (
 )
 from bgrpo.cli.problem_commands import register
 from bgrpo.errors import RunError, Stopped, UserError, one_line
-from bgrpo.files import FULL
+from bgrpo.files import FULL, LOST
 from bgrpo.runs.redaction import redacted_output, remember_secrets
 from bgrpo.runs.stopping import end_of
 from bgrpo.settings.spelling import nearest
@@ -132,8 +132,22 @@ def pretrain(overrides: Overrides = None, config: ConfigName = None, resume: Res
 def evaluate(
     overrides: Overrides = None,
     policy: Policy = "shipped",
+    before: Annotated[
+        str | None,
+        typer.Option("--before", parser=path_text, metavar="NAME", help="Another policy, to compare with."),
+    ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", parser=path_of, metavar="FILE", help="Data file to measure on.")
+        list[Path] | None,
+        typer.Option(
+            "--data",
+            parser=path_of,
+            metavar="FILE",
+            help="Data file to measure on, or a folder of them; further ones may follow it.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", parser=path_of, metavar="DIR", help="Folder for JSON, CSV and picture; goes on there."),
     ] = None,
     config: Annotated[
         str | None,
@@ -155,22 +169,44 @@ def evaluate(
     samples: Annotated[
         int | None, typer.Option("--samples", min=0, max=10**5, help="Samples per problem for pass@k; 0: none.")
     ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", min=0.001, max=1000, callback=finite, help="Of the samples; default: 1."),
+    ] = None,
     max_new_tokens: NewTokens = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the samples.")] = None,
     threads: Threads = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in --out.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Measure a policy: greedy, beam@k, pass@k and beam-rank score with 95 % intervals, and by category.
 
     --config runs/RUN/config.yaml judges as that run did; widths, samples and seed come from it too, unless given.
+    Of several files there is one table. With --out an interrupted evaluation goes on where it was.
     """
     from bgrpo.cli.measure import Decoding, evaluate_policy
     from bgrpo.cli.task_options import task_overrides
 
-    given = [*task_overrides(task, task_option or []), *(overrides or [])]
-    chosen = "quickstart" if config is None and data is None and task is None else config
+    words = overrides or []
+    files = [*(data or []), *(Path(word) for word in words if "=" not in word and data)]
+    given = [*task_overrides(task, task_option or []), *(word for word in words if "=" in word or not data)]
+    given += [] if temperature is None else [f"evaluation.temperature={temperature}"]
+    chosen = "quickstart" if config is None and not files and task is None else config
     decoding = Decoding.chosen(policy, chosen, given, max_new_tokens, threads)
-    return evaluate_policy(decoding, data, problems, beam_width, samples, seed, as_json)
+    if len(files) < 2 and out is None and before is None and not any(path.is_dir() for path in files):
+        return evaluate_policy(decoding, files[0] if files else None, problems, beam_width, samples, seed, as_json)
+    if not files:
+        raise UserError("evaluate: --out and --before measure on data files: give --data FILE")
+    from bgrpo.cli.evaluate_files import Asked, evaluate_files
+
+    section = decoding.config.evaluation
+    asked = Asked(
+        beam_width or section.beam_widths,
+        section.samples if samples is None else samples,
+        decoding.config.seed if seed is None else seed,
+        problems,
+    )
+    return evaluate_files(decoding, before, files, asked, out, overwrite, as_json)
 
 
 @app.command()
@@ -615,6 +651,11 @@ def _flushed(given: list[str]) -> int:
             status, message = UNREAD, ""
         elif isinstance(error, OSError) and error.errno in FULL:
             status, message = 1, f"error: what is to be written has no room ({error})"
+        elif isinstance(error, OSError) and error.errno in LOST and isinstance(error.filename, str | os.PathLike):
+            path = one_line(os.fspath(error.filename), 300)
+            mend = "see to it that it is there, and that this user may read and write it"
+            print(f"error: {path}: {error.strerror}: {mend}", file=sys.stderr)
+            return 2
         else:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter tries again when it ends

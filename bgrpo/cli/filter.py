@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from bgrpo.cli.data_files import check_out
-from bgrpo.cli.measure import Decoding, load_decoding_policy, written
+from bgrpo.cli.measure import Decoding, load_decoding_policy, tell, written
 from bgrpo.display.terminal import progress_bar, table_console
 from bgrpo.errors import RunError
 from bgrpo.evaluation.decode_journal import Journal, journaled
@@ -110,7 +109,7 @@ def filter_files(
             if not tally.kept:
                 raise _NothingKept
     if journal is not None and journal.recalled:
-        _tell(f"note: {journal.recalled:,} of these problems had been decoded before")
+        tell(f"note: {journal.recalled:,} of these problems had been decoded before")
     if not tally.kept:
         raise RunError(f"no problem of {tally.read:,} stays, {out} is not written; {tally.reasons()}")
     _print(tally, out, solving, as_json)
@@ -153,7 +152,7 @@ def _solved(
         return
     path, batch = start
     problems = [record.problem for record in batch]
-    tried = judged_decoder(policy, decoding.config, problems, longest, str(path), "--max-new-tokens", _tell)
+    tried = judged_decoder(policy, decoding.config, problems, longest, str(path), "--max-new-tokens", tell)
     with tried as (decoder, _):
         decode = journal.over(decoder)
         for _, batch in itertools.chain([start], batches):
@@ -197,10 +196,6 @@ def _journal(solving: Solving, policy: LoadedPolicy, out: Path) -> Any:
         "reward": config.reward.model_dump(mode="json"),
     }
     return journaled(out.with_name(f"{out.name}.decoded"), of)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _print(tally: Tally, out: Path, solving: Solving | None, as_json: bool) -> None:

@@ -24,6 +24,8 @@ from bgrpo.scoring.failed_checks import describe_failures, first_details, trunca
 from bgrpo.tasks.base import Problem, Task, load_task
 from bgrpo.tasks.splits import load_test, place_of_split
 
+SHOWN_RANKS = (1, 2, 3, 5, 10, 15, 25, 50, 100)
+
 if TYPE_CHECKING:
     from bgrpo.policies.io import LoadedPolicy
 
@@ -85,12 +87,12 @@ def evaluate_policy(
     problems, notes = load_test(task, decoding.config.task) if data is None else (load_problems(task, data), [])
     for note in notes:
         print(note, file=sys.stderr)
-    problems = _first(problems, limit, "--problems", data)
+    problems = first_problems(problems, limit, "--problems", data)
     started = time.monotonic()
     where = place_of_split(task, decoding.config.task, "test") if data is None else str(data)
     with _decoder(decoding, problems, where) as (decode, problems), progress_bar("evaluating") as show:
         evaluation = evaluate(decode, problems, widths, samples, seed, Measures.of(decoding.config), on_progress=show)
-    _say_truncated(evaluation.totals(), decoding.max_new_tokens)
+    say_truncated(evaluation.totals(), decoding)
     if as_json:
         result = {
             "policy": decoding.policy,
@@ -99,6 +101,7 @@ def evaluate_policy(
             "by_category": evaluation.by_category(),
             "outcomes": evaluation.outcomes,
             "failed_checks": evaluation.failures(),
+            "solved_within": evaluation.solved_within(),
             "seconds": time.monotonic() - started,
         }
         print(json.dumps(result))
@@ -106,6 +109,10 @@ def evaluate_policy(
     console = table_console()
     for table in evaluation_tables(evaluation, f"policy {decoding.policy}"):
         console.print(table)
+    for width, shares in evaluation.solved_within().items():
+        ks = sorted({k for k in SHOWN_RANKS if k < len(shares)} | {len(shares)})
+        solved = " · ".join(f"{k}: {shares[k - 1]:.1%}" for k in ks)
+        console.print(f"solved by the best k of the search of width {width}: {solved}", soft_wrap=True)
     for line in evaluation.failures():
         console.print(line, soft_wrap=True, markup=False)
     return 0
@@ -116,7 +123,7 @@ def decode_file(
 ) -> int:
     """Write one JSON line per problem with its beams, complete or not at all."""
     check_target(out, "--out", overwrite=overwrite)
-    problems = _first(load_problems(decoding.task(), data), limit, "--limit", data)
+    problems = first_problems(load_problems(decoding.task(), data), limit, "--limit", data)
     outcomes: Counter[str] = Counter()
     details: dict[str, str] = {}
     tried = _decoder(decoding, problems, str(data))
@@ -134,11 +141,11 @@ def decode_file(
     print(f"{out}: {len(problems):,} problems, {outcomes.total():,} completions: {counts}", file=sys.stderr)
     for failure in describe_failures(outcomes, details):
         print(f"warning: {failure}", file=sys.stderr)
-    _say_truncated(outcomes, decoding.max_new_tokens)
+    say_truncated(outcomes, decoding)
     return 0
 
 
-def _first(problems: list[Problem], limit: int | None, option: str, data: Path | None) -> list[Problem]:
+def first_problems(problems: list[Problem], limit: int | None, option: str, data: Path | None) -> list[Problem]:
     """At most ``limit`` problems; says where there are fewer."""
     if limit is not None and limit > len(problems):
         source = data or "the configuration's test split"
@@ -146,8 +153,10 @@ def _first(problems: list[Problem], limit: int | None, option: str, data: Path |
     return problems[:limit]
 
 
-def _say_truncated(outcomes: Mapping[str, int], max_new_tokens: int) -> None:
-    if line := truncation(outcomes, max_new_tokens, "--max-new-tokens"):
+def say_truncated(outcomes: Mapping[str, int], decoding: Decoding) -> None:
+    """Warn where many completions were cut off."""
+    scored = decoding.config.reward.scores_truncated
+    if line := truncation(outcomes, decoding.max_new_tokens, "--max-new-tokens", scored):
         print(f"warning: {line}", file=sys.stderr)
 
 
@@ -200,7 +209,7 @@ def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterato
     from bgrpo.training.measuring import judged_decoder
 
     policy, longest = load_decoding_policy(decoding), decoding.max_new_tokens
-    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", _tell) as found:
+    with judged_decoder(policy, decoding.config, problems, longest, where, "--max-new-tokens", tell) as found:
         yield found
 
 
@@ -215,11 +224,12 @@ def load_decoding_policy(decoding: Decoding) -> LoadedPolicy:
     rollout = decoding.config.rollout
     policy = check_policy(decoding.policy, rollout.engine, rollout.dtype)
     if note := service_of(policy.model, rollout.engine).note:
-        _tell(note)
+        tell(note)
     return policy
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Say something on standard error."""
     print(line, file=sys.stderr)
 
 

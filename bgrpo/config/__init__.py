@@ -3,13 +3,14 @@
 from bgrpo.config.loading import SHIPPED_CONFIGS, build_config, drop_foreign_options, dump_config, load_config
 from bgrpo.config.pretraining import PretrainConfig
 from bgrpo.config.problems import ProblemSource, TaskSection
-from bgrpo.config.rewards import EMBEDDING_SIMILARITY, RANK_WIDTH, WIN_RATE, PartSection, RewardSection
+from bgrpo.config.rewards import EMBEDDING_SIMILARITY, ORACLE, RANK_WIDTH, WIN_RATE, PartSection, RewardSection
 from bgrpo.config.rollouts import RolloutSection
 from bgrpo.config.training import TrainConfig
 from bgrpo.config.upkeep import RunSection, TrackingSection
 
 __all__ = [
     "EMBEDDING_SIMILARITY",
+    "ORACLE",
     "RANK_WIDTH",
     "SHIPPED_CONFIGS",
     "WIN_RATE",

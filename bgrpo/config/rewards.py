@@ -15,6 +15,9 @@ RANK_WIDTH = 10
 WIN_RATE = "win_rate"
 """Share of problems on which a policy does better than the one that training started from; equals count half."""
 
+ORACLE = "oracle"
+"""Share of problems that the widest beam search solves, or any of the samples."""
+
 Reward = Annotated[float, Field(ge=-(10**6), le=10**6)]
 PART_SOURCES = ("check", "function", "metric", "model", "url")
 EMBEDDING_SIMILARITY = "embedding_similarity"
@@ -134,6 +137,11 @@ class RewardSection(Section):
         return any(part.check for part in self.named_parts.values()) or self.least_correct is not None
 
     @property
+    def scores_truncated(self) -> bool:
+        """Whether any part scores completions that were cut off."""
+        return any(part.score_truncated for part in self.named_parts.values())
+
+    @property
     def is_graded(self) -> bool:
         """Whether completions have scores beyond correct and wrong."""
         return not self.learns_from_check_alone or len(self.named_parts) > 1
@@ -149,6 +157,7 @@ class RewardSection(Section):
         ks = sorted({1, samples, *(k for k in widths if k <= samples)}) if samples else []
         if self.says_what_is_correct:
             names += ["beam_rank_score", "greedy", "top1", *(f"beam@{k}" for k in widths), *(f"pass@{k}" for k in ks)]
+            names += [ORACLE] if samples else []
         if self.is_graded:
             names += ["greedy_reward", *(f"greedy_{name}" for name in self.parts)]
             names += [f"{kind}_reward@{k}" for k in widths if k > 1 for kind in ("best", "mean")]

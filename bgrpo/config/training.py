@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from bgrpo.config.learner import LearnerSection
 from bgrpo.config.problems import TaskSection, steps_of_epochs
-from bgrpo.config.rewards import RANK_WIDTH, AdvantageSection, RewardModelSection, RewardSection
+from bgrpo.config.rewards import AdvantageSection, RewardModelSection, RewardSection
 from bgrpo.config.rollouts import PolicySection, RolloutSection, VerifierSection
 from bgrpo.config.upkeep import (
     BudgetSection,
@@ -144,11 +144,12 @@ class TrainConfig(Section):
             )
         if rollout.max_extra_draws and not rollout.skip_uninformative:
             raise ValueError("rollout.max_extra_draws needs rollout.skip_uninformative=true")
-        measured = self.reward.run_metrics([RANK_WIDTH], self.evaluation.validation_samples)
+        measured = self.reward.run_metrics(self.evaluation.validation_beam_widths, self.evaluation.validation_samples)
         if self.checkpoint_metric not in measured:
             meant = nearest(self.checkpoint_metric, measured)
             raise ValueError(
                 f"checkpoint.metric={self.checkpoint_metric}: validations measure {', '.join(measured)} "
-                f"(pass@k needs evaluation.validation_samples)" + (f"; did you mean {meant!r}?" if meant else "")
+                f"(beam@k needs evaluation.validation_beam_widths, pass@k evaluation.validation_samples)"
+                + (f"; did you mean {meant!r}?" if meant else "")
             )
         return self

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from bgrpo.config.rewards import RANK_WIDTH
 from bgrpo.settings.values import NonNegative, PathText, Positive, Samples, Seconds, Section, Text, Width
 
 
@@ -19,6 +20,13 @@ class EvaluationSection(Section):
     )
     samples: Samples = Field(10, description="samples per problem for pass@k; 0: none")
     validation_samples: Samples = Field(0, description="samples per problem for pass@k at each validation; 0: none")
+    validation_beam_widths: Annotated[list[Width], Field(max_length=100)] = Field(
+        [RANK_WIDTH], description="beam@k widths of each validation"
+    )
+    temperature: Annotated[float, Field(ge=0.001, le=1000)] = Field(
+        1.0,
+        description="of the samples behind pass@k, oracle and sample_reward; at 1 figures of different runs compare",
+    )
     final: bool = Field(True, description="make the before/after table on the test problems")
 
 

@@ -170,7 +170,8 @@ def _checked_seeds(seeds: Sequence[int] | None, prompts: int) -> Sequence[int]:
 def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """Switch dropout off, and afterwards put every module back into its own mode."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +25,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.pytorch_utils import Conv1D
 
+from bgrpo.decoding.direct_gpt2 import HiddenStates, direct_gpt2
 from bgrpo.decoding.logit_treatment import LogitTreatment
 from bgrpo.decoding.onednn import TYPICAL_ROWS, onednn_multiplies
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
@@ -47,11 +48,13 @@ class FastModel:
         model: see :func:`fast_layers`.
         head: its head, in blocks.
         kept: see :class:`bgrpo.decoding.tree_attention.TreeStore`.
+        hidden_states: the model's pass over a step's rows, where there is a shorter way than transformers'; else None.
     """
 
     model: PreTrainedModel
     head: Head
     kept: torch.dtype
+    hidden_states: HiddenStates | None
 
 
 @contextmanager
@@ -68,13 +71,15 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
     replaced: list[nn.Module] = []
     try:
         model.config._attn_implementation = TREE_ATTENTION
-        before_gelu = _fused_with_gelu(model)
-        for module in model.modules():
+        modules = list(model.modules())
+        before_gelu = _fused_with_gelu(model, modules)
+        for module in modules:
             forward = None if module is head else _fast_forward(module, precision, before_gelu)
             if forward is not None:
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
-        yield FastModel(model, _in_blocks(head, rows, LogitTreatment.of(model.config)), _DTYPES[precision])
+        blocks = _in_blocks(head, rows, LogitTreatment.of(model.config))
+        yield FastModel(model, blocks, _DTYPES[precision], direct_gpt2(model, modules))
     finally:
         for module in replaced:
             del module.forward
@@ -96,13 +101,13 @@ def _in_blocks(head: nn.Linear, rows: int, treatment: LogitTreatment) -> Head:
     return Head(tuple(blocks), vocabulary)
 
 
-def _fused_with_gelu(model: PreTrainedModel) -> dict[nn.Module, nn.Module]:
+def _fused_with_gelu(model: PreTrainedModel, modules: Sequence[nn.Module]) -> dict[nn.Module, nn.Module]:
     """Matrix products whose result goes straight into a tanh-GELU, with that activation."""
     if not _packs(model.get_output_embeddings().weight):
         return {}
     pairs = {
         module.c_fc if isinstance(module, GPT2MLP) else module.dense_h_to_4h: module.act
-        for module in model.modules()
+        for module in modules
         if isinstance(module, GPT2MLP | GPTNeoXMLP)
     }
     return {product: act for product, act in pairs.items() if isinstance(act, NewGELUActivation | GELUTanh)}
@@ -149,9 +154,9 @@ def matrix_product(
             return lambda inputs: _in_pieces(
                 lambda piece: multiply(piece, packed, bias, "gelu", [], "tanh"), inputs.to(rounded).to(dtype)
             ).to(rounded)
-        return lambda inputs: (
-            multiply(inputs.to(rounded).to(dtype), packed, bias, "none", [], "").to(rounded).float()  # no-ops in fp32
-        )
+        if rounded == torch.float32:
+            return lambda inputs: multiply(inputs, packed, bias, "none", [], "")
+        return lambda inputs: multiply(inputs.to(rounded).to(dtype), packed, bias, "none", [], "").to(rounded).float()
     return lambda inputs: functional.linear(inputs.to(rounded).to(dtype), weight, bias).to(rounded).float()
 
 

@@ -89,6 +89,8 @@ def feed(fast: FastModel, store: TreeStore, ids_R: Tensor, positions_R: Tensor) 
     """Put one token of each row through the model; what follows it, as logits."""
     fillers = -len(ids_R) % _ROW_STEPS
     ids_1R, positions_1R = (functional.pad(places, (0, fillers))[None] for places in (ids_R, positions_R))
+    if fast.hidden_states is not None:
+        return RowLogits(fast.hidden_states(ids_1R, positions_1R, store)[0], fast.head)
     outputs = fast.model.base_model(
         input_ids=ids_1R, attention_mask=torch.ones_like(ids_1R), position_ids=positions_1R, use_cache=False, tree=store
     )

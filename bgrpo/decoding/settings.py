@@ -56,10 +56,10 @@ class DecodeSettings:
         """Whether samples are drawn from a part of the policy's distribution."""
         return bool(self.top_k) or self.top_p < 1 or self.min_p > 0
 
-    def to_measure(self, mode: Search, group_size: int) -> DecodeSettings:
-        """The same for an evaluation: at temperature 1; what cuts the distribution off is of samples alone."""
+    def to_measure(self, mode: Search, group_size: int, temperature: float = 1.0) -> DecodeSettings:
+        """The same for an evaluation: ``temperature`` and what cuts the distribution off are of samples alone."""
         if mode == "sample":
-            return replace(self, mode=mode, group_size=group_size, temperature=1.0)
+            return replace(self, mode=mode, group_size=group_size, temperature=temperature)
         return replace(self, mode=mode, group_size=group_size, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
     def check_vocabulary(self, vocabulary: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from bgrpo.config import WIN_RATE
+from bgrpo.config import ORACLE, WIN_RATE
 from bgrpo.display.part_report import SHARES_TITLE, draw_shares, parts_with_shares
 from bgrpo.display.png import write_png
 from bgrpo.evaluation.comparison import ComparisonRow, EvaluationComparison
@@ -56,7 +56,7 @@ PANELS = (
 MAX_PANELS = 4
 EXACT = ("solved_groups", "top1_accuracy")  # say nothing about a function's graded rewards
 FAMILIES = ("beam@", "pass@")
-SHARES = ("greedy", "top1", WIN_RATE)
+SHARES = ("greedy", "top1", ORACLE, WIN_RATE)
 
 METRIC_LABELS = {"top1": "top-1 of 10", "beam_rank_score": "beam-rank score", WIN_RATE: "win rate"}
 REWARDS = ("greedy_reward", "best_reward@", "mean_reward@", "sample_reward", "best_of@")

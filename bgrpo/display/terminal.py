@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, NoReturn
@@ -22,13 +23,29 @@ class PlainConsole(Console):
 
     def __init__(self, *, stderr: bool = False, width: int | None = None, file: IO[str] | None = None) -> None:
         notebook = None if importlib.util.find_spec("ipywidgets") else False
+        stream = file or (sys.stderr if stderr else sys.stdout)
+        drawable = None if _is_terminal(stream) else False  # whatever FORCE_COLOR says, which a notebook's kernel sets
         super().__init__(
-            stderr=stderr, width=width, file=file, markup=False, emoji=False, highlight=False, force_jupyter=notebook
+            stderr=stderr,
+            width=width,
+            file=file,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            force_jupyter=notebook,
+            force_terminal=drawable,
         )
 
     def on_broken_pipe(self) -> NoReturn:
         """The reader has gone: the entry point ends, see ``bgrpo.cli.app.main``."""
         raise BrokenPipeError
+
+
+def _is_terminal(stream: IO[str] | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
 
 
 def table_console(*, stderr: bool = False) -> Console:

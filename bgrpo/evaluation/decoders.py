@@ -36,6 +36,7 @@ class LocalDecoder:
         check: what judges, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
         max_new_tokens: longest completion, end token included; longer ones are ``truncated``.
         rollout: how they are decoded; default: as by default.
+        temperature: of samples.
 
     Raises:
         UserError: what is asked for cannot be with this policy.
@@ -47,19 +48,20 @@ class LocalDecoder:
         check: Check,
         max_new_tokens: int,
         rollout: RolloutSection | None = None,
+        temperature: float = 1.0,
     ) -> None:
         from bgrpo.decoding import DecodeEngine
 
         rollout = rollout or RolloutSection()
         self._tokenizer = policy.tokenizer
-        self._check = check
+        self._check, self._temperature = check, temperature
         self._settings = decode_settings_of(rollout, "sample", policy.tokenizer, max_new_tokens)
         self._engine = DecodeEngine(policy.model, precision=rollout.dtype, engine=rollout.engine)
 
     def __call__(
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
     ) -> list[list[Completion]]:
-        settings = self._settings.to_measure(mode, group_size)
+        settings = self._settings.to_measure(mode, group_size, self._temperature)
         groups = complete(self._engine, self._tokenizer, problems, settings, seeds)
         judged = with_verdicts(groups, self._check(attempts_of(problems, groups)))
         return [group.completions for group in judged]

@@ -6,8 +6,9 @@ Metrics (all higher is better, but parts that measure something else). Where som
 - ``beam@k``: solved by any completion of a width-k search; every width is a search of its own.
 - ``top1``: solved by the best completion of the width-10 search.
 - ``beam_rank_score``: exp(-(rank - 1) / 10) of the first correct completion of the width-10 search, 0 if none.
-- ``pass@k``: unbiased estimator over n >= k samples at temperature 1, whatever a run trains at, so that figures
-  of different runs compare (Chen et al. 2021, equation 1).
+- ``pass@k``: unbiased estimator over n >= k samples at ``evaluation.temperature``, 1 unless that is set, whatever a
+  run trains at, so that figures of different runs compare (Chen et al. 2021, equation 1).
+- ``oracle``: solved by any completion of the widest search, or by any of the samples.
 
 Where completions have scores:
 
@@ -34,10 +35,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from bgrpo.config import RANK_WIDTH, TrainConfig
+from bgrpo.config import ORACLE, RANK_WIDTH, TrainConfig
 from bgrpo.errors import UserError, reading
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
+from bgrpo.evaluation.ranks import first_correct, solved_within
 from bgrpo.files import readable_file
 from bgrpo.groups import Verdict
 from bgrpo.scoring.failed_checks import (
@@ -65,6 +67,7 @@ class Evaluation:
         outcomes: search (``"beam 10"``, ``"sample 10"``) -> outcome -> completions with that outcome.
         details: outcome -> what failed in the first check with that outcome, of ``error`` and ``timeout``.
         digest: names the problems; evaluations of other problems are not comparable.
+        ranks: width of the widest beam search -> rank of the first correct completion of each problem, None for none.
     """
 
     categories: list[str]
@@ -72,6 +75,11 @@ class Evaluation:
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
     digest: str = ""
     details: dict[str, str] = field(default_factory=dict)
+    ranks: dict[str, list[int | None]] = field(default_factory=dict)
+
+    def solved_within(self) -> dict[str, list[float]]:
+        """For the widest search, under its width, the share of problems that its best 1, 2, … completions solve."""
+        return {width: solved_within(ranks, int(width)) for width, ranks in self.ranks.items()}
 
     def metrics(self) -> dict[str, float]:
         """Mean of each metric over the problems that have a value."""
@@ -100,6 +108,7 @@ class Evaluation:
             "outcomes": self.outcomes,
             "digest": self.digest,
             "details": self.details,
+            "ranks": self.ranks,
         }
 
     def failures(self) -> list[str]:
@@ -132,6 +141,10 @@ class Evaluation:
         for counts in found.outcomes.values():
             if not all(type(count) is int for count in counts.values()):
                 raise ValueError("outcomes: expected numbers of completions")
+        for width, ranks in found.ranks.items():
+            known = all(rank is None or (type(rank) is int and rank >= 1) for rank in ranks)
+            if not (width.isdecimal() and known and len(ranks) == len(found.categories)):
+                raise ValueError("ranks: expected a rank or null for each problem")
         if not isinstance(found.digest, str):
             raise ValueError("digest: expected a text")
         return found
@@ -242,6 +255,7 @@ def evaluate(
     outcomes: dict[str, dict[str, int]] = {}
     details: dict[str, str] = {}
     counts: Counter[str] = Counter()
+    found: dict[DecodeMode, list[int | None]] = {}
     for i, (mode, group_size) in enumerate(searches):
         verdicts: list[list[Verdict]] = []
         for start in range(0, len(problems), batch):
@@ -256,9 +270,16 @@ def evaluate(
                 on_progress(i * len(problems) + len(verdicts), len(searches) * len(problems))
         outcomes[f"{mode} {group_size}"] = count_outcomes([[verdict.outcome for verdict in row] for row in verdicts])
         values |= measures.of_search(mode, group_size, verdicts, set(beam_widths))
+        found[mode] = [first_correct([verdict.outcome for verdict in row]) for row in verdicts]  # widest last
     refuse_unscored_evaluation(counts)
     categories = [problem.category for problem in problems]
-    return Evaluation(categories, values, outcomes, problems_digest(problems), details)
+    ranks: dict[str, list[int | None]] = {}
+    if measures.solved:
+        ranks = {str(max(size for mode, size in searches if mode == "beam")): found["beam"]}
+        if "sample" in found:
+            either = zip(found["beam"], found["sample"], strict=True)
+            values[ORACLE] = [float(beam is not None or sample is not None) for beam, sample in either]
+    return Evaluation(categories, values, outcomes, problems_digest(problems), details, ranks)
 
 
 def _solved(

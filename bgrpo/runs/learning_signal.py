@@ -54,7 +54,7 @@ class SignalWatch:
 def cut_off_pays(config: TrainConfig, metrics: Mapping[str, Any]) -> bool:
     """Whether completions without an end had a higher reward in a step than the mean of those with one."""
     reward = config.reward
-    if not reward.is_graded or reward.combine != "sum" or _scores_cut_off(config):
+    if not reward.is_graded or reward.combine != "sum" or config.reward.scores_truncated:
         return False
     mean = metrics.get("reward_mean")
     return bool(metrics.get(f"{_OUTCOME}truncated")) and mean is not None and mean < reward.wrong_reward
@@ -106,12 +106,8 @@ def _truncated_share(steps: Sequence[Mapping[str, Any]]) -> float:
     return sum(value for name, value in counts if name == f"{_OUTCOME}truncated") / total if total else 0.0
 
 
-def _scores_cut_off(config: TrainConfig) -> bool:
-    return any(part.score_truncated for part in config.reward.named_parts.values())
-
-
 def _truncation(config: TrainConfig, share: float) -> str:
-    meaning = "are scored as they are" if _scores_cut_off(config) else "count as wrong whatever they say"
+    meaning = "are scored as they are" if config.reward.scores_truncated else "count as wrong whatever they say"
     return (
         f"{share:.0%} of the completions were cut off at rollout.max_new_tokens={config.rollout.max_new_tokens}, and "
         f"{meaning}: raise it, or start from a policy that ends its answers"

@@ -198,6 +198,11 @@ class RunFolder:
         """The picture of training curves and before/after bars."""
         return self.path / "report.png"
 
+    @property
+    def validations_path(self) -> Path:
+        """The picture of the validations so far."""
+        return self.path / "validations.png"
+
     @contextmanager
     def owned(self) -> Iterator[RunFolder]:
         """The same folder for its only writer, see :func:`bgrpo.runs.ownership.own`.

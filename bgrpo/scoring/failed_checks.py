@@ -92,18 +92,20 @@ def refuse_unscored_evaluation(outcomes: Mapping[str, int]) -> None:
         )
 
 
-def truncation(outcomes: Mapping[str, int], max_new_tokens: int, option: str) -> str:
+def truncation(outcomes: Mapping[str, int], max_new_tokens: int, option: str, scored: bool) -> str:
     """What is said of completions that were cut off, where most were; nothing where not.
 
     Args:
         outcomes: completions by outcome.
         max_new_tokens: where they were cut off.
         option: that gives it.
+        scored: a part of the reward scores them all the same.
     """
     total, cut = sum(outcomes.values()), outcomes.get(Outcome.TRUNCATED, 0)
     if 2 * cut <= total:
         return ""
-    return f"{cut:,} of {total:,} completions were cut off at {max_new_tokens} tokens, unjudged: raise {option}"
+    how = ", and are scored as they are" if scored else ", unjudged"
+    return f"{cut:,} of {total:,} completions were cut off at {max_new_tokens} tokens{how}: raise {option}"
 
 
 def _checks(outcomes: Mapping[str, int]) -> int:

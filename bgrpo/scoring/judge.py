@@ -17,7 +17,7 @@ from bgrpo.scoring.attempts import Attempt, by_group
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.scoring.failed_checks import FAILED
 from bgrpo.scoring.kept_functions import PREFIX, kept_function
-from bgrpo.scoring.rewards import RewardRule, Rewards, group_rewards, ranks_by
+from bgrpo.scoring.rewards import LARGEST_REWARD, RewardRule, Rewards, group_rewards, ranks_by
 from bgrpo.scoring.scored_text import Item, Score
 from bgrpo.scoring.text_metrics import Metric, TextGroup, text_metric
 from bgrpo.scoring.user_functions import columns_of
@@ -302,6 +302,9 @@ def _verdict(score: Score) -> Verdict:
         return Verdict(Outcome.ERROR, detail=score.failure, cut=cut)
     if score.value is None:
         return Verdict(Outcome.UNSCORED, cut=cut)
+    if not abs(score.value) <= LARGEST_REWARD:  # neither is NaN
+        told = f"the score is {score.value:g}, expected a finite number of at most {LARGEST_REWARD:g} in size"
+        return Verdict(Outcome.ERROR, detail=told, cut=cut)
     return Verdict(Outcome.SCORED, score.value, cut=cut)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bgrpo.config import RANK_WIDTH, WIN_RATE, RewardSection, TrainConfig
+from bgrpo.config import WIN_RATE, RewardSection, TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.settings.spelling import nearest
 
@@ -51,7 +51,7 @@ def check_metric(metric: str, configs: Mapping[str, TrainConfig], validates: boo
 
 
 def _validated(config: TrainConfig) -> list[str]:
-    return config.reward.run_metrics([RANK_WIDTH], config.evaluation.validation_samples)
+    return config.reward.run_metrics(config.evaluation.validation_beam_widths, config.evaluation.validation_samples)
 
 
 def _tested(config: TrainConfig) -> list[str]:

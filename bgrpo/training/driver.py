@@ -16,6 +16,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.display.progress import TrainingProgress
 from bgrpo.display.run_report import plot_report
 from bgrpo.display.terminal import PlainConsole, table_console
+from bgrpo.display.validation_picture import has_validation, plot_validations
 from bgrpo.errors import Stopped, UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
@@ -284,7 +285,9 @@ class _Run:
                 finished = learners.wait(POLL_S)
                 self._signals.check()
                 self._folder.check_owner()
+                validated = False
                 for step, metrics, details in tail.new_steps():
+                    validated = validated or has_validation(metrics)
                     progress.update(step, metrics, details)
                     for line in signal.note(step, metrics):
                         progress.note(line)
@@ -293,6 +296,8 @@ class _Run:
                     if self._on_step is not None:
                         self._on_step(step, metrics)
                     self._begin(f"after step {step}", learning=True)
+                if validated:
+                    plot_validations(self._folder.metrics(), self._folder.name, self._folder.validations_path)
                 for line in self._workers.news():
                     progress.note(line)
         self._workers.raise_failure(learners.error)

@@ -93,7 +93,7 @@ def _validator(
     config: TrainConfig, folder: RunFolder, decoder: Callable[[int], Decode]
 ) -> Callable[[int], dict[str, Any]] | None:
     """Measures a version on held-out problems, also against the starting policy; None without validations."""
-    from bgrpo.evaluation.metrics import RANK_WIDTH, Evaluation, Measures, evaluate
+    from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
     from bgrpo.evaluation.win_rate import with_win_rate
 
     section = config.evaluation
@@ -105,7 +105,8 @@ def _validator(
 
     def validate(version: int) -> dict[str, Any]:
         samples, measures = section.validation_samples, Measures.of(config)
-        evaluation = evaluate(decoder(version), problems, [RANK_WIDTH], samples, config.seed, measures)
+        widths = section.validation_beam_widths
+        evaluation = evaluate(decoder(version), problems, widths, samples, config.seed, measures)
         if start is not None:
             evaluation = with_win_rate(evaluation, start)
         told = "; ".join(evaluation.failures())

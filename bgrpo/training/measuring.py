@@ -45,4 +45,5 @@ def judged_decoder(
         if fitted.note:
             tell(fitted.note)
     with Judge(config).start(trial_of(readable)) as checks:
-        yield LocalDecoder(policy, checks.judge, max_new_tokens, config.rollout), readable
+        temperature = config.evaluation.temperature
+        yield LocalDecoder(policy, checks.judge, max_new_tokens, config.rollout, temperature), readable

@@ -318,7 +318,16 @@ def test_evaluate_prints_metrics_categories_and_outcomes(
     assert main([*base, "--beam-width", "3", "--samples", "4", "--threads", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["problems"] == 5
-    assert set(result["metrics"]) == {"greedy", "beam@3", "top1", "beam_rank_score", "pass@1", "pass@3", "pass@4"}
+    assert set(result["metrics"]) == {
+        "greedy",
+        "beam@3",
+        "top1",
+        "beam_rank_score",
+        "pass@1",
+        "pass@3",
+        "pass@4",
+        "oracle",
+    }
     assert set(result["metrics"]["greedy"]) == {"mean", "low", "high"}
     assert result["by_category"]["2_2"]["problems"] == 5
     totals = {search: sum(counts.values()) for search, counts in result["outcomes"].items()}

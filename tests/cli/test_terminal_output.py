@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 import pytest
 import typer
+from typer.models import ArgumentInfo
 
 from bgrpo.cli.app import app, main
 from bgrpo.config import TrainConfig
@@ -51,7 +52,7 @@ def options_of(group: typer.Typer, prefix: str = "") -> Iterator[Option]:
         name = f"{prefix}{command.name or function.__name__.replace('_', '-')}"
         for annotation in get_type_hints(function, include_extras=True).values():
             for part in [annotation, *get_args(annotation)]:  # an optional one may stand in a union
-                if get_origin(part) is Annotated:
+                if get_origin(part) is Annotated and not isinstance(get_args(part)[1], ArgumentInfo):
                     kinds = {inner for kind in alternatives(part) for inner in (*get_args(kind), kind)}
                     yield from (Option(name, kind, get_args(part)[1]) for kind in (int, float, Path) if kind in kinds)
     for inner in group.registered_groups:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from rich.table import Table
 
-from bgrpo.display.terminal import table_console
+from bgrpo.display.terminal import progress_bar, table_console
 
 
 def wide_table() -> Table:
@@ -21,6 +23,22 @@ def test_every_column_is_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys
     table_console().print(wide_table())
     printed = capsys.readouterr().out
     assert all(f"column {number}" in printed and f"value {number}" in printed for number in range(10))
+
+
+def test_nothing_is_drawn_where_no_terminal_is_whatever_a_notebooks_kernel_sets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "CLICOLOR": "1", "TERM": "xterm-color"}.items():
+        monkeypatch.setenv(name, value)
+    with progress_bar("reading") as show:
+        show(1, 2)
+    assert not table_console(stderr=True).is_terminal
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        monkeypatch.setattr("sys.stderr", stream)
+        assert not table_console(stderr=True).is_terminal
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_width_that_was_asked_for_is_kept(

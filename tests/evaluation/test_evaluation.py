@@ -73,8 +73,11 @@ def test_metrics_of_known_ranks() -> None:
     assert metrics["pass@4"] == pytest.approx(5 / 7)
     assert set(metrics) == {
         "greedy", "top1", "beam_rank_score", "beam@1", "beam@3", "beam@5", "beam@10", "beam@12",
-        "pass@1", "pass@3", "pass@4",
+        "pass@1", "pass@3", "pass@4", "oracle",
     }  # fmt: skip
+    assert metrics["oracle"] == pytest.approx(6 / 7), "the widest beams solve 6, and samples none of the rest"
+    assert evaluation.solved_within() == {"12": [k / 7 for k in (1, 2, 3, 3, 4, 4, 4, 4, 4, 5, 6, 6)]}
+    assert Evaluation.from_dict(evaluation.to_dict()) == evaluation
     assert evaluation.outcomes["beam 1"] == dict.fromkeys(evaluation.outcomes["beam 1"], 0) | {
         "correct": 1,
         "truncated": 6,
@@ -151,8 +154,10 @@ def test_where_everything_was_cut_off_that_is_what_the_table_says() -> None:
 
     evaluation = evaluate(decode, PROBLEMS, [], samples=0, seed=0)
     assert evaluation.totals() == {"truncated": 11 * 7} | dict.fromkeys(set(evaluation.totals()) - {"truncated"}, 0)
-    assert truncation(evaluation.totals(), 5, "--longer").startswith("77 of 77 completions were cut off at 5 tokens")
-    assert not truncation({"correct": 1, "truncated": 1}, 5, "--longer")
+    for scored, how in ((False, "unjudged"), (True, "and are scored as they are")):
+        told = truncation(evaluation.totals(), 5, "--longer", scored)
+        assert told == f"77 of 77 completions were cut off at 5 tokens, {how}: raise --longer"
+    assert not truncation({"correct": 1, "truncated": 1}, 5, "--longer", False)
 
 
 def test_widths_that_were_not_asked_for_give_no_metric() -> None:

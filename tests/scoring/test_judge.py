@@ -16,6 +16,8 @@ from bgrpo.scoring import judge as judge_module
 from bgrpo.scoring.attempts import Attempt, attempts_of, from_json, to_json, trial_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.scoring.readable_groups import with_texts
+from bgrpo.scoring.reward_server import RewardServer
+from bgrpo.scoring.scored_text import Score
 from bgrpo.tasks.base import Problem
 
 PROBLEMS = [Problem("p"), Problem("q")]
@@ -226,6 +228,28 @@ def test_parts_score_in_one_call_and_only_what_they_are_asked_for() -> None:
         ("truncated", 3.0),
         ("scored", 15.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome"),
+    [
+        (1e12, "scored"),
+        (-1e12, "scored"),
+        (1.1e12, "error"),
+        (-1e300, "error"),
+        (math.inf, "error"),
+        (math.nan, "error"),
+    ],
+)
+def test_a_score_from_elsewhere_that_is_beyond_all_bounds_is_a_failure(
+    value: float, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RewardServer, "score", lambda self, items: [Score(value) for _ in items])
+    with judge(reward={"parts": {"far": {"url": "http://127.0.0.1:1/"}}}).start(None) as scorer:
+        (verdict,) = scorer.judge([attempt("p", "a", "b")])
+    assert verdict.outcome == outcome and ("expected a finite number of at most 1e+12" in verdict.detail) == (
+        outcome == "error"
+    )
 
 
 @pytest.mark.parametrize(

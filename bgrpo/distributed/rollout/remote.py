@@ -136,6 +136,7 @@ class ServiceDecoder:
     ) -> None:
         self._service = service
         self._settings = decode_settings(config, tokenizer)
+        self._temperature = config.evaluation.temperature
         self._version = version
         self._limit_s = step_limit_s(config)
         self._publish_again = publish_again
@@ -144,7 +145,7 @@ class ServiceDecoder:
     def __call__(
         self, problems: Sequence[Problem], mode: DecodeMode, group_size: int, seeds: Sequence[int] | None
     ) -> list[list[Completion]]:
-        settings = self._settings.to_measure(mode, group_size)
+        settings = self._settings.to_measure(mode, group_size, self._temperature)
         groups = self._decode(list(problems), settings, list(seeds or [0] * len(problems)))
         return [group.completions for group in groups]
 
