@@ -47,10 +47,10 @@ def advantages(
             K w_k (r_k - sum_j w_j r_j) with w = softmax(alpha logprob), the gradient of the expected reward over the
             group (minimum-risk training, Shen et al. 2016). Of groups drawn without replacement:
             ``importance_weighted``, the same with the weights of
-            :func:`bgrpo.scoring.without_replacement.inclusion_weights`; ``set_estimator``, K times
-            :func:`bgrpo.scoring.without_replacement.set_advantages`: no bias, and not 0 where all rewards are equal.
+            ``bgrpo.scoring.without_replacement.inclusion_weights``; ``set_estimator``, K times
+            ``bgrpo.scoring.without_replacement.set_advantages``: no bias, and not 0 where all rewards are equal.
         alpha: sharpness of ``probability_weighted``.
-        kappas: of each group, see :attr:`bgrpo.groups.Group.kappa`; without them all that exist were drawn.
+        kappas: of each group, see ``bgrpo.groups.Group.kappa``; without them all that exist were drawn.
 
     Raises:
         UserError: unknown kind.
