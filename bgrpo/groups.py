@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+NEXT_PASSAGE = -1
+"""Stands between the passages of a prompt, which an encoder reads apart. It is no token."""
+
+
+def fused(passages: Iterable[Sequence[int]]) -> list[int]:
+    """The token ids of passages as one prompt."""
+    joined: list[int] = []
+    for number, passage in enumerate(passages):
+        joined += [NEXT_PASSAGE, *passage] if number else passage
+    return joined
+
+
+def passages_of(prompt_ids: Sequence[int]) -> list[list[int]]:
+    """The token ids of each passage of a prompt: one, where the prompt is a single text."""
+    passages: list[list[int]] = [[]]
+    for token in prompt_ids:
+        if token == NEXT_PASSAGE:
+            passages.append([])
+        else:
+            passages[-1].append(token)
+    return passages
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +107,7 @@ class Group:
     and stochastic beams are in the order drawn and carry no rank meaning.
 
     Attributes:
-        prompt_ids: token ids of the prompt.
+        prompt_ids: token ids of the prompt; of several passages, :data:`NEXT_PASSAGE` between them.
         completions: at least one.
         kappa: of a group drawn without replacement, the largest key of the completions that were not drawn; None where
             all that exist were drawn, and of other groups.

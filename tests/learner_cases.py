@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bgrpo.config import TrainConfig, build_config
-from bgrpo.groups import Completion, ScoredGroup, Verdict
+from bgrpo.groups import Completion, ScoredGroup, Verdict, fused
 from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.polynomial.tokenizer import tokenizer_from_tokens
 
@@ -57,6 +57,7 @@ class ScriptedSource:
         self.asked: list[tuple[int, int, list[int], int]] = []
         self.prefetched: list[tuple[int, int, list[int]]] = []
         self.version_offset = 0
+        self.passages = False  # True: long prompts are two passages
         self.config = train_config()  # whose rewards the groups get; make_trainer sets its own
 
     def publish(self, version: int, model: PreTrainedModel) -> None:
@@ -73,6 +74,8 @@ class ScriptedSource:
     def group(self, step: int, index: int, draw: int, version: int) -> ScoredGroup:
         rng = random.Random(f"{step} {index} {draw}")
         prompt = [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, 9))]
+        if self.passages and len(prompt) > 3:
+            prompt = fused([prompt[:2], prompt[2:]])
         stem = [rng.randrange(2, VOCABULARY) for _ in range(3)]
         completions = [self._completion(rng, stem) for _ in range(self.group_size - rng.randint(0, 1))]
         completions.sort(key=lambda completion: -completion.logprob)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from learner_cases import ScriptedSource, make_trainer, tiny_policy, train_config
+from decoding.tiny_encoder_decoders import tiny_encoder_decoder
+from learner_cases import VOCABULARY, ScriptedSource, make_trainer, tiny_policy, train_config
 
 import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
 from bgrpo.learning.learner_state import policy_folder
@@ -25,9 +26,12 @@ gc.freeze()  # what the server has loaded is shared by its children, and never g
 def train(
     folder: Path, sections: dict[str, Any], group_size: int, source: ScriptedSource | None = None
 ) -> dict[str, Any]:
-    """Run one learner; what it published, its gradients and its metrics."""
-    source, steps, config = source or ScriptedSource(group_size), [], train_config(**sections)
-    policy = tiny_policy().double() if config.learner.dtype == "fp32" else tiny_policy()
+    """Run one learner; what it published, its gradients and its metrics. ``encoder`` in place of a section: a T5."""
+    source, steps = source or ScriptedSource(group_size), []
+    source.passages = "encoder" in sections
+    config = train_config(**{name: section for name, section in sections.items() if name != "encoder"})
+    policy = tiny_encoder_decoder("t5 untied", VOCABULARY) if source.passages else tiny_policy()
+    policy = policy.double() if config.learner.dtype == "fp32" else policy
     trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgrpo.errors import UserError, one_line
-from bgrpo.groups import Group
+from bgrpo.groups import Group, fused, passages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from bgrpo.decoding.settings import Search
     from bgrpo.policies.io import LoadedPolicy
 
-Prompt: TypeAlias = "str | Sequence[int] | Sequence[Mapping[str, str]]"
-"""Text; token ids; or a chat: messages ``{"role": …, "content": …}``."""
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Mapping[str, str]] | Sequence[str]"
+"""Text; token ids; a chat: messages ``{"role": …, "content": …}``; or the passages that an encoder reads apart, as a
+list of texts inside the list of prompts."""
 
 PolicyLike: TypeAlias = "str | PathLike[str] | Policy | LoadedPolicy | tuple[PreTrainedModel, PreTrainedTokenizerBase]"
 """``"shipped"``, a folder or a model id of the Hub; what :func:`load_policy` gave; a model with its tokenizer."""
@@ -251,7 +252,7 @@ def _several(prompts: Any) -> list[Any]:
 
 def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> list[list[int]]:
     """Token ids of each prompt, whatever its form."""
-    from bgrpo.policies.text import UnreadableText, encode_chats, encode_texts
+    from bgrpo.policies.text import UnreadableText, encode_chats, encode_texts, has_encoder
 
     texts: dict[int, str] = {}
     chats: dict[int, list[dict[str, str]]] = {}
@@ -263,10 +264,17 @@ def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> li
             chats[place] = [_message(place, each) for each in prompt]
         elif isinstance(prompt, Sequence) and prompt and all(map(_is_token, prompt)):
             found[place] = list(prompt)
+        elif isinstance(prompt, Sequence) and prompt and all(isinstance(each, str) for each in prompt):
+            if not has_encoder(policy.tokenizer):
+                raise UserError(f"prompts[{place}]: is a list of passages, but the policy has no encoder")
+            try:
+                found[place] = fused(encode_texts(policy.tokenizer, list(prompt)))
+            except UnreadableText as error:
+                raise UserError(f"prompts[{place}][{error.index}]: {error}") from error
         else:
             raise UserError(
-                f"prompts[{place}]: is {one_line(repr(prompt), 60)}: expected text, token ids, or a chat of "
-                "{'role': …, 'content': …}"
+                f"prompts[{place}]: is {one_line(repr(prompt), 60)}: expected text, token ids, a chat of "
+                "{'role': …, 'content': …}, or passages"
             )
     places = list(texts)
     try:
@@ -281,14 +289,19 @@ def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> li
 
 
 def _check(policy: LoadedPolicy, encoded: list[list[int]], max_new_tokens: int) -> None:
-    from bgrpo.decoding.support import context_of
+    from bgrpo.decoding.support import context_of, room_for_prompt
 
     vocabulary, context = policy.model.config.vocab_size, context_of(policy.model.config)
-    for place, ids in enumerate(encoded):
+    room, encoder = room_for_prompt(policy.model.config, max_new_tokens), policy.model.config.is_encoder_decoder
+    parts = ((place, part) for place, ids in enumerate(encoded) for part in (passages_of(ids) if encoder else [ids]))
+    for place, ids in parts:
+        if not ids:
+            raise UserError(f"prompts[{place}]: has an empty passage")
         if not 0 <= min(ids) <= max(ids) < vocabulary:
             wrong = next(token for token in ids if not 0 <= token < vocabulary)
             raise UserError(f"prompts[{place}]: has token {wrong}: the policy's vocabulary is 0 to {vocabulary - 1}")
-        if context is not None and (total := len(ids) + max_new_tokens) > context:
+        if room is not None and len(ids) > room:
+            total = len(ids) + max_new_tokens
             raise UserError(
                 f"prompts[{place}]: has {len(ids)} tokens + max_new_tokens={max_new_tokens} = {total}, but the "
                 f"policy's context is {context}: shorten it, or take fewer new tokens"

@@ -53,9 +53,14 @@ class PretrainConfig(Section):
     width: Width | None = Field(
         None, description=f"width of a new policy's residual stream, a multiple of heads; default: {WIDTH}"
     )
+    encoder: bool | None = Field(
+        None,
+        description="a new policy is a T5, with so many blocks in its encoder and in its decoder; default: a GPT-2",
+    )
     context: Batch | None = Field(
         None,
-        description=f"longest prompt plus completion in tokens; default: policy.path's, {CONTEXT} for a new policy",
+        description=f"longest prompt plus completion in tokens, with an encoder longest passage; default: "
+        f"policy.path's, {CONTEXT} for a new policy",
     )
     vocabulary: Annotated[int, Field(ge=258, le=10**6)] | None = Field(
         None,
@@ -117,7 +122,7 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         layers, heads, width, context = self.shape
-        for name in ("layers", "heads", "width", "vocabulary"):
+        for name in ("layers", "heads", "width", "encoder", "vocabulary"):
             if self.policy.path is not None and getattr(self, name) is not None:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is of a new policy, but policy.path={self.policy.path} is there "

@@ -7,6 +7,7 @@ bit for bit. For a small policy and one prompt, what is left out takes as long a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ def direct_gpt2(model: PreTrainedModel, modules: Sequence[nn.Module]) -> HiddenS
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return None
     tokens, places = body.wte.weight, body.wpe.weight
-    layers, last = [_layer(block) for block in body.h], _norm(body.ln_f)
+    blocks: Any = body.h
+    layers, last = [_layer(block) for block in blocks], _norm(body.ln_f)
 
     def hidden(ids_1R: Tensor, positions_1R: Tensor, tree: Attends) -> Tensor:
         states = torch.embedding(tokens, ids_1R) + torch.embedding(places, positions_1R)

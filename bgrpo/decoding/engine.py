@@ -25,18 +25,18 @@ from bgrpo.decoding.support import EngineName, context_of, service_of
 from bgrpo.decoding.token_mask import ForbiddenTokens, TokenMask
 from bgrpo.decoding.truncation import Truncation
 from bgrpo.errors import NotFiniteError, UserError
-from bgrpo.groups import Completion, Group
+from bgrpo.groups import Completion, Group, passages_of
 
 
 class DecodeEngine:
-    """Completes prompts with a causal language model of transformers, which stays as it is.
+    """Completes prompts with a language model of transformers, causal or with an encoder, which stays as it is.
 
     The model's weights may change between calls. Decoding the same request again, with the same weights and threads,
     gives the identical result; in another batch a prompt gets the same result up to floating-point ties. The tree and
     the plain path give the same results up to rounding.
 
     Args:
-        model: decoder-only, fp32; its device is used.
+        model: fp32; its device is used.
         precision: of the layers' matrix products, and of keys and values. ``bf16`` is faster, keeps half as much per
             token, and rounds these only: norms, the arithmetic of attention, head and scores are fp32 in both.
         max_rows: most completions decoded at once; bounds memory.
@@ -81,7 +81,7 @@ class DecodeEngine:
         """One group per prompt, in order.
 
         Args:
-            prompts: token ids.
+            prompts: token ids; for an encoder also several passages, see :func:`bgrpo.groups.passages_of`.
             settings: beams or samples, how many, how long.
             seeds: for what is drawn, one non-negative integer per prompt: its completions depend on no other prompt's.
                 Beams need none and ignore them.
@@ -142,14 +142,18 @@ class DecodeEngine:
     def _check_prompts(self, prompts: Sequence[Sequence[int]], settings: DecodeSettings) -> None:
         vocabulary, context = self._model.config.get_text_config().vocab_size, context_of(self._model.config)
         settings.check_vocabulary(vocabulary)
-        for index, prompt in enumerate(prompts):
-            total = len(prompt) + settings.max_new_tokens
+        encoder = bool(self._model.config.is_encoder_decoder)
+        if encoder and context is not None and settings.max_new_tokens > context:
+            raise UserError(f"max_new_tokens={settings.max_new_tokens}: the model's decoder has {context} places")
+        apart = [passages_of(prompt) if encoder else [prompt] for prompt in prompts]
+        for index, prompt in ((index, passage) for index, passages in enumerate(apart) for passage in passages):
+            total = len(prompt) + (0 if encoder else settings.max_new_tokens)
             if not len(prompt):
                 raise UserError(f"prompt {index} is empty: expected at least one token")
             if context is not None and total > context:
+                asked = "" if encoder else f" + max_new_tokens={settings.max_new_tokens} = {total}"
                 raise UserError(
-                    f"prompt {index} is too long: {len(prompt)} tokens + max_new_tokens={settings.max_new_tokens} = "
-                    f"{total}, and the model's context has {context}"
+                    f"prompt {index} is too long: {len(prompt)} tokens{asked}, and the model's context has {context}"
                 )
             if min(prompt) < 0 or max(prompt) >= vocabulary:
                 raise UserError(

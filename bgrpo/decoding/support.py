@@ -33,10 +33,12 @@ class Service:
     Attributes:
         engine: ``tree`` shares what completions have in common; ``plain`` is the model's own forward pass over rows.
         reason: why not by the tree; empty where it is, or where the plain path was asked for.
+        encoder: whether prompts go through an encoder.
     """
 
     engine: Literal["tree", "plain"]
     reason: str = ""
+    encoder: bool = False
 
     @property
     def note(self) -> str:
@@ -58,7 +60,7 @@ def service_of(model: PreTrainedModel, wanted: EngineName = "auto") -> Service:
     """The tree where it gives what a plain forward pass gives; else the plain path.
 
     Args:
-        model: a causal language model.
+        model: a language model, causal or with an encoder.
         wanted: ``tree`` refuses what the tree does not serve, ``plain`` always takes the plain path.
 
     Raises:
@@ -68,16 +70,19 @@ def service_of(model: PreTrainedModel, wanted: EngineName = "auto") -> Service:
     refused = _reason_to_refuse(model)
     if refused:
         raise UserError(f"{name} cannot be decoded: {refused}")
+    encoder = bool(model.config.is_encoder_decoder)
     if wanted == "plain":
-        return Service("plain")
+        return Service("plain", encoder=encoder)
     reason = _reason_against_the_tree(model)
     if reason and wanted == "tree":
         raise UserError(f"{name} cannot be decoded with rollout.engine=tree: {reason}; use rollout.engine=auto")
-    return Service("plain", f"{name}: {reason}") if reason else Service("tree")
+    return Service("plain", f"{name}: {reason}", encoder) if reason else Service("tree", encoder=encoder)
 
 
 def context_of(config: PretrainedConfig) -> int | None:
     """Most tokens of a prompt and its completion; None where the model has no limit.
+
+    Of an encoder-decoder: most tokens of each passage, and most of a completion.
 
     Where the angles of all tokens change once a row is longer than the original context, that is the limit: a row would
     be scored otherwise than it was decoded, and otherwise beside other rows.
@@ -89,6 +94,19 @@ def context_of(config: PretrainedConfig) -> int | None:
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
+def room_for_prompt(config: PretrainedConfig, max_new_tokens: int) -> int | None:
+    """Most tokens of a prompt, or of each passage of one, before so many new ones; None where there is no limit.
+
+    None of them, or fewer, where the new ones alone are too many.
+    """
+    context = context_of(config)
+    if context is None:
+        return None
+    if config.is_encoder_decoder:
+        return context if max_new_tokens <= context else 0
+    return context - max_new_tokens
+
+
 def _rope_entries(config: PretrainedConfig) -> list[dict[str, Any]]:
     rope = getattr(config, "rope_parameters", None) or {}
     return [rope, *(value for value in rope.values() if isinstance(value, dict))]
@@ -96,7 +114,7 @@ def _rope_entries(config: PretrainedConfig) -> list[dict[str, Any]]:
 
 def _reason_to_refuse(model: PreTrainedModel) -> str:
     if model.config.is_encoder_decoder:
-        return "it is an encoder-decoder; decoder-only models are supported"
+        return "" if model.get_output_embeddings() is not None else "it has no language-modelling head"
     if getattr(model.config, "add_cross_attention", False):
         return "it has cross-attention; decoder-only models are supported"
     if model.get_output_embeddings() is None:

@@ -158,7 +158,8 @@ def _treats_as_configured(model: PreTrainedModel, head: nn.Linear) -> bool:
     try:
         with torch.no_grad():
             ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            answer = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **answer).logits
     finally:
         hook.remove()
     return len(given) == 1 and torch.equal(LogitTreatment.of(model.config)(given[0]).to(logits.dtype), logits)

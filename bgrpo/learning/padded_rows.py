@@ -9,7 +9,6 @@ Shape letters: B completions of all groups, L longest row, C longest completion,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bgrpo.decoding.support import Service
+from bgrpo.learning.encoder_groups import Groups, pad_answers
 from bgrpo.learning.forward_pass import ChosenTokens, Scoring
 from bgrpo.learning.packing import pack_groups
-
-Groups = Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
-"""(prompt, completions) each, as token ids."""
 
 
 class LaidOutGroups(Protocol):
@@ -44,7 +41,8 @@ class LaidOutGroups(Protocol):
 
 
 class LayOut(Protocol):
-    """:func:`bgrpo.learning.packing.pack_groups` or :func:`pad_groups`."""
+    """:func:`bgrpo.learning.packing.pack_groups`, :func:`pad_groups` or
+    :func:`bgrpo.learning.encoder_groups.pad_answers`."""
 
     def __call__(self, groups: Groups, device: torch.device | str, rows: int = 0) -> LaidOutGroups: ...
 
@@ -84,6 +82,8 @@ class PaddedGroups:
 
 def lay_out_of(service: Service) -> LayOut:
     """How a model's groups are laid out for its forward passes."""
+    if service.encoder:
+        return pad_answers
     return pack_groups if service.engine == "tree" else pad_groups
 
 

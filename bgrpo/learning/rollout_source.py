@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -177,8 +176,7 @@ def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 def _empty_replica(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
     """A model of the same configuration on that device, or the same one, in fp32, its weights still to be loaded."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    from bgrpo.policies.io import empty_copy
 
-    replica = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    replica: Any = empty_copy(model)
     return replica.to(device or model.device).eval()

@@ -1,4 +1,4 @@
-"""The folder of a policy: a causal language model, with every end token that its files name."""
+"""The folder of a policy: a language model, causal or with an encoder, and every end token that its files name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedTokenizerFast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bgrpo.errors import UserError
@@ -25,6 +33,15 @@ from bgrpo.policies.model_files import (
     weights_in_files,
 )
 
+_ENCODER_DECODER_KEYS = ("decoder_start_token_id", "scale_decoder_outputs")  # not among T5's own
+ENCODER_DECODER_TYPES = (
+    *("bart", "blenderbot", "blenderbot-small", "longt5", "marian", "mbart", "mt5", "mvp", "pegasus", "plbart", "t5"),
+    "umt5",
+)
+"""Those that compute the same whatever the batch, and that take the states of an encoder. Others have experts with a
+share of the batch's tokens, blocks at random, windows, positions that skip pads, two vocabularies, or read more than
+text."""
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyFolder:
@@ -34,6 +51,7 @@ class PolicyFolder:
         config: of the model, only with the keys that describe it.
         tokenizer: what ``tokenizer.json`` says, with the special tokens of the files beside it.
         end_tokens: what any file names as end of a text, the tokenizer's own first.
+        start_token: what the decoder of an encoder-decoder begins with; None for other models.
         names: of the weights in the files, and in the model.
         files: that hold them.
     """
@@ -41,6 +59,7 @@ class PolicyFolder:
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerFast
     end_tokens: tuple[int, ...]
+    start_token: int | None
     names: dict[str, str]
     files: ModelFiles
 
@@ -61,9 +80,11 @@ def read_folder(folder: Path) -> PolicyFolder:
     """
     files = read_model_files(folder)
     generation = read_json(folder, "generation_config.json")
-    config = model_config(files, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    if config.is_encoder_decoder:
-        raise UserError(f"model_type {config.model_type!r} is an encoder-decoder: decoder-only models can be loaded")
+    kinds = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
+    config = model_config(files, kinds, _ENCODER_DECODER_KEYS)
+    if config.is_encoder_decoder and config.model_type not in ENCODER_DECODER_TYPES:
+        known = ", ".join(ENCODER_DECODER_TYPES)
+        raise UserError(f"model_type {config.model_type!r} cannot be loaded: of encoder-decoders, {known} can")
     if config.get_text_config() is not config:
         raise UserError(f"model_type {config.model_type!r} reads more than text: language models of text can be loaded")
     names = _every_name(config, files)
@@ -76,15 +97,24 @@ def read_folder(folder: Path) -> PolicyFolder:
     if tokenizer.model_max_length < longest:  # transformers warns of longer texts
         tokenizer.model_max_length = VERY_LARGE_INTEGER
     said = {"config.json": files.config, "generation_config.json": generation}
-    ends, bos, _ = (special_ids(said, f"{kind}_token_id", len(tokenizer)) for kind in ("eos", "bos", "pad"))
+    ends, bos, _, starts = (
+        special_ids(said, f"{kind}_token_id", len(tokenizer)) for kind in ("eos", "bos", "pad", "decoder_start")
+    )
     ends = tuple(dict.fromkeys((tokenizer.eos_token_id, *ends)))
     config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
     config.bos_token_id = bos[0] if bos else tokenizer.bos_token_id
-    return PolicyFolder(config, tokenizer, ends, names, files)
+    start = None
+    if config.is_encoder_decoder:
+        if not starts:
+            raise UserError("config.json names no decoder_start_token_id, which an encoder-decoder starts from")
+        start = config.decoder_start_token_id = starts[0]
+    return PolicyFolder(config, tokenizer, ends, start, names, files)
 
 
 def model_class(config: PretrainedConfig) -> Any:
-    """The causal language model of transformers that a configuration describes."""
+    """The language model of transformers that a configuration describes."""
+    if config.is_encoder_decoder:
+        return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(config)]
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
@@ -94,7 +124,7 @@ def _every_name(config: PretrainedConfig, files: ModelFiles) -> dict[str, str]:
     weights = weights_in_files(model, files)
     names = names_in_model(model, files, weights)
     expected = weights.keys()
-    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    tied = {*(model._tied_weights_keys or ()), *model.all_tied_weights_keys} if config.tie_word_embeddings else set()
     unknown = sorted(name for name, inside in names.items() if inside not in expected)
     lacking = sorted(expected - set(names.values()) - tied)
     for problem, found in (("lacks", lacking), ("has, beyond config.json,", unknown)):

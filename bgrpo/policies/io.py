@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,18 @@ from transformers.utils import logging as transformers_logging
 
 from bgrpo.errors import UserError, one_line, reading
 from bgrpo.files import atomic_path
+from bgrpo.policies import encoder_decoders
 from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.folder import PolicyFolder, model_class, read_folder
 from bgrpo.policies.source import SHIPPED_POLICY, find_policy, is_policy
-from bgrpo.policies.text import set_end_tokens
+from bgrpo.policies.text import set_end_tokens, set_has_encoder
 
 __all__ = [
     "SHIPPED_POLICY",
     "LoadedPolicy",
     "check_target",
     "disable_dropout",
+    "empty_copy",
     "flatten_parameters",
     "load_flat_parameters",
     "load_policy",
@@ -53,7 +56,7 @@ class LoadedPolicy:
 
 
 def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
-    """Load a causal language model, in fp32, with its tokenizer.
+    """Load a language model, causal or with an encoder, in fp32, with its tokenizer.
 
     Args:
         path: ``shipped``, a directory in Hugging Face format, or a model id of the Hugging Face Hub.
@@ -68,6 +71,7 @@ def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
         model = _build(found)
         model.config.name_or_path = str(folder)
         set_end_tokens(found.tokenizer, found.end_tokens)
+        set_has_encoder(found.tokenizer, found.config.is_encoder_decoder)
         return LoadedPolicy(model.to(device), found.tokenizer, path)
 
 
@@ -102,6 +106,13 @@ def _build(found: PolicyFolder) -> Any:
     )
     model.generation_config.pad_token_id = found.tokenizer.pad_token_id
     tokens = len(found.tokenizer)
+    if found.start_token is not None:
+        model.generation_config.decoder_start_token_id = found.start_token
+        if tokens < model.config.vocab_size:
+            encoder_decoders.cut_vocabulary(model, tokens)
+        model.eval()
+        encoder_decoders.check_logits(model, tokens)
+        return model
     if tokens < model.config.vocab_size:
         with torch.random.fork_rng(devices=[]):
             model.resize_token_embeddings(tokens, mean_resizing=False)
@@ -123,6 +134,14 @@ def _check_logits(model: Any, tokens: int) -> None:
     changes = (logits - of_others)[:-1].abs()
     if changes.numel() and changes.max() > 1e-3 * logits.abs().max():
         raise UserError("its logits depend on tokens that come later: it is no causal language model")
+
+
+def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same configuration in fp32, whose weights are still to be loaded; tied are those of ``model``."""
+    empty: PreTrainedModel = model_class(model.config)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    if model.config.is_encoder_decoder and not encoder_decoders.has_tied_head(model):
+        encoder_decoders.untie_head(empty)
+    return empty
 
 
 def disable_dropout(config: PretrainedConfig) -> None:

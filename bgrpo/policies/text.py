@@ -40,10 +40,22 @@ def set_end_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> No
     tokenizer.further_end_tokens = tuple(token for token in ids if token != tokenizer.eos_token_id)
 
 
+def set_has_encoder(tokenizer: PreTrainedTokenizerBase, has_encoder: bool) -> None:
+    """Say whether the policy of this tokenizer is an encoder-decoder; see :func:`has_encoder`."""
+    tokenizer.has_encoder = has_encoder
+
+
+def has_encoder(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the policy is an encoder-decoder: its prompts are whole texts, which it does not go on from."""
+    return bool(getattr(tokenizer, "has_encoder", False))
+
+
 def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continued: bool = False
 ) -> list[list[int]]:
     """Token ids of each text, after the tokens that the tokenizer puts before every text (BOS).
+
+    For an encoder, the tokens that the tokenizer puts after a text (EOS) follow too.
 
     Args:
         tokenizer: of the policy.
@@ -63,8 +75,13 @@ def encode_texts(
             raise UnreadableText(f"prompt {_shorten(text)!r} is empty: expected at least one token", index)
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             raise UnreadableText(f"{_shorten(text)!r}: holds a token that is not in the policy's vocabulary", index)
-    before = [] if continued else _before(tokenizer, texts[0])
-    return [ids if ids[: len(before)] == before else before + ids for ids in encoded]
+    if continued:
+        return encoded
+    before, after = _around(tokenizer, texts[0])
+    encoded = [ids if ids[: len(before)] == before else before + ids for ids in encoded]
+    if not has_encoder(tokenizer):  # a decoder is to go on from the text
+        return encoded
+    return [ids if not after or ids[-len(after) :] == after else ids + after for ids in encoded]
 
 
 def encode_chats(
@@ -263,12 +280,13 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int | str
     return tuple(dict.fromkeys(found))
 
 
-def _before(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """What the tokenizer puts before a text. What it would put after it is left out: the policy is to go on."""
+def _around(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before a text, and after it."""
     alone = tokenizer(text, add_special_tokens=False)["input_ids"]
     whole = tokenizer(text)["input_ids"]
     starts = range(len(whole) - len(alone) + 1)
-    return whole[: next((i for i in starts if whole[i : i + len(alone)] == alone), 0)]
+    start = next((i for i in starts if whole[i : i + len(alone)] == alone), None)
+    return ([], []) if start is None else (whole[:start], whole[start + len(alone) :])
 
 
 def _check_known(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from bgrpo.config import PretrainConfig
+from bgrpo.decoding.support import context_of
 from bgrpo.policies.io import LoadedPolicy
 from bgrpo.pretraining.validation import perplexity
 from bgrpo.settings.strict_yaml import dump_yaml
@@ -18,16 +19,16 @@ _WHERE = {"run", "out", "tracking"}  # sections that say where things go, not wh
 _CARD = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 license: apache-2.0
 tags: [bgrpo, {task}]
 ---
 # Policy trained by supervision on the task `{task}`
 
-A causal language model of {parameters:,} parameters ({layers} layers, {heads} heads, width {width}, context {context},
+{kind} of {parameters:,} parameters ({layers} layers, {heads} heads, width {width}, context {context},
 vocabulary {vocabulary}), trained {origin} on {lines:,} problems with their answers. It reads a prompt, for example
 `{prompt}`, and writes an answer, then the end token `{end}`.
-Load it with `bgrpo.policies.io.load_policy` or with transformers' `AutoModelForCausalLM`.
+Load it with `bgrpo.policies.io.load_policy` or with transformers' `{loader}`.
 
 ## Scores
 On {problems} held-out problems of the same kind, none of which is in the training data:
@@ -72,6 +73,7 @@ def model_card(
         problems: held-out problems, at least one.
     """
     shape = policy.model.config
+    encoder = bool(shape.is_encoder_decoder)
     return _CARD.format(
         task=config.task.name,
         parameters=policy.model.num_parameters(),
@@ -79,7 +81,10 @@ def model_card(
         layers=shape.num_hidden_layers,
         heads=shape.num_attention_heads,
         width=shape.hidden_size,
-        context=shape.max_position_embeddings,
+        context=context_of(shape) or "of any length",
+        kind="An encoder-decoder" if encoder else "A causal language model",
+        loader="AutoModelForSeq2SeqLM" if encoder else "AutoModelForCausalLM",
+        pipeline="text2text-generation" if encoder else "text-generation",
         vocabulary=shape.vocab_size,
         lines=lines,
         problems=len(problems),

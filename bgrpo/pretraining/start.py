@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bgrpo.config import PretrainConfig
@@ -14,7 +14,8 @@ from bgrpo.decoding.support import context_of
 from bgrpo.errors import UserError, reading
 from bgrpo.files import write_atomically
 from bgrpo.policies.io import LoadedPolicy, load_policy
-from bgrpo.policies.model import build_policy
+from bgrpo.policies.model import build_encoder_decoder, build_policy
+from bgrpo.policies.text import has_encoder, set_has_encoder
 from bgrpo.runs.preparation import check_policy
 from bgrpo.tasks.base import Problem, Task, ability, load_task
 
@@ -31,7 +32,7 @@ class Start:
 
     Attributes:
         tokenizer: of the policy.
-        context: longest prompt plus completion, in tokens.
+        context: longest prompt plus completion, in tokens; with an encoder, longest passage, and longest completion.
         policy: that training goes on from; None where a new one is made.
         trained: True where the tokenizer was trained for this run.
     """
@@ -40,6 +41,11 @@ class Start:
     context: int
     policy: LoadedPolicy | None = None
     trained: bool = False
+
+    @property
+    def encoder(self) -> bool:
+        """Whether prompts go through an encoder."""
+        return has_encoder(self.tokenizer)
 
     def save(self, run_dir: Path) -> None:
         """Keep in the run folder what :func:`starting_model` cannot make again."""
@@ -78,14 +84,19 @@ def choose_start(config: PretrainConfig, task: Task, problems: Sequence[Problem]
             raise UserError(
                 f"vocabulary={config.vocabulary}: task {task.name!r} brings its own tokenizer; leave it out"
             )
-        return Start(_tokenizer_of(task), context)
+        own = _tokenizer_of(task)
+        set_has_encoder(own, config.encoder is True)
+        return Start(own, context)
     if config.vocabulary is None:
         raise UserError(
             f"task {task.name!r} has no method tokenizer(), which training a policy from scratch needs: set "
             "policy.path to a policy to go on from, or vocabulary=8000 to train a tokenizer on the problems"
         )
-    texts = (text for problem in problems for text in (problem.prompt, *problem.answers))
-    return Start(train_tokenizer(texts, config.vocabulary), context, trained=True)
+    texts = (text for problem in problems for text in (problem.prompt, *problem.passages, *problem.answers))
+    prefixes = {problem.answer_prefix for problem in problems} - {""}
+    tokenizer = train_tokenizer(texts, config.vocabulary, sorted(prefixes), config.encoder is True)
+    set_has_encoder(tokenizer, config.encoder is True)
+    return Start(tokenizer, context, trained=True)
 
 
 def starting_model(config: PretrainConfig, run_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,24 +110,33 @@ def starting_model(config: PretrainConfig, run_dir: Path) -> tuple[PreTrainedMod
             tokenizer = _wrapped(Tokenizer.from_file(str(run_dir / TOKENIZER_FILE)))
     else:
         tokenizer = _tokenizer_of(load_task(config.task.name, config.task.options))
+    if config.encoder:
+        set_has_encoder(tokenizer, True)
+        return build_encoder_decoder(tokenizer, *config.shape[:3], config.seed), tokenizer
     return build_policy(tokenizer, *config.shape, config.seed), tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], size: int, whole: Sequence[str] = (), for_encoder: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE: it knows every text, and writes those that it was trained on in few tokens.
 
     Args:
         texts: to learn from.
-        size: most tokens, all 256 bytes and the two special tokens among them; fewer where the texts give no more.
+        size: most tokens, all 256 bytes and the special tokens among them; fewer where the texts give no more.
+        whole: texts that are one token each.
+        for_encoder: a text ends with the end token.
     """
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=[END, PAD, *whole], initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator(texts, trainer)
+    if for_encoder:
+        made.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
     return _wrapped(made)
 
 

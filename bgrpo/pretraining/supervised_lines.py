@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError, reading
 from bgrpo.files import atomic_path
+from bgrpo.groups import NEXT_PASSAGE
 from bgrpo.policies.text import UnreadableText, encode_texts, end_of_answer
 from bgrpo.scoring.readable_groups import encode_prompts, place
 from bgrpo.seeds import places_of_stream
@@ -24,7 +26,7 @@ _CHUNK = 10_000  # lines tokenised at once
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Tokenised lines, each ``prompt answer end``, back to back.
+    """Tokenised lines, each ``prompt answer end``, back to back; prompts as of :func:`bgrpo.groups.passages_of`.
 
     Attributes:
         tokens: [total tokens] int32.
@@ -48,6 +50,14 @@ class Lines:
     def answer_lengths(self) -> np.ndarray:
         """[lines] tokens per line that carry loss, end token included."""
         return self.lengths - self.prompt_lengths
+
+    def longest_passages(self) -> np.ndarray:
+        """[lines] tokens of the longest passage of each prompt."""
+        prompts = (
+            self.tokens[start : start + size] for start, size in zip(self.starts, self.prompt_lengths, strict=False)
+        )
+        ends = (np.flatnonzero(np.append(prompt, NEXT_PASSAGE) == NEXT_PASSAGE) for prompt in prompts)
+        return np.array([np.diff(np.concatenate(([-1], found))).max() - 1 for found in ends], np.int64)
 
     def take(self, indices: Sequence[int]) -> Lines:
         """Some of the lines, at least one, in the order of ``indices``."""
@@ -99,7 +109,7 @@ def tokenise(
                 raise UserError(f"{place(where, chunk, index, start)}: has no answer to learn from")
         prompts = encode_prompts(tokenizer, chunk, where, start, tried=tried)
         try:
-            answers = encode_texts(tokenizer, [problem.answer for problem in chunk], continued=True)
+            answers = encode_texts(tokenizer, [_whole_answer(problem) for problem in chunk], continued=True)
         except UnreadableText as error:
             raise UserError(f"{place(where, chunk, error.index, start)}: its answer {error}") from error
         for problem, prompt, answer in zip(chunk, prompts, answers, strict=True):
@@ -110,6 +120,10 @@ def tokenise(
             prompt_lengths.append(len(prompt))
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Lines(np.concatenate(tokens), starts, np.array(prompt_lengths, np.int32))
+
+
+def _whole_answer(problem: Problem) -> str:
+    return f"{problem.answer_prefix} {problem.answer}" if problem.answer_prefix else problem.answer
 
 
 def _end_of_chats(
@@ -150,6 +164,30 @@ class BatchOrder:
         """[lines] indices of one epoch."""
         random = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
         return random.permutation(self._lines)
+
+
+def collate_for_encoder(lines: Lines, indices: np.ndarray, start_token: int) -> dict[str, Any]:
+    """A batch for an encoder-decoder; answers are padded on the right.
+
+    Args:
+        lines: all of them.
+        indices: of the batch.
+        start_token: that the decoder begins with.
+
+    Returns:
+        ``prompts``, B of them, int64; ``input_ids`` [B, T + 1], what the decoder reads: the start token, then the
+        answer; ``targets`` [B, T + 1], the same answer, :data:`IGNORED` elsewhere; int64.
+    """
+    width = int(lines.answer_lengths[indices].max())
+    ids_BT = np.full((len(indices), width + 1), start_token, np.int64)
+    targets_BT = np.full((len(indices), width + 1), IGNORED, np.int64)
+    prompts = []
+    for row, index in enumerate(indices):
+        line = lines.tokens[lines.starts[index] : lines.starts[index + 1]].astype(np.int64)
+        prompts.append(torch.from_numpy(line[: lines.prompt_lengths[index]]))
+        answer = line[lines.prompt_lengths[index] :]
+        ids_BT[row, 1 : 1 + len(answer)] = targets_BT[row, 1 : 1 + len(answer)] = answer
+    return {"input_ids": torch.from_numpy(ids_BT), "targets": torch.from_numpy(targets_BT), "prompts": prompts}
 
 
 def collate(lines: Lines, indices: np.ndarray, filler: int) -> dict[str, torch.Tensor]:

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from bgrpo.config import PretrainConfig
 from bgrpo.errors import UserError
-from bgrpo.pretraining.supervised_lines import IGNORED, BatchOrder, Lines, collate
+from bgrpo.pretraining.answer_logits import Collate, answer_logits, collate_for
+from bgrpo.pretraining.supervised_lines import IGNORED, BatchOrder, Lines
 
 LOG_EVERY = 20  # optimizer steps between log lines; each one waits for the device
 
@@ -66,14 +67,14 @@ class SupervisedTrainer(Trainer):
         self._config = config
         self._lines = lines
         self._order = BatchOrder(len(lines), config.batch_size, config.seed)
-        self._filler = tokenizer.eos_token_id
+        self._collate = collate_for(model, tokenizer)
         self._sink = sink
         self._logged = (0, time.monotonic())  # step and time of the last log line
         self._more: Metrics = {}
 
     def get_train_dataloader(self) -> DataLoader:
         """One batch per step, from the current step on."""
-        dataset = _StepBatches(self._lines, self._order, self._filler, self.args)
+        dataset = _StepBatches(self._lines, self._order, self._collate, self.args)
         return DataLoader(dataset, batch_size=None, sampler=_StepsToGo(self))
 
     def compute_loss(
@@ -86,7 +87,7 @@ class SupervisedTrainer(Trainer):
         """Cross-entropy of the answer tokens, over those of the global batch; DDP's mean is undone by the factor."""
         device_type = inputs["input_ids"].device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self._config.bf16):
-            logits_BTV = model(input_ids=inputs["input_ids"], use_cache=False).logits
+            logits_BTV = answer_logits(model, inputs)
         return summed_loss(logits_BTV, inputs["targets"]) * (self.args.world_size / inputs["global_tokens"])
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
@@ -140,11 +141,11 @@ class SupervisedTrainer(Trainer):
 class _StepBatches(Dataset):
     """This process's share of the batch of each step, with the number of answer tokens in the whole batch."""
 
-    def __init__(self, lines: Lines, order: BatchOrder, filler: int, args: TrainingArguments) -> None:
+    def __init__(self, lines: Lines, order: BatchOrder, collate: Collate, args: TrainingArguments) -> None:
         self._lines = lines
         self._answer_lengths = lines.answer_lengths
         self._order = order
-        self._filler = filler
+        self._collate = collate
         self._args = args
 
     def __len__(self) -> int:
@@ -154,7 +155,7 @@ class _StepBatches(Dataset):
         indices = self._order.batch(step)
         mine = indices[self._args.process_index :: self._args.world_size]
         global_tokens = int(self._answer_lengths[indices].sum())
-        return {**collate(self._lines, mine, self._filler), "global_tokens": global_tokens}
+        return {**self._collate(self._lines, mine), "global_tokens": global_tokens}
 
 
 class _StepsToGo(Sampler[int]):

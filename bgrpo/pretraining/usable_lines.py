@@ -53,8 +53,12 @@ def usable_lines(config: PretrainConfig, start: Start, problems: Sequence[Proble
     if unanswered:
         notes.append(f"note: {where}: {unanswered:,} of {len(problems):,} problems have no answer, and are left out")
     lines = tokenise(answered, start.tokenizer, where)
-    sizes = zip(lines.prompt_lengths.tolist(), lines.answer_lengths.tolist(), strict=True)
-    why = [_too_long(config, start.context, prompt, answer) for prompt, answer in sizes]
+    if start.encoder:
+        sizes = zip(lines.longest_passages().tolist(), lines.answer_lengths.tolist(), strict=True)
+        why = [_too_long_for_encoder(config, start.context, passage, answer) for passage, answer in sizes]
+    else:
+        sizes = zip(lines.prompt_lengths.tolist(), lines.answer_lengths.tolist(), strict=True)
+        why = [_too_long(config, start.context, prompt, answer) for prompt, answer in sizes]
     kept = [index for index, wrong in enumerate(why) if not wrong]
     long = [index for index, wrong in enumerate(why) if wrong]
     if long:
@@ -68,6 +72,15 @@ def usable_lines(config: PretrainConfig, start: Start, problems: Sequence[Proble
         lines, answered = lines.take(kept), [answered[index] for index in kept]
     counts = {"used": len(answered), "unanswered": unanswered, "dropped": len(long)}
     return Usable(answered, lines, counts, notes)
+
+
+def _too_long_for_encoder(config: PretrainConfig, context: int, passage: int, answer: int) -> str:
+    """As :func:`_too_long`, for the longest passage of a prompt."""
+    if answer > config.max_new_tokens:
+        return _too_long(config, context, 0, answer)
+    if passage > context:
+        return f"its longest passage has {passage} tokens: context={context} is too short"
+    return ""
 
 
 def _too_long(config: PretrainConfig, context: int, prompt: int, answer: int) -> str:

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bgrpo.config import PretrainConfig
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.policies.text import decode_completion, end_tokens
-from bgrpo.pretraining.supervised_lines import collate, tokenise
+from bgrpo.pretraining.answer_logits import answer_logits, collate_for
+from bgrpo.pretraining.supervised_lines import tokenise
 from bgrpo.pretraining.supervised_trainer import Metrics, divergence, summed_loss
-from bgrpo.scoring.readable_groups import encode_prompts
+from bgrpo.scoring.readable_groups import encode_prompts, without_prefix
 from bgrpo.tasks.base import Outcome, Problem, Task, load_task, outcome_of
 
 SELECTION = "selection"  # metric that the best checkpoint maximises
@@ -67,7 +68,7 @@ class Validator:
         correct = 0
         for problem, group in zip(self._problems, groups, strict=True):
             completion = group.completions[0]
-            text = decode_completion(self.tokenizer, completion.tokens)
+            text = without_prefix(decode_completion(self.tokenizer, completion.tokens), problem.answer_prefix)
             correct += completion.finished and outcome_of(self._task, problem, text) == Outcome.CORRECT
         accuracy = correct / len(self._problems)
         return {
@@ -83,7 +84,7 @@ class Validator:
         total = 0.0
         order = self._lines.lengths.argsort(kind="stable")
         for start in range(0, len(order), _ROWS):
-            batch = collate(self._lines, order[start : start + _ROWS], self.tokenizer.eos_token_id)
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            total += float(summed_loss(model(input_ids=batch["input_ids"]).logits, batch["targets"]))
+            batch = collate_for(model, self.tokenizer)(self._lines, order[start : start + _ROWS])
+            targets_BT = batch["targets"].to(model.device)
+            total += float(summed_loss(answer_logits(model, batch), targets_BT))
         return total / int(self._lines.answer_lengths.sum())

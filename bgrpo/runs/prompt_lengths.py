@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bgrpo.config import RolloutSection
-from bgrpo.decoding.support import context_of
+from bgrpo.decoding.support import context_of, room_for_prompt
 from bgrpo.errors import UserError
+from bgrpo.groups import passages_of
 from bgrpo.policies.io import LoadedPolicy
 from bgrpo.policies.text import TEXTS_AT_ONCE, UnreadableText, token_counts
 from bgrpo.scoring.readable_groups import encode_prompts, place
@@ -92,11 +93,15 @@ def fit_prompts(
 
 
 def prompt_lengths(problems: Sequence[Problem], policy: LoadedPolicy, where: str) -> list[int]:
-    """Number of tokens of each prompt, as the policy reads it; arguments and errors as of :func:`fit_prompts`."""
-    if any(problem.messages or problem.prompt_tokens for problem in problems):
+    """Number of tokens of each prompt, as the policy reads it, or of its longest passage.
+
+    Arguments and errors as of :func:`fit_prompts`.
+    """
+    if any(problem.messages or problem.prompt_tokens or problem.passages for problem in problems):
         starts = range(0, len(problems), TEXTS_AT_ONCE)
         parts = ((start, problems[start : start + TEXTS_AT_ONCE]) for start in starts)
-        return [len(ids) for start, part in parts for ids in encode_prompts(policy.tokenizer, part, where, start)]
+        encoded = (ids for start, part in parts for ids in encode_prompts(policy.tokenizer, part, where, start))
+        return [max(map(len, passages_of(ids))) for ids in encoded]
     try:
         return token_counts(policy.tokenizer, [problem.prompt for problem in problems])
     except UnreadableText as error:
@@ -110,11 +115,13 @@ def longest_prompt(policy: LoadedPolicy, rollout: RolloutSection, new: int, opti
         UserError: the policy's context has no room for so many, or for any.
     """
     asked, context = rollout.max_prompt_tokens, context_of(policy.model.config) or sys.maxsize
+    found = room_for_prompt(policy.model.config, new)
+    room = sys.maxsize if found is None else found
     if asked is None:
-        if new >= context:
+        if room < 1:
             raise UserError(f"{option}={new} leaves no room for a prompt: the policy's context is {context}")
-        return context - new
-    if asked + new > context:
+        return room
+    if asked > room:
         raise UserError(
             f"rollout.max_prompt_tokens={asked} + {option}={new} = {asked + new}, but the policy's context is "
             f"{context}: take fewer of either"

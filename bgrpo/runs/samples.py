@@ -29,6 +29,7 @@ STEPS_PER_FILE = 100
 MAX_COMPLETIONS = 64  # of one group, the first ones: of beams, the best
 MAX_TOKENS = 4096  # of one group, shared out alike among its completions
 MAX_CHARACTERS = 16_384  # likewise; and of a prompt and an answer
+MAX_PASSAGES = 100
 MAX_PIECE = 64
 MAX_DETAIL = 500
 MAX_PARTS = 50
@@ -89,7 +90,7 @@ class SampledGroup(_Record):
         group: position among the groups of the step.
         problem: position in the training problems.
         version: of the policy that decoded it.
-        prompt: of the problem, as are answer and category.
+        prompt: of the problem, as are answer, category and passages.
         size: completions of the group; ``completions`` are the first of them.
     """
 
@@ -100,6 +101,7 @@ class SampledGroup(_Record):
     prompt: str
     answer: str = ""
     category: str = ""
+    passages: Annotated[list[str], Field(max_length=MAX_PASSAGES)] = []
     size: Annotated[int, Field(ge=1)]
     completions: Annotated[list[SampledCompletion], Field(min_length=1, max_length=MAX_COMPLETIONS)]
 
@@ -174,6 +176,9 @@ class SampleWriter:
             prompt=_shorten(problem.prompt, MAX_CHARACTERS),
             answer=_shorten(problem.answer, MAX_CHARACTERS),
             category=_shorten(problem.category, MAX_DETAIL),
+            passages=[
+                _shorten(text, MAX_CHARACTERS // len(problem.passages)) for text in problem.passages[:MAX_PASSAGES]
+            ],
             size=len(group.completions),
             completions=[
                 self._completion(rank, completion, len(kept), group.rewards[rank - 1], advantages)

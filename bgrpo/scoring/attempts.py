@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from bgrpo.groups import Group
 from bgrpo.tasks.base import Problem
+from bgrpo.tasks.problem_files import TUPLES
 
 
 class Attempt(NamedTuple):
@@ -68,9 +69,7 @@ def to_json(attempts: Sequence[Attempt], with_tokens: bool) -> dict[str, Any]:
 
 def from_json(tree: dict[str, Any]) -> list[Attempt]:
     """What :func:`to_json` gave, but for the numbers of the groups, which count from 0."""
-    problems = [
-        Problem(**row | {name: tuple(row[name]) for name in ("messages", "alternatives")}) for row in tree["problems"]
-    ]
+    problems = [Problem(**row | {name: tuple(row[name]) for name in TUPLES}) for row in tree["problems"]]
     return [Attempt(problems[position], text, tokens, position) for position, text, tokens in tree["items"]]
 
 

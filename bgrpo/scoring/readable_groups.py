@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bgrpo.config import RolloutSection
 from bgrpo.errors import UserError
-from bgrpo.groups import Completion, Group
+from bgrpo.groups import Completion, Group, fused
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def complete(
         UserError: a prompt that the vocabulary lacks, or that is too long; see :meth:`DecodeEngine.decode`.
     """
     prompts = encode_prompts(tokenizer, problems, "prompt", tried=True)
-    return decode_readable(engine, tokenizer, prompts, settings, seeds)
+    groups = decode_readable(engine, tokenizer, prompts, settings, seeds)
+    return [_answers_alone(group, each.answer_prefix) for group, each in zip(groups, problems, strict=True)]
 
 
 def decode_readable(
@@ -53,6 +54,20 @@ def decode_readable(
 
     groups = engine.decode(prompts, settings, seeds, text_of_tokens(tokenizer))
     return [with_texts(group, tokenizer, settings) for group in groups]
+
+
+def without_prefix(text: str, prefix: str) -> str:
+    """What follows the prefix and blanks; the text itself where it does not begin with the prefix."""
+    if not prefix or not text.lstrip().startswith(prefix):
+        return text
+    return text.lstrip().removeprefix(prefix).lstrip()
+
+
+def _answers_alone(group: Group, prefix: str) -> Group:
+    if not prefix:
+        return group
+    completions = [replace(each, text=without_prefix(each.text, prefix)) for each in group.completions]
+    return replace(group, completions=completions)
 
 
 def decode_settings_of(
@@ -96,7 +111,8 @@ def decode_settings_of(
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], where: str, first: int = 0, *, tried: bool = False
 ) -> list[list[int]]:
-    """Token ids of the problems' prompts: of texts as they stand, of chats as the policy's chat template renders them.
+    """Token ids of the problems' prompts: of texts as they stand, of chats as the policy's chat template renders them,
+    of passages one behind the other, see :func:`bgrpo.groups.fused`.
 
     A problem with ``prompt_tokens`` has its prompt cut to these, see :func:`bgrpo.policies.text.cut_left`.
 
@@ -110,12 +126,13 @@ def encode_prompts(
 
     Raises:
         UserError: a prompt that the vocabulary lacks, or that the chat template refuses or does not end on, with its
-            line.
+            line; or passages for a policy without an encoder.
     """
     from bgrpo.policies.text import UnreadableText, cut_left, encode_chats, encode_texts
 
     chats = [i for i, problem in enumerate(problems) if problem.messages]
-    texts = [i for i, problem in enumerate(problems) if not problem.messages]
+    texts = [i for i, problem in enumerate(problems) if not problem.messages and not problem.passages]
+    of_passages = [i for i, problem in enumerate(problems) if problem.passages]
     found: list[list[int]] = [[]] * len(problems)
     for part in (texts, chats):
         try:
@@ -127,7 +144,22 @@ def encode_prompts(
             raise UserError(f"{place(where, problems, part[error.index], first)}: {error}") from error
         for i, ids in zip(part, encoded, strict=True):
             found[i] = cut_left(tokenizer, ids, problems[i].prompt_tokens) if problems[i].prompt_tokens else ids
+    for i in of_passages:
+        found[i] = _of_passages(tokenizer, problems[i], place(where, problems, i, first))
     return found
+
+
+def _of_passages(tokenizer: PreTrainedTokenizerBase, problem: Problem, named: str) -> list[int]:
+    from bgrpo.policies.text import UnreadableText, cut_left, encode_texts, has_encoder
+
+    if not has_encoder(tokenizer):
+        raise UserError(f"{named}: has passages, which an encoder reads: the policy has none; give it one prompt")
+    try:
+        encoded = encode_texts(tokenizer, problem.passages)
+    except UnreadableText as error:
+        raise UserError(f"{named}: passage {error.index + 1}: {error}") from error
+    most = problem.prompt_tokens
+    return fused(cut_left(tokenizer, ids, most) if most else ids for ids in encoded)
 
 
 def place(where: str, problems: Sequence[Problem], index: int, first: int = 0) -> str:

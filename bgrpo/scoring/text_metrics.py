@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from typing import Any
 
 from bgrpo.config import EMBEDDING_SIMILARITY
 from bgrpo.errors import UserError
+from bgrpo.scoring.word_metrics import length_match, rouge_l_words, word_f1
+from bgrpo.tasks.answers import normalized
 
 Scores = list[float | None]
 MOST_DIGITS = 400
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,6 @@ def text_metric(name: str) -> Metric:
         return functools.partial(OF_GRAMS[stem], n=int(n))
     known = [*METRICS, *(f"{stem}_N" for stem in OF_GRAMS), EMBEDDING_SIMILARITY]
     raise UserError(f"metric {name!r}: expected one of {', '.join(known)}")
-
-
-def normalized(text: str) -> str:
-    """As the SQuAD evaluation compares answers: lower case, no punctuation, no English articles, single blanks."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def last_number(text: str) -> Fraction | None:
@@ -175,6 +169,9 @@ METRICS: dict[str, Metric] = {
     "number_match": _number_match,
     "token_f1": functools.partial(_against_answers, _token_f1),
     "rouge_l": functools.partial(_against_answers, _rouge_l),
+    "word_f1": functools.partial(_against_answers, word_f1),
+    "rouge_l_words": functools.partial(_against_answers, rouge_l_words),
+    "length_match": functools.partial(_against_answers, length_match),
     "bleu": _bleu,
     "self_bleu": _self_bleu,
     "completion_tokens": _completion_tokens,

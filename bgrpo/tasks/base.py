@@ -49,6 +49,8 @@ class Problem:
         alternatives: further answers that are as right as ``answer``.
         fields: whatever else its row holds, by column, as JSON can hold it.
         prompt_tokens: of the prompt's tokens the policy reads the last so many, and a BOS among them; 0: all.
+        passages: texts that a policy's encoder reads apart, in place of the prompt; empty when it reads the prompt.
+        answer_prefix: text that completions may begin with, which no score sees.
         line: of the data file, or row of a data set, from 1, for messages; 0 where there is none.
     """
 
@@ -59,6 +61,8 @@ class Problem:
     alternatives: tuple[str, ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
     prompt_tokens: int = 0
+    passages: tuple[str, ...] = ()
+    answer_prefix: str = ""
     line: int = field(default=0, compare=False)
 
     @property

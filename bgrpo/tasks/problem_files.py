@@ -13,12 +13,17 @@ from bgrpo.files import readable_file
 from bgrpo.tasks.base import Problem
 
 _MOST_BYTES = 1 << 34
+TUPLES = ("messages", "alternatives", "passages")
+"""Fields of a problem that JSON holds as lists."""
+
 _TYPES = {
     "prompt": str,
     "answer": str,
     "category": str,
     "messages": list,
     "alternatives": list,
+    "passages": list,
+    "answer_prefix": str,
     "fields": dict,
     "prompt_tokens": int,
     "line": int,
@@ -53,6 +58,6 @@ def read_problems(path: Path) -> list[Problem]:
             found = json.loads(line)
             if not isinstance(found, dict) or any(type(value) is not _TYPES.get(key) for key, value in found.items()):
                 raise UserError(f"{path}: the run's problems cannot be read: line {number} is not a problem")
-            found |= {name: tuple(found[name]) for name in ("messages", "alternatives") if name in found}
+            found |= {name: tuple(found[name]) for name in TUPLES if name in found}
             problems.append(Problem(**found))
         return problems

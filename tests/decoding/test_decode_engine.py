@@ -18,8 +18,6 @@ from transformers import (
     GPT2Model,
     LlamaConfig,
     PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
@@ -251,12 +249,6 @@ def _flash_attention() -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (
-            lambda: T5ForConditionalGeneration(
-                T5Config(vocab_size=11, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-            ),
-            "T5ForConditionalGeneration .*encoder-decoder",
-        ),
         (
             lambda: GPT2LMHeadModel(
                 GPT2Config(vocab_size=11, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True)

@@ -26,6 +26,11 @@ CASES: dict[str, dict[str, Any]] = {
         "learner": {"minibatches": 2, "micro_groups": 1},
         "reward": {"kind": "simple"},
     },
+    "an encoder-decoder": {
+        "rollout": {"group_size": 5, "prompts_per_step": 6, "skip_uninformative": True},
+        "learner": {"micro_groups": 1},
+        "encoder": True,
+    },
     "whole shares": {"rollout": {"group_size": GROUP_SIZE, "prompts_per_step": 12}, "learner": {"beta": 0.0}},
 }
 

@@ -28,6 +28,16 @@ def scores(name: str, completions: list[str], *answers: str) -> list[float | Non
         ("contains", "It is Lyon.", ["Paris"], 0.0),
         ("token_f1", "the cat sat", ["a cat sat down"], 0.8),  # cat, sat of 2 and 3 words
         ("token_f1", "dog", ["cat"], 0.0),
+        ("word_f1", "the cat, cat", ["cat the cat"], 2 / 3),  # "cat," is another word
+        ("word_f1", "", ["a"], 0.0),
+        # what the package rouge 1.0.1 gives:
+        ("rouge_l_words", "i play the violin . i love it", ["i play violin . it is fun"], 0.6666666616666668),
+        ("rouge_l_words", "good good good", ["good day"], 0.6666666622222223),
+        ("rouge_l_words", "a b c d e", ["e d c b a"], 0.19999999500000015),
+        ("rouge_l_words", "...", ["a"], 0.0),
+        ("length_match", "a b", ["a b c d"], 2.718281828459045**-1),
+        ("length_match", "a b c", ["a b"], 2.718281828459045**-0.5),
+        ("length_match", "a b c", ["a b", "x y z"], 1.0),
         ("token_f1", "", ["the"], 1.0),  # both are nothing once normalised
         ("token_f1", "", ["cat"], 0.0),
         ("number_match", "so 6 * 7 = 42.", ["#### 42"], 1.0),

@@ -389,7 +389,8 @@
     });
     at("groups").replaceChildren(...buttons);
     const group = groups[state.group];
-    const fields = [["prompt", group.prompt], ["answer", group.answer], ["category", group.category]];
+    const passages = (group.passages ?? []).map((text, number) => [`passage ${number + 1}`, text]);
+    const fields = [["prompt", group.prompt], ...passages, ["answer", group.answer], ["category", group.category]];
     at("problem").replaceChildren(...fields.filter(([, text]) => text).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
   }
 

@@ -58,6 +58,37 @@ def write_data(
         _write(out.expanduser() / f"{prefix}prompts.jsonl", prompt_records(replies[:count]))
 
 
+@app.command("dialogue")
+def write_dialogues(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the four files.")],
+    exchanges: Annotated[
+        int, typer.Option("--exchanges", min=1, max=MANY, help="At most so many exchanges to learn from.")
+    ] = 20_000,
+    held_out_exchanges: Annotated[
+        int, typer.Option("--held-out-exchanges", min=1, max=MANY, help="At most so many to validate, and to test.")
+    ] = 1_000,
+    held_out_speakers: Annotated[
+        float, typer.Option("--held-out-speakers", min=0.01, max=0.99, help="Chance of a speaker to be held out.")
+    ] = 0.3,
+    story_conversations: Annotated[
+        float,
+        typer.Option("--story-conversations", min=0.01, max=0.99, help="Chance of a conversation to give stories."),
+    ] = 0.3,
+    turns: Annotated[int, typer.Option("--turns", min=1, max=MANY, help="Most turns in a context, odd.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MANY, help="The same seed gives the same files.")] = 0,
+) -> None:
+    """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl`` and ``stories.jsonl``, for the task ``dialogue``."""
+    from bgrpo.tasks.chat.personas import make_dialogues
+    from bgrpo.tasks.chat.replies import load_conversations
+
+    if turns % 2 == 0:
+        raise UserError(f"--turns {turns}: expected an odd number, so that the partner begins a context")
+    made = make_dialogues(load_conversations(), seed, held_out_speakers, story_conversations, turns)
+    limits = {"train": exchanges, "valid": held_out_exchanges, "test": held_out_exchanges, "stories": MANY}
+    for name, rows in made._asdict().items():
+        _write(out.expanduser() / f"{name}.jsonl", rows[: limits[name]])
+
+
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

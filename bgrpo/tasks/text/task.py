@@ -31,6 +31,8 @@ class TextTask:
         category: column of the labels that evaluations break down by; default: ``category`` where there is one.
         system: a system prompt for chats that have none; makes every prompt a chat.
         chat: True makes a text prompt a chat of one user message.
+        passages: column of lists of texts, for a policy with an encoder: it reads each text apart, after the prompt and
+            a blank. Default: it reads the prompt alone.
     """
 
     name = "text"
@@ -43,14 +45,18 @@ class TextTask:
         category: str | None = None,
         system: str | None = None,
         chat: bool = False,
+        passages: str | None = None,
     ) -> None:
-        for option, value in {"prompt": prompt, "reference": reference, "category": category, "system": system}.items():
+        named = {"prompt": prompt, "reference": reference, "category": category, "system": system, "passages": passages}
+        for option, value in named.items():
             if value is not None and not isinstance(value, str):
                 raise UserError(f"task.options.{option}={value!r}: expected text")
         if not isinstance(chat, bool):
             raise UserError(f"task.options.chat={chat!r}: expected true or false")
         self._prompt, self._reference, self._category = prompt, reference, category
-        self._system, self._chat = system, chat or system is not None
+        self._system, self._chat, self._passages = system, chat or system is not None, passages
+        if passages is not None and self._chat:
+            raise UserError(f"task.options.passages={passages!r}: are read after a text, not after a chat")
 
     def check(self, problem: Problem, completion: str) -> Outcome:
         """``correct`` when the completion is a known answer, both without surrounding blanks; else ``wrong``."""
@@ -124,8 +130,11 @@ class TextTask:
                 raise ValueError(f"{column!r} holds half of a character (a lone surrogate): {_what(cell)}")
         label = "" if category is None or row[category] is None else str(row[category])
         fields = {name: plain for name, cell in row.items() if name != prompt and _fits_json(plain := _plain(cell))}
+        passages = () if self._passages is None else _passages(row, self._passages, text, bool(messages))
         answer, *alternatives = answers or [""]
-        return Problem(text, answer, label, tuple(messages), tuple(alternatives), fields, line=number)
+        return Problem(
+            text, answer, label, tuple(messages), tuple(alternatives), fields, passages=passages, line=number
+        )
 
 
 def _column(row: Row, role: str, asked: str | None, usual: Iterable[str]) -> str | None:
@@ -156,6 +165,16 @@ def _messages(column: str, value: Any) -> list[Message]:
     if not messages:
         raise ValueError(f"{column!r} is a chat without messages")
     return messages
+
+
+def _passages(row: Row, column: str, prompt: str, is_chat: bool) -> tuple[str, ...]:
+    """What an encoder reads, one text per passage."""
+    found = row[_column(row, "passages", column, ()) or column]
+    if is_chat:
+        raise ValueError(f"{column!r}: passages are read after a text, but the prompt is a chat")
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) and text.strip() for text in found):
+        raise ValueError(f"{column!r} is {_what(found)}: expected a list of texts, at least one, none of them empty")
+    return tuple(f"{prompt} {text}" for text in found)
 
 
 def _answers(column: str, value: Any) -> list[str]:

@@ -1,0 +1,1 @@
+"""Personalised dialogue: exchanges with a persona, stories retrieved from a corpus, answers fused from them."""

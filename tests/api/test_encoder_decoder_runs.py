@@ -1,0 +1,78 @@
+"""Whole runs of a T5, which reads several passages apart: from Python, stopped and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_t5 import WORDS, write_t5
+
+import bgrpo
+from bgrpo.chaos.run_comparison import compare_metrics
+from bgrpo.policies.flat_weights import flatten_parameters
+
+ROWS = [
+    {
+        "prompt": f"{WORDS[i]} {WORDS[i + 1]}",
+        "answer": WORDS[i],
+        "stories": [WORDS[i + 2], "w3 w4", WORDS[i]][: 1 + i % 3],
+    }
+    for i in range(20)
+]
+OPTIONS: dict[str, Any] = {
+    "task.options.passages": "stories",
+    "rollout": {"prompts_per_step": 4, "max_new_tokens": 5, "keep_samples": 1},
+    "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
+    "evaluation": {"beam_widths": [2], "samples": 0},
+    "tracking.enabled": False,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("t5") / "policy"
+    write_t5(path, "t5 untied")
+    return path
+
+
+def test_decode_takes_texts_ids_and_passages(folder: Path) -> None:
+    policy = bgrpo.load_policy(folder)
+    text, ids, apart = bgrpo.decode(policy, ["w1 w2", [4, 5, 1], ["w1 w2", "w3"]], group_size=3, max_new_tokens=4)
+    assert text == ids and text.prompt_ids == [4, 5, 1] and len(text.completions) == 3
+    assert apart.prompt_ids == [4, 5, 1, -1, 6, 1]
+    with pytest.raises(bgrpo.UserError, match=r"prompts\[0\]\[1\]: prompt '' is empty"):
+        bgrpo.decode(policy, [["w1", ""]])
+    with pytest.raises(bgrpo.UserError, match="list of passages, but the policy has no encoder"):
+        bgrpo.decode("shipped", [["a", "b"]])
+
+
+def test_a_run_that_is_stopped_and_resumed_comes_to_the_same(folder: Path, tmp_path: Path) -> None:
+    def stop(step: int, metrics: Any) -> None:
+        if step == 2:
+            (tmp_path / "cut" / "stop").touch()
+
+    arguments: dict[str, Any] = {"steps": 4, "group_size": 4, "config": OPTIONS, "runs": tmp_path, "local": True}
+    arguments |= {"policy": folder, "problems": ROWS, "rewards": {"metric": "token_f1", "score_truncated": True}}
+    whole = bgrpo.train(**arguments, progress=False, name="whole")
+    cut = bgrpo.train(**arguments, progress=False, name="cut", on_step=stop)
+    assert whole.status == "finished" and cut.status == "stopped" and 2 <= cut.steps < 4
+    resumed = bgrpo.train(resume=cut, local=True, progress=False)
+    weights = [flatten_parameters(run.policy.model) for run in (whole, resumed)]
+    assert (weights[0] == weights[1]).all() and compare_metrics(whole.metrics(), resumed.metrics()) == []
+    start = bgrpo.load_policy(folder).model
+    assert not torch.equal(start.lm_head.weight, whole.policy.model.lm_head.weight)
+    assert not torch.equal(
+        start.encoder.block[0].layer[0].SelfAttention.q.weight,
+        whole.policy.model.encoder.block[0].layer[0].SelfAttention.q.weight,
+    )
+
+
+def test_what_does_not_fit_is_told_before_the_run(folder: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"rewards": "token_f1", "runs": tmp_path, "local": True, "steps": 1, "group_size": 2}
+    rows = [{"prompt": "w1", "answer": "w2", "stories": ["w1", 3]}] * 30
+    with pytest.raises(bgrpo.UserError, match=r"'stories' is list .*expected a list of texts"):
+        bgrpo.train(folder, rows, config=OPTIONS, **arguments)
+    with pytest.raises(bgrpo.UserError, match="dtype bf16 is for the fast tree"):
+        bgrpo.train(folder, ROWS, config=OPTIONS | {"rollout.dtype": "bf16"}, **arguments)
