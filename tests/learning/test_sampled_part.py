@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from bgrpo.decoding import DecodeEngine
 from bgrpo.decoding.token_mask import TokenMask
 from bgrpo.errors import UserError
-from bgrpo.groups import Completion, ScoredGroup, Verdict
+from bgrpo.groups import ScoredGroup, Verdict
 from bgrpo.learning.forward_pass import Scoring
 from bgrpo.learning.packing import pack_groups
 from bgrpo.learning.padded_rows import pad_groups
@@ -60,9 +61,7 @@ class Decoding:
         for index, group in zip(indices, decoded, strict=True):
             rewards = [reward_of(completion.tokens) for completion in group.completions]
             completions = [
-                Completion(
-                    each.tokens, each.logprobs, each.finished, "", Verdict("scored", reward), each.sampled_logprobs
-                )
+                replace(each, verdict=Verdict("scored", reward))
                 for each, reward in zip(group.completions, rewards, strict=True)
             ]
             self.groups.append(ScoredGroup(group.prompt_ids, completions, list(rewards), index, version))
