@@ -44,6 +44,7 @@ def train(
     steps: int | None = None,
     epochs: float | None = None,
     group_size: int | None = None,
+    lora: int | Keys | None = None,
     seed: int | None = None,
     config: str | PathLike[str] | Keys | None = None,
     overrides: Keys | None = None,
@@ -72,6 +73,7 @@ def train(
         steps: training steps.
         epochs: passes over the training problems, in place of ``steps``.
         group_size: completions of a prompt.
+        lora: learn a LoRA adapter of this rank, or with these keys of ``learner.lora``, in place of all weights.
         seed: of everything random.
         config: a shipped configuration's name or a YAML file to begin from; or configuration keys.
         overrides: further configuration keys.
@@ -96,7 +98,9 @@ def train(
         if not isinstance(value, bool):
             raise UserError(f"{key}={representation(value)}: expected True or False")
     values = dict(zip(_ARGUMENTS, (algorithm, steps, epochs, group_size, seed, name, runs), strict=True))
-    keys = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
+    keys: dict[str, Any] = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
+    if lora is not None:
+        keys["learner.lora"] = check_keys("lora", lora) if isinstance(lora, Mapping) else {"rank": lora}
     base, config_keys = split_config(config)
     given = Given(keys=config_keys | check_keys("overrides", overrides) | keys)
     if resume is not None:

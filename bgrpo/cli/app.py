@@ -407,6 +407,25 @@ def show(
 
 
 @app.command()
+def export(
+    name: Annotated[
+        str, typer.Argument(parser=path_text, metavar="RUN", help="Name or folder of a run, or of a policy.")
+    ],
+    out: Annotated[Path, typer.Option("--out", parser=path_of, metavar="DIR", help="Folder to write.")],
+    runs: Annotated[Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder of all runs.")] = Path(
+        "runs"
+    ),
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write a LoRA adapter merged into its base, as one model.")
+    ] = False,
+) -> int:
+    """Write a run's policy in Hugging Face format, a LoRA adapter in peft's; with --merge always a whole model."""
+    from bgrpo.cli.export import export_policy
+
+    return export_policy(name, runs, out, merge)
+
+
+@app.command()
 def chaos(
     overrides: Overrides = None,
     config: ConfigName = None,
@@ -454,13 +473,22 @@ def chaos(
 
 @app.command()
 def doctor(
+    overrides: Overrides = None,
+    config: ConfigName = None,
     runs: Annotated[
         Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder where runs are to live.")
     ] = Path("runs"),
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,
     as_json: AsJson = False,
 ) -> int:
-    """Is this machine fit to train? Exit status 1 when something must be mended first."""
+    """Is this machine fit to train? With a configuration: what memory the run needs, and what would make it fit here.
+
+    Exit status 1 when something must be mended first, or the run does not fit.
+    """
+    if config is not None or overrides:
+        from bgrpo.cli.doctor_config import examine_config
+
+        return examine_config(config, overrides or [], as_json)
     from bgrpo.cli.doctor import examine_machine
 
     return examine_machine(runs, ray, as_json)
