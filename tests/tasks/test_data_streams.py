@@ -100,7 +100,8 @@ def test_a_selection_tests_everything_that_is_asked(tmp_path: Path) -> None:
     same = lines(tmp_path / "other.txt", "+ ^ a P 4 + P 3 N 2 ⁇ ^ a P 2")  # EASY in another writing
     assert selected(exclude=keys_in(POLYNOMIAL, [same])) == [1, 3, 4, 5]
     assert selected(quantities={"prompt_words": [Bounds(0, 4)], "answer_words": [Bounds(4, 4)]}) == []
-    assert left_out == {"prompt_words": 3, "answer_words": 2}
+    assert left_out == {"prompt_words": 5}
+    assert selected(quantities={"answer_words": [Bounds(5, 9)]}) == [] and left_out == {"answer_words": 5}
     with pytest.raises(UserError, match=r"--outr; did you mean --outer\?"):
         quantity_bounds(POLYNOMIAL, {"outr": 4})
     with pytest.raises(UserError, match="has no quantities to select by"):

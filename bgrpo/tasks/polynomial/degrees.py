@@ -10,7 +10,7 @@ from pathlib import Path
 from bgrpo.tasks.base import Problem, Record
 from bgrpo.tasks.polynomial.data_files import read_lines
 from bgrpo.tasks.polynomial.generator import category
-from bgrpo.tasks.polynomial.notation import SEPARATOR, NotationError, Polynomial, parse, split_prompt
+from bgrpo.tasks.polynomial.notation import PART, SEPARATOR, NotationError, Polynomial, parse, split_prompt
 from bgrpo.tasks.polynomial.verifier import read_inner, read_target, split_answer
 
 QUANTITIES = {
@@ -71,7 +71,7 @@ def _category(expanded: str, answer: str) -> str:
     found = quantities_of(Problem(expanded, answer))
     if not found:
         return ""
-    alone = found["variables"] <= 1
+    alone = found["variables"] <= 1 and answer.count(PART) < 2  # one inner polynomial
     return sys.intern(category(found["variables"], found["degree"], found.get("inner", 0) if alone else 0))
 
 
