@@ -97,6 +97,14 @@ def reading(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {brief(error)}") from error
 
 
+def representation(value: object, limit: int = 60) -> str:
+    """What an object that a user gave looks like, in a message: its ``repr`` may raise."""
+    try:
+        return one_line(repr(value), limit)
+    except Exception:  # noqa: BLE001 somebody else's code
+        return f"a {type(value).__name__}"
+
+
 def summary(error: BaseException, hidden: str = "") -> str:
     """One line that says what was raised and where; places in the file ``hidden`` and in importlib say nothing."""
     try:

@@ -22,8 +22,9 @@ UNFINISHED = ".writing-"
 NOT_A_FILE = "Is a pipe, socket or device"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where there is no room for what is written."""
-LOST = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EIO)
-"""What the system says where a path may not be read or written, has gone, or its disk or server has."""
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+LOST = (*_DENIED, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.EIO)
+"""What it says where a path may not be read or written, leads nowhere, or its disk or server has gone."""
 NO_ROOM = "what is to be written has no room ({}): free some space, then go on from the last complete checkpoint"
 
 

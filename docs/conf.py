@@ -30,7 +30,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(PreTrainedModel|PreTrainedTokenizerBase|PreTrainedConfig|PretrainedConfig|GPT2LMHeadModel)"),
     (r"py:.*", r"bgrpo\.(config\.loading\.C|evaluation\.intervals\.Name)"),  # type variables
     (r"py:.*", r"(Precision|dict\[str|tuple\[str|Message|Scores|Rewards|Keys|Problems|PolicyLike|Prompt|SampledGroup)"),
-    (r"py:.*", r"((os\.)?PathLike|EngineName|RolloutSection|Search)"),
+    (r"py:.*", r"((os\.)?PathLike|EngineName|Search|RolloutSection)"),
     (r"py:.*", r"(Any|Sequence|Mapping|Callable|Iterable|Literal|Protocol|Self|StrEnum|NamedTuple|optional)"),
 ]
 

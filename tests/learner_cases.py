@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.groups import Completion, ScoredGroup, Verdict, fused
+from bgrpo.policies.adapter import Adapter
 from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.polynomial.tokenizer import tokenizer_from_tokens
 
@@ -60,7 +61,7 @@ class ScriptedSource:
         self.passages = False  # True: long prompts are two passages
         self.config = train_config()  # whose rewards the groups get; make_trainer sets its own
 
-    def publish(self, version: int, model: PreTrainedModel) -> None:
+    def publish(self, version: int, model: PreTrainedModel | Adapter) -> None:
         self.published.append(version)
         self.weights[version] = flat_weights(model)
 
@@ -146,12 +147,18 @@ def row_by_row_loss(
     return total / tokens
 
 
-def flat_weights(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])
+def flat_weights(model: torch.nn.Module | Adapter) -> torch.Tensor:
+    tensors = model.tensors().values() if isinstance(model, Adapter) else model.parameters()
+    return torch.cat([tensor.detach().reshape(-1).clone() for tensor in tensors])
+
+
+def learned(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights of a model that are not frozen."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.grad.reshape(-1).clone() for parameter in model.parameters()])
+    return torch.cat([parameter.grad.reshape(-1).clone() for parameter in learned(model)])
 
 
 def make_trainer(
@@ -171,7 +178,7 @@ def make_trainer(
     class Watched(BGRPOTrainer):
         def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
             norm = super()._clip_grad_norm(model)
-            if all(parameter.grad is not None for parameter in self._policy.parameters()):
+            if all(parameter.grad is not None for parameter in learned(self._policy)):
                 self.gradients.append(flat_gradient(self._policy))
                 self.starts.append(flat_weights(self._policy))
             return norm

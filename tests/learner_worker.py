@@ -16,6 +16,7 @@ from learner_cases import VOCABULARY, ScriptedSource, make_trainer, tiny_policy,
 
 import bgrpo.learning.trainer  # noqa: F401  # loaded by the fork server
 from bgrpo.learning.learner_state import policy_folder
+from bgrpo.learning.starting_point import attached
 from bgrpo.policies.io import load_policy
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
@@ -32,6 +33,8 @@ def train(
     config = train_config(**{name: section for name, section in sections.items() if name != "encoder"})
     policy = tiny_encoder_decoder("t5 untied", VOCABULARY) if source.passages else tiny_policy()
     policy = policy.double() if config.learner.dtype == "fp32" else policy
+    if config.learner.lora.is_on:
+        policy = attached(config, policy)
     trainer = make_trainer(config, source, folder, policy=policy, on_step=steps.append, problems=50)
     trainer.run()
     return {"weights": source.weights, "gradients": trainer.gradients, "steps": steps}

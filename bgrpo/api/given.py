@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from bgrpo.api.policy import PolicyLike, load_policy
 from bgrpo.config import TrainConfig
 from bgrpo.config.rewards import PART_SOURCES, PartSection
-from bgrpo.errors import UserError, one_line
+from bgrpo.errors import UserError, one_line, representation
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.kept_functions import DIGESTS, PREFIX, keep_function, module_name
 from bgrpo.scoring.text_metrics import EMBEDDING_SIMILARITY, text_metric
@@ -135,7 +136,7 @@ class Given:
             weight = {}
             if isinstance(reward, tuple):
                 if len(reward) != 2:
-                    raise UserError(f"rewards: {one_line(repr(reward), 60)}: expected (reward, weight)")
+                    raise UserError(f"rewards: {representation(reward)}: expected (reward, weight)")
                 reward, weight["weight"] = reward
             chosen = self._name(name, reward, parts)
             parts[chosen] = self._part(chosen, reward) | weight
@@ -185,7 +186,7 @@ class Given:
         if name is not None:
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise UserError(
-                    f"rewards: {one_line(repr(name), 60)}: expected a name of letters, digits and '_', at most 41, "
+                    f"rewards: {representation(name)}: expected a name of letters, digits and '_', at most 41, "
                     "beginning with a letter"
                 )
             return name
@@ -214,7 +215,7 @@ class Given:
             return {"model": fspath(reward)}
         if not isinstance(reward, str) or not reward:
             raise UserError(
-                f"rewards: {name}: is {one_line(repr(reward), 60)}: expected a function, 'module:function', a metric's "
+                f"rewards: {name}: is {representation(reward)}: expected a function, 'module:function', a metric's "
                 "name, 'check', a reward model's folder or id, or the URL of a reward server"
             )
         return _named_part(reward)
@@ -251,7 +252,7 @@ def _named_part(reward: str) -> dict[str, Any]:
     try:
         text_metric(reward)
     except UserError as error:
-        if "/" in reward or Path(reward).expanduser().exists():
+        if "/" in reward or os.path.lexists(os.path.expanduser(reward)):  # noqa: PTH111 raise for no text
             return {"model": reward}
         raise UserError(f"rewards: no folder is called so, and {error}") from error
     return {"metric": reward}
@@ -327,7 +328,7 @@ def _json_lines(split: str, rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
                 json.dumps(value, allow_nan=False, default=_plain_number)
             except (TypeError, ValueError, RecursionError) as error:
                 raise UserError(
-                    f"problems: {split}[{position}]: column {one_line(repr(column), 60)} cannot be written as JSON "
+                    f"problems: {split}[{position}]: column {representation(column)} cannot be written as JSON "
                     f"({one_line(str(error), 100)}): expected text, numbers, and lists and dictionaries of them"
                 ) from error
         yield json.dumps(dict(row), default=_plain_number) + "\n"

@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from bgrpo.errors import UserError, one_line
+from bgrpo.errors import UserError, representation
 from bgrpo.groups import Group, fused, passages_of
 
 if TYPE_CHECKING:
@@ -198,13 +198,13 @@ def whole(name: str, value: Any, least: int, most: int = 10**6) -> int:
         UserError: something else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UserError(f"{name}={one_line(repr(value), 60)}: expected a whole number from {least} to {most:,}")
+        raise UserError(f"{name}={representation(value)}: expected a whole number from {least} to {most:,}")
     return value
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}={one_line(repr(value), 60)}: expected a number")
+        raise UserError(f"{name}={representation(value)}: expected a number")
     return float(value)
 
 
@@ -212,7 +212,7 @@ def _listed(name: str, values: Any, kinds: tuple[type, ...]) -> list[Any]:
     fits = isinstance(values, Sequence) and not isinstance(values, str | bytes)
     if not fits or any(isinstance(value, bool) or not isinstance(value, kinds) for value in values):
         named = "token ids and texts" if int in kinds else "texts"
-        raise UserError(f"{name}={one_line(repr(values), 60)}: expected a list of {named}")
+        raise UserError(f"{name}={representation(values)}: expected a list of {named}")
     return list(values)
 
 
@@ -273,7 +273,7 @@ def _encode(policy: LoadedPolicy, prompts: list[Any], max_new_tokens: int) -> li
                 raise UserError(f"prompts[{place}][{error.index}]: {error}") from error
         else:
             raise UserError(
-                f"prompts[{place}]: is {one_line(repr(prompt), 60)}: expected text, token ids, a chat of "
+                f"prompts[{place}]: is {representation(prompt)}: expected text, token ids, a chat of "
                 "{'role': …, 'content': …}, or passages"
             )
     places = list(texts)
@@ -311,7 +311,7 @@ def _check(policy: LoadedPolicy, encoded: list[list[int]], max_new_tokens: int) 
 def _message(place: int, message: Mapping[Any, Any]) -> dict[str, str]:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
-        shown = one_line(repr(dict(message)), 60)
+        shown = representation(dict(message))
         raise UserError(f"prompts[{place}]: message {shown}: expected {{'role': text, 'content': text}}")
     return {"role": role, "content": content}
 

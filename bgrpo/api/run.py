@@ -68,16 +68,11 @@ class Run:
             UserError: there is none yet.
         """
         if self._policy is None:
-            from bgrpo.learning.learner_state import policy_folder, training_store
+            from bgrpo.learning.learner_state import policy_of_run
             from bgrpo.runs.preparation import check_policy
 
-            path, config = self._folder.policy, self.config
-            if not path.is_dir():
-                newest = training_store(config, self._folder).latest()
-                if newest is None:
-                    raise UserError(f"run {self.name} ({self.status}) has no policy yet: it has saved no checkpoint")
-                path = policy_folder(newest)
-            self._policy = Policy(check_policy(str(path)), config.rollout.max_new_tokens)
+            path = policy_of_run(self._folder)
+            self._policy = Policy(check_policy(str(path)), self.config.rollout.max_new_tokens)
         return self._policy
 
     @property

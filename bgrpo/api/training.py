@@ -12,7 +12,7 @@ from bgrpo.api.given import Given, Problems, Rewards
 from bgrpo.api.policy import PolicyLike
 from bgrpo.api.run import Run
 from bgrpo.config import TrainConfig, load_config
-from bgrpo.errors import Stopped, UserError
+from bgrpo.errors import Stopped, UserError, representation
 from bgrpo.runs.run_folder import RunFolder, load_new_config, load_resumed_config, settle_runs
 from bgrpo.runs.stopping import INTERRUPTED_STATUS, status_of, stop_signals
 
@@ -44,6 +44,7 @@ def train(
     steps: int | None = None,
     epochs: float | None = None,
     group_size: int | None = None,
+    lora: int | Keys | None = None,
     seed: int | None = None,
     config: str | PathLike[str] | Keys | None = None,
     overrides: Keys | None = None,
@@ -72,6 +73,7 @@ def train(
         steps: training steps.
         epochs: passes over the training problems, in place of ``steps``.
         group_size: completions of a prompt.
+        lora: learn a LoRA adapter of this rank, or with these keys of ``learner.lora``, in place of all weights.
         seed: of everything random.
         config: a shipped configuration's name or a YAML file to begin from; or configuration keys.
         overrides: further configuration keys.
@@ -92,8 +94,13 @@ def train(
         KeyboardInterrupt: Ctrl-C; what was learned is saved, and ``resume`` goes on.
         SystemExit: SIGTERM, likewise; the status is 143.
     """
+    for key, value in (("local", local), ("progress", progress)):
+        if not isinstance(value, bool):
+            raise UserError(f"{key}={representation(value)}: expected True or False")
     values = dict(zip(_ARGUMENTS, (algorithm, steps, epochs, group_size, seed, name, runs), strict=True))
-    keys = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
+    keys: dict[str, Any] = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
+    if lora is not None:
+        keys["learner.lora"] = check_keys("lora", lora) if isinstance(lora, Mapping) else {"rank": lora}
     base, config_keys = split_config(config)
     given = Given(keys=config_keys | check_keys("overrides", overrides) | keys)
     if resume is not None:

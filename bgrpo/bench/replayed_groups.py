@@ -7,6 +7,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from bgrpo.groups import ScoredGroup
+from bgrpo.policies.adapter import Adapter
 
 
 class ReplayedGroups:
@@ -19,7 +20,7 @@ class ReplayedGroups:
     def __init__(self, groups: list[ScoredGroup]) -> None:
         self._groups = groups
 
-    def publish(self, version: int, model: PreTrainedModel) -> None:
+    def publish(self, version: int, weights: PreTrainedModel | Adapter) -> None:
         """Nobody decodes."""
 
     def prefetch(self, step: int, version: int, indices: list[int]) -> None:

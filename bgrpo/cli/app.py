@@ -407,6 +407,25 @@ def show(
 
 
 @app.command()
+def export(
+    name: Annotated[
+        str, typer.Argument(parser=path_text, metavar="RUN", help="Name or folder of a run, or of a policy.")
+    ],
+    out: Annotated[Path, typer.Option("--out", parser=path_of, metavar="DIR", help="Folder to write.")],
+    runs: Annotated[Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder of all runs.")] = Path(
+        "runs"
+    ),
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write a LoRA adapter merged into its base, as one model.")
+    ] = False,
+) -> int:
+    """Write a run's policy in Hugging Face format, a LoRA adapter in peft's; with --merge always a whole model."""
+    from bgrpo.cli.export import export_policy
+
+    return export_policy(name, runs, out, merge)
+
+
+@app.command()
 def chaos(
     overrides: Overrides = None,
     config: ConfigName = None,

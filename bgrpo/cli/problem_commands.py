@@ -1,4 +1,4 @@
-"""The commands on data files: filter, mix, overlap, histogram. Only parsing happens here."""
+"""The commands on files: filter, mix, overlap, histogram, convert. Only parsing happens here."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ REST = {"allow_extra_args": True, "ignore_unknown_options": True}
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("filter", cls=SelectionCommand, context_settings=REST)(filter_command)
+    app.command("convert")(convert)
     app.command("mix")(mix)
     app.command("overlap")(overlap)
     app.command("histogram", context_settings={"allow_extra_args": True})(histogram)
@@ -181,3 +182,33 @@ def histogram(
     if options or overrides:
         raise UserError(f"histogram: {[*options, *overrides][0]!r} is no file")
     return show_histogram(named_task(task, task_option or []), [*data, *files], png, as_json)
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            parser=path_of, metavar="SOURCE", help="A .pt or .safetensors file, a policy's folder, or a run."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", parser=path_of, metavar="PATH", help="Folder of the policy, or NAME.pt; for a run: DIR."),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", parser=path_of, metavar="JSON", help="Of a file; default: its name with .json."),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder of all runs.")] = Path(
+        "runs"
+    ),
+    task: TaskName = None,
+    task_option: TaskOptions = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> int:
+    """Convert a policy to the task's own checkpoint format, or back; of a run every checkpoint and the policy."""
+    from bgrpo.cli.convert import convert_policy
+    from bgrpo.cli.task_options import named_task
+
+    return convert_policy(named_task(task, task_option or []), source, out, config, runs, overwrite, as_json)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bgrpo.config.lora import LoraSection
 from bgrpo.config.loss import (
     CISPO_RATIO,
     CLIPPED,
@@ -49,6 +50,7 @@ class LearnerSection(Section):
     weight_decay: Weight = Field(0.0, description="of all weights but norms and biases")
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.99, description="of AdamW")
     max_grad_norm: Scale = Field(1.0, description="gradient norm is clipped to this")
+    lora: LoraSection = LoraSection()
     loss: Loss = Field("dapo", description="TRL's loss; see the page on algorithms for each")
     importance_sampling_level: Literal["token", "sequence"] | None = Field(
         None, description="one ratio for each token, or for the completion (GSPO); default: token, of luspo sequence"
@@ -109,7 +111,8 @@ class LearnerSection(Section):
     @property
     def reference_dtype(self) -> Literal["fp32", "bf16"]:
         """Of the reference's weights: as asked for, or as the learner computes."""
-        return self.reference.dtype or ("fp32" if self.dtype == "fp32" else "bf16")
+        rounded = self.dtype != "fp32" and not self.lora.is_on  # with an adapter it is the policy's own weights
+        return self.reference.dtype or ("bf16" if rounded else "fp32")
 
     @model_validator(mode="after")
     def _loss_applies(self) -> Self:
@@ -157,6 +160,21 @@ class LearnerSection(Section):
         mixing = self.reference.mixing
         if not self.reference.sync_every and mixing != ReferenceSection.model_fields["mixing"].default:
             raise ValueError(f"reference.mixing={mixing:g} needs reference.sync_every above 0")
+        if self.lora.is_on and self.reference.sync_every and mixing != 1:
+            raise ValueError(
+                f"reference.mixing={mixing:g}: with lora the reference is an adapter of the same rank, "
+                f"and a mixture of two has a higher one; set reference.mixing=1, which copies the policy's"
+            )
+        if self.lora.is_on and self.reference.dtype == "bf16":
+            raise ValueError(
+                "reference.dtype=bf16: with lora the reference is the policy's own weights, its adapter off, and has "
+                "no copy that could be rounded; leave it out"
+            )
+        if self.lora.is_on and self.dtype == "pure_bf16":
+            raise ValueError(
+                "dtype=pure_bf16: with lora the weights are frozen, and shared with what decodes, so rounding them "
+                "would change the policy; dtype=bf16 computes in bf16"
+            )
         if self.reference.sync_every and mixing < MIXING_OF_BF16 and self.reference_dtype == "bf16":
             raise ValueError(
                 f"reference.mixing={mixing:g}: a reference in bf16 would lose moves so small; take at least "

@@ -7,7 +7,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bgrpo.settings.values import Batch, Cores, Few, Fraction, PathText, Scale, Seconds, Section, Text, Threads
+from bgrpo.settings.values import (
+    Batch,
+    Cores,
+    Few,
+    Fraction,
+    FreeText,
+    PathText,
+    Scale,
+    Seconds,
+    Section,
+    Text,
+    Threads,
+)
 
 RANK_WIDTH = 10
 """Width of the search behind the metrics top1 and beam_rank_score."""
@@ -49,7 +61,7 @@ class PartSection(Section):
         description="of a model or encoder: a longer text fails (refuse, the default), or is cut on the left (cut)",
     )
     dtype: Literal["fp32", "bf16"] | None = Field(None, description="of a model or encoder; default: fp32")
-    separator: Text | None = Field(
+    separator: FreeText | None = Field(
         None, description="of a model without chat template: between prompt and completion; default: nothing"
     )
     token_variable: Text | None = Field(None, description="of a url: environment variable with the bearer token")

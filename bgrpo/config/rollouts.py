@@ -11,11 +11,11 @@ from bgrpo.settings.values import (
     Cores,
     Few,
     FewOrNone,
+    FreeText,
     NonNegative,
     PathText,
     Seconds,
     Section,
-    StopText,
     Text,
     Threads,
 )
@@ -77,13 +77,13 @@ class RolloutSection(Section):
     min_p: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="draw samples from tokens at least so probable, as a part of the most probable one's"
     )
-    stop: Annotated[list[StopText], Field(max_length=100)] = Field(
+    stop: Annotated[list[FreeText], Field(max_length=100)] = Field(
         [], description="texts that end a completion, beside the end tokens; the judge reads what comes before"
     )
     min_new_tokens: Annotated[int, Field(ge=0, le=10**6)] = Field(
         0, description="tokens before an end token may come or a stop text may be completed"
     )
-    banned_tokens: Annotated[list[Annotated[int, Field(ge=0, le=10**9)] | StopText], Field(max_length=100_000)] = Field(
+    banned_tokens: Annotated[list[Annotated[int, Field(ge=0, le=10**9)] | FreeText], Field(max_length=100_000)] = Field(
         [], description="ids, names or texts of single tokens that no completion holds"
     )
     dtype: Literal["fp32", "bf16"] = Field(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, representation
 
 Search = Literal["beam", "sample", "stochastic_beam"]
 
@@ -89,8 +89,8 @@ class DecodeSettings:
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Search):
-            raise UserError(f"search={self.mode!r}: expected one of {', '.join(get_args(Search))}")
+        if not isinstance(self.mode, str) or self.mode not in get_args(Search):
+            raise UserError(f"search={representation(self.mode)}: expected one of {', '.join(get_args(Search))}")
         if self.group_size < 1:
             raise UserError(f"group_size={self.group_size}: expected at least 1 beam or sample per prompt")
         if self.max_new_tokens < 1:

@@ -16,12 +16,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import TrainConfig
-from bgrpo.errors import UserError
+from bgrpo.errors import UserError, reading
 from bgrpo.files import parse_object
 from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.batch import check_drawn
 from bgrpo.learning.prompt_order import indices_of_draw
+from bgrpo.policies.adapter_files import CONFIG as ADAPTER_CONFIG
+from bgrpo.policies.adapter_files import is_adapter, read_adapter
 from bgrpo.policies.io import load_policy, write_policy
+from bgrpo.policies.lora import set_adapter
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
@@ -29,7 +32,7 @@ _OPTIMIZER_FILE = "optimizer.pt"
 _RUN_FILE = "run.json"
 _AHEAD_FILE = "rollouts.json"
 _REFERENCE = "reference"
-_REQUIRED = ("policy/config.json", _OPTIMIZER_FILE, _RUN_FILE)
+_REQUIRED = (_OPTIMIZER_FILE, _RUN_FILE)
 _DAMAGE = (
     OSError,
     ValueError,
@@ -45,12 +48,27 @@ _DAMAGE = (
 
 def training_store(config: TrainConfig, folder: RunFolder) -> CheckpointStore:
     """The checkpoints of a training run."""
-    return CheckpointStore(folder.checkpoints, config.checkpoint.keep, _REQUIRED, folder.check_owner)
+    required = (f"policy/{ADAPTER_CONFIG if config.learner.lora.is_on else 'config.json'}", *_REQUIRED)
+    return CheckpointStore(folder.checkpoints, config.checkpoint.keep, required, folder.check_owner)
 
 
 def policy_folder(checkpoint: Path) -> Path:
-    """The checkpoint's policy, in Hugging Face format."""
+    """The checkpoint's policy, in Hugging Face format; where an adapter is learned, that, in peft's."""
     return checkpoint / "policy"
+
+
+def policy_of_run(folder: RunFolder) -> Path:
+    """The policy that a run trained; of one that has not finished, that of its newest checkpoint.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    if folder.policy.is_dir():
+        return folder.policy
+    newest = training_store(folder.load_config(TrainConfig), folder).latest()
+    if newest is None:
+        raise UserError(f"run {folder.name} ({folder.status}) has no policy yet: it has saved no checkpoint")
+    return policy_folder(newest)
 
 
 def write_checkpoint(
@@ -68,7 +86,7 @@ def write_checkpoint(
 
     Args:
         folder: to fill.
-        model: the policy.
+        model: the policy; where it learns an adapter, only that is kept, and the optimizer's state of it.
         tokenizer: of the policy.
         optimizer: its state is kept.
         scheduler: its state is kept.
@@ -143,8 +161,23 @@ def load_reference(checkpoint: Path, reference: PreTrainedModel) -> None:
     Raises:
         UserError: they cannot be read.
     """
-    if (checkpoint / _REFERENCE).is_dir():
-        reference.load_state_dict(load_policy(str(checkpoint / _REFERENCE)).model.state_dict())
+    folder = checkpoint / _REFERENCE
+    if not folder.is_dir():
+        return
+    if is_adapter(folder):
+        load_adapter(folder, reference)
+    else:
+        reference.load_state_dict(load_policy(str(folder)).model.state_dict())
+
+
+def load_adapter(folder: Path, model: PreTrainedModel) -> None:
+    """Give a model of :func:`bgrpo.policies.lora.attach` the adapter of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or is of other layers.
+    """
+    with reading(f"{folder}: cannot be loaded"):
+        set_adapter(model, read_adapter(folder)[1])
 
 
 def load_groups_ahead(checkpoint: Path, config: TrainConfig, step: int, problems: int) -> dict[int, list[ScoredGroup]]:

@@ -40,7 +40,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, weight)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, weight)  # frozen weights need no rows
         ctx.has_bias = bias is not None
         return times_transposed(rows, weight.t(), bias)
 

@@ -9,15 +9,17 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from trl.trainer.callbacks import SyncRefModelCallback
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.batch import LearningStep, ReferenceLogprobs, choose_groups, draw_groups
 from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, write_checkpoint
+from bgrpo.learning.moving_reference import move_reference
 from bgrpo.learning.prompt_order import epochs_done, indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
+from bgrpo.policies.adapter import adapter_of
+from bgrpo.policies.flat_weights import published_bytes
 from bgrpo.runs.budget import Spent, expected_steps, is_spent
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.scoring.failed_checks import DETAILS, first_details, refuse_failed_step
@@ -82,6 +84,7 @@ class OuterLoop(TrainerCallback):
         self._batches = self.step
         self._learning_rate = 0.0
         self._publishes = False
+        self._published_bytes = 0
         self._ahead: dict[int, list[ScoredGroup]] = {}  # groups of steps to come, where they are here already
         if resume is not None and config.rollout.max_staleness:
             self._ahead = load_groups_ahead(resume, config, self.step, problems)
@@ -157,6 +160,8 @@ class OuterLoop(TrainerCallback):
         details = validation.pop(DETAILS, {})
         told = metrics | {f"validation/{name}": value for name, value in validation.items()}
         told |= self._clock.restart(len(_completions(self._scored)))
+        if self._publishes:
+            told["published_bytes"] = float(self._published_bytes)
         if self._on_step is not None:
             details = first_details(_completions(self._scored)) | details
             self._on_step(told | ({DETAILS: details} if details else {}))
@@ -178,7 +183,7 @@ class OuterLoop(TrainerCallback):
         """Every ``learner.reference.sync_every`` steps, alike on every learner."""
         section = self._config.learner.reference
         if self.reference is not None and self.step % section.sync_every == 0:
-            SyncRefModelCallback.sync_target_model(model, self.reference, section.mixing)
+            move_reference(model, self.reference, section.mixing)
 
     def _planned_version(self, step: int) -> int:
         return max(self._first_version, step - self._config.rollout.max_staleness)
@@ -194,8 +199,10 @@ class OuterLoop(TrainerCallback):
         return groups
 
     def _publish(self, model: PreTrainedModel) -> None:
+        weights = adapter_of(model) or model
         with self._clock.measure("weights"):
-            self._source.publish(self.step, model)
+            self._source.publish(self.step, weights)
+        self._published_bytes = published_bytes(weights)
 
     def _run_validation(self) -> dict[str, Any]:
         every = self._config.evaluation.every

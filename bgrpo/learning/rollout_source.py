@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeEngine, DecodeSettings
+    from bgrpo.learning.replica import Replica
+    from bgrpo.policies.adapter import Adapter
+    from bgrpo.policies.io import LoadedPolicy
 
 
 class RolloutSource(Protocol):
     """Makes scored groups with exactly the weights it is asked for."""
 
-    def publish(self, version: int, model: PreTrainedModel) -> None:
-        """Make the model's present weights available as ``version``; called by learner 0 only.
+    def publish(self, version: int, weights: PreTrainedModel | Adapter) -> None:
+        """Make the present weights, or with ``learner.lora`` the adapter, available as ``version``; by learner 0 only.
 
         They stay available until version ``version + 1 + rollout.max_staleness`` is published.
         """
@@ -64,6 +67,7 @@ class LocalRolloutSource:
         config: its ``rollout`` and ``reward_model`` sections and ``seed`` are read.
         check: judges completions, see :meth:`bgrpo.scoring.judge.Scorer.judge`.
         device: that decodes; default: the published model's.
+        start: the run's starting policy; needed where adapters are published, which are merged into its base.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class LocalRolloutSource:
         config: TrainConfig,
         check: Check,
         device: str | None = None,
+        start: LoadedPolicy | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
@@ -80,23 +85,24 @@ class LocalRolloutSource:
         self._judge = Judge(config)
         self._problems = problems
         self._device = device
+        self._start = start
         self._settings = decode_settings(config, tokenizer)
         self._buffers: dict[int, np.ndarray] = {}  # published weights by version, oldest first
         self._loaded = -1  # the version that the replica holds
-        self._replica: PreTrainedModel | None = None
+        self._replica: Replica | None = None
         self._engine: DecodeEngine | None = None
 
-    def publish(self, version: int, model: PreTrainedModel) -> None:
+    def publish(self, version: int, weights: PreTrainedModel | Adapter) -> None:
         """Copy the weights, as a rollout actor would, so that updates do not reach them before the next version."""
         from bgrpo.decoding import DecodeEngine
-        from bgrpo.policies.flat_weights import flatten_parameters
+        from bgrpo.policies.flat_weights import published_buffer
 
         if self._replica is None:
-            self._replica = _empty_replica(model, self._device)
+            self._replica = self._new_replica(weights)
             rollout = self._config.rollout
-            self._engine = DecodeEngine(self._replica, precision=rollout.dtype, engine=rollout.engine)
+            self._engine = DecodeEngine(self._replica.model, precision=rollout.dtype, engine=rollout.engine)
         self._loaded = -1
-        self._buffers[version] = flatten_parameters(model)
+        self._buffers[version] = published_buffer(weights)
         for old in [held for held in self._buffers if held < version - self._config.rollout.max_staleness]:
             del self._buffers[old]
 
@@ -144,14 +150,23 @@ class LocalRolloutSource:
             scored += self._judge.score(indices[cut], groups, verdicts, version)
         return scored
 
+    def _new_replica(self, weights: PreTrainedModel | Adapter) -> Replica:
+        from bgrpo.learning.replica import AdapterReplica, WholeReplica
+        from bgrpo.policies.adapter import Adapter
+
+        if not isinstance(weights, Adapter):
+            return WholeReplica(_empty_model(weights, self._device))
+        if self._start is None:
+            raise RuntimeError("an adapter was published, and there is no policy to merge it into")
+        return AdapterReplica(self._start, self._config.learner.lora, self._device)
+
     def _engine_with(self, version: int) -> DecodeEngine:
         """The engine, its replica holding ``version``."""
-        from bgrpo.policies.flat_weights import load_flat_parameters
-
         if self._engine is None or self._replica is None or version not in self._buffers:
             raise RuntimeError(f"asked for weights of version {version}; held: {list(self._buffers)}")
         if self._loaded != version:
-            load_flat_parameters(self._replica, self._buffers[version])
+            with torch_threads(self._config.rollout.threads):
+                self._replica.load(self._buffers[version])
             self._loaded = version
         return self._engine
 
@@ -174,7 +189,7 @@ def decode_settings(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return decode_settings_of(config.rollout, config.decode_mode, tokenizer)
 
 
-def _empty_replica(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
+def _empty_model(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
     """A model of the same configuration on that device, or the same one, in fp32, its weights still to be loaded."""
     from bgrpo.policies.io import empty_copy
 

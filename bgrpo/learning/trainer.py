@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import os
@@ -24,6 +23,7 @@ from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import Minibatch, split_update
 from bgrpo.learning.learner_state import check_resumable, load_reference
 from bgrpo.learning.loss_terms import entropy_weight
+from bgrpo.learning.moving_reference import frozen_copy
 from bgrpo.learning.optimizers import MuonAndAdamW
 from bgrpo.learning.outer_loop import KeepSamples, OnStep, OuterLoop, ShouldStop, Validate
 from bgrpo.learning.padded_rows import lay_out_of
@@ -52,13 +52,15 @@ class BGRPOTrainer(GRPOTrainer):
 
     Args:
         config: the run.
-        model: the policy, fp32; a trainer's own, never used by another one. On resume: the checkpoint's policy.
+        model: the policy, fp32; a trainer's own, never used by another one. On resume: the checkpoint's policy. With
+            ``learner.lora`` one of :func:`bgrpo.policies.lora.attach`.
         tokenizer: of the policy, with different pad and end tokens.
         source: where scored groups come from.
         problems: number of training problems.
         output_dir: for TRL; nothing is written there.
-        reference: the starting policy, frozen here, for the KL term; default: a copy of ``model``. Required on resume,
-            where it becomes the checkpoint's if ``learner.reference.sync_every`` has moved it.
+        reference: the starting policy, frozen here, for the KL term; default: a copy of ``model``, which shares what is
+            not learned. Required on resume, where it becomes the checkpoint's if ``learner.reference.sync_every`` has
+            moved it.
         store: where checkpoints go; None saves none.
         resume: complete checkpoint of ``store`` to continue from.
         on_step: called on every learner after each step with its metrics: its weights are out, it is not saved yet.
@@ -93,7 +95,7 @@ class BGRPOTrainer(GRPOTrainer):
             if reference is None and config.learner.beta > 0:
                 raise UserError(f"resuming {resume} needs the starting policy too: it is the reference of the KL term")
         if reference is None and config.learner.beta > 0:
-            reference = copy.deepcopy(model)  # before TRL patches the model's forward
+            reference = frozen_copy(model)  # before TRL patches the model's forward
         if resume is not None and reference is not None and config.learner.reference.sync_every:
             load_reference(resume, reference)
         if config.learner.dtype == "pure_bf16":

@@ -1,4 +1,4 @@
-"""A policy's weights as one flat buffer, the form in which they travel from the learner to rollout actors."""
+"""A policy's weights, or its adapter, as one flat buffer, the form in which they travel to rollout actors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from bgrpo.policies.adapter import Adapter
 
 _HEADER = 32  # bytes: SHA-256 of names and shapes
 
@@ -35,6 +37,22 @@ def flatten_parameters(model: PreTrainedModel, used: np.ndarray | None = None) -
         floats[offset : offset + tensor.numel()].view(tensor.shape).copy_(tensor.detach())
         offset += tensor.numel()
     return buffer
+
+
+def published_buffer(weights: PreTrainedModel | Adapter, used: np.ndarray | None = None) -> np.ndarray:
+    """What travels to rollout actors: all weights of a model (:func:`flatten_parameters`), or an adapter alone."""
+    from bgrpo.policies.adapter import Adapter
+
+    return weights.to_buffer() if isinstance(weights, Adapter) else flatten_parameters(weights, used)
+
+
+def published_bytes(weights: PreTrainedModel | Adapter) -> int:
+    """Size of :func:`published_buffer`, without names and header."""
+    from bgrpo.policies.adapter import Adapter
+
+    if isinstance(weights, Adapter):
+        return 4 * weights.numbers
+    return 4 * sum(tensor.numel() for tensor in _weights(weights).values())
 
 
 def load_flat_parameters(model: PreTrainedModel, buffer: np.ndarray) -> None:

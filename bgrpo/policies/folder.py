@@ -72,14 +72,19 @@ class PolicyFolder:
         return {self.names[name]: tensor for name, tensor in self.files.weights().items()}
 
 
-def read_folder(folder: Path) -> PolicyFolder:
+def read_folder(folder: Path, texts: Path | None = None) -> PolicyFolder:
     """Read and check a folder in Hugging Face format; weights are only listed.
+
+    Args:
+        folder: of the model.
+        texts: with another tokenizer and further end tokens for it; default: the same.
 
     Raises:
         UserError: a file is missing, too large, damaged, or says something that is not supported.
     """
     files = read_model_files(folder)
-    generation = read_json(folder, "generation_config.json")
+    texts = texts or folder
+    generation = read_json(texts, "generation_config.json")
     kinds = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
     config = model_config(files, kinds, _ENCODER_DECODER_KEYS)
     if config.is_encoder_decoder and config.model_type not in ENCODER_DECODER_TYPES:
@@ -88,7 +93,7 @@ def read_folder(folder: Path) -> PolicyFolder:
     if config.get_text_config() is not config:
         raise UserError(f"model_type {config.model_type!r} reads more than text: language models of text can be loaded")
     names = _every_name(config, files)
-    tokenizer = read_tokenizer(folder, config)
+    tokenizer = read_tokenizer(texts, config)
     if tokenizer.eos_token_id is None:
         raise UserError("its tokenizer has no end token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:  # padding is always masked, so its id carries no meaning

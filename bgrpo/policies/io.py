@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 from bgrpo.errors import UserError, one_line, reading
 from bgrpo.files import atomic_path
 from bgrpo.policies import encoder_decoders
+from bgrpo.policies.adapter import Adapter, adapter_of, merged
+from bgrpo.policies.adapter_files import is_adapter, read_adapter, write_adapter
 from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.folder import PolicyFolder, model_class, read_folder
 from bgrpo.policies.source import SHIPPED_POLICY, find_policy, is_policy
@@ -48,31 +50,52 @@ class LoadedPolicy:
         tokenizer: with a pad token, and with every end token that the folder names, see
             :func:`bgrpo.policies.text.end_tokens`.
         path: where it came from, as given; load it again from here.
+        adapter: what was merged into it, where it came from the folder of an adapter.
+        before: the model without the adapter; None without one.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     path: str
+    adapter: Adapter | None = None
+    before: PreTrainedModel | None = None
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model without adapter."""
+        return self.model if self.before is None else self.before
 
 
 def load_policy(path: str, device: str | torch.device = "cpu") -> LoadedPolicy:
     """Load a language model, causal or with an encoder, in fp32, with its tokenizer.
 
     Args:
-        path: ``shipped``, a directory in Hugging Face format, or a model id of the Hugging Face Hub.
+        path: ``shipped``, a directory in Hugging Face format, or a model id of the Hugging Face Hub; or the folder of
+            a LoRA adapter in peft's format, whose base model is here.
         device: where the weights go.
 
     Raises:
-        UserError: nothing there, or anything that ``bgrpo.policies.folder.read_folder`` refuses; weights, or logits
-            of a short text, that are not finite.
+        UserError: nothing there, or anything that ``bgrpo.policies.folder.read_folder`` or
+            ``bgrpo.policies.adapter_files.read_adapter`` refuses; weights, or logits of a short text, that are not
+            finite.
     """
     with loading("policy", path) as folder:
-        found = read_folder(folder)
+        adapter, texts = None, folder
+        if is_adapter(folder):
+            folder, adapter = read_adapter(texts)
+        found = read_folder(folder, texts if (texts / "tokenizer.json").exists() else None)
         model = _build(found)
         model.config.name_or_path = str(folder)
         set_end_tokens(found.tokenizer, found.end_tokens)
         set_has_encoder(found.tokenizer, found.config.is_encoder_decoder)
-        return LoadedPolicy(model.to(device), found.tokenizer, path)
+        model = model.to(device)
+        if adapter is None:
+            return LoadedPolicy(model, found.tokenizer, path)
+        if found.config.is_encoder_decoder:
+            raise UserError("is an adapter of an encoder-decoder; adapters of decoder-only models can be loaded")
+        with_adapter = merged(model, adapter)
+        _check_logits(with_adapter, len(found.tokenizer))
+        return LoadedPolicy(with_adapter, found.tokenizer, path, adapter, model)
 
 
 @contextlib.contextmanager
@@ -152,7 +175,11 @@ def disable_dropout(config: PretrainedConfig) -> None:
 
 
 def save_policy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, card: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    card: str | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Write a policy so that :func:`load_policy` and the Hugging Face Hub's loader read it: complete or absent.
 
@@ -164,6 +191,7 @@ def save_policy(
         tokenizer: its tokenizer.
         directory: target; parents are made.
         card: model card, written as README.md.
+        adapter: write this adapter of the model, in place of the model's weights.
 
     Raises:
         UserError: the disk is full or not writable (nothing is left behind and the old directory is intact), or
@@ -174,7 +202,7 @@ def save_policy(
         directory.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(directory) as new:
             new.mkdir()
-            write_policy(model, tokenizer, new)
+            write_policy(model, tokenizer, new, adapter)
             if card is not None:
                 (new / "README.md").write_text(card, "utf-8")
     except OSError as error:
@@ -191,17 +219,30 @@ def check_target(directory: Path) -> None:
         raise UserError(f"policy {directory}: exists and is not a policy; give another directory, or remove it")
 
 
-def write_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def write_policy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, adapter: Adapter | None = None
+) -> None:
     """Write the files of a policy into an existing directory, for callers that see to atomicity themselves.
+
+    Args:
+        model: the policy; of one that learns an adapter (:func:`bgrpo.policies.lora.attach`), that is written.
+        tokenizer: of the policy.
+        directory: to be filled.
+        adapter: write this adapter of the model, in place of the model's weights.
 
     Raises:
         OSError: the disk is full or not writable.
     """
+    adapter = adapter or adapter_of(model)
     with _quiet_transformers():
         try:
-            model.save_pretrained(directory)
+            if adapter is None:
+                model.save_pretrained(directory)
+            else:
+                write_adapter(adapter, model, directory)
+                model.generation_config.save_pretrained(directory)
         except SafetensorError as error:
-            raise OSError(f"{directory / 'model.safetensors'}: {error}") from error
+            raise OSError(f"{directory}: weights: {error}") from error
         tokenizer.save_pretrained(directory)
     for file in filter(Path.is_file, directory.iterdir()):
         file.chmod(0o644)  # safetensors writes files that only their owner may read

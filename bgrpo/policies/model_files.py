@@ -131,13 +131,13 @@ def read_model_files(folder: Path) -> ModelFiles:
     _check_names(folder)
     raw = read_json(folder, "config.json")
     shards = _shards(folder)
-    return ModelFiles(folder, raw, shards, _shapes(shards))
+    return ModelFiles(folder, raw, shards, weight_shapes(shards))
 
 
 def _check_names(folder: Path) -> None:
     """Refuse what can be refused from the names of files alone."""
     if (folder / "adapter_config.json").exists():
-        raise UserError("holds an adapter (adapter_config.json) of another model: merge it into that model first")
+        raise UserError("holds an adapter (adapter_config.json) of another model, which can only be a policy")
     if not (folder / "config.json").exists():
         inner = folder / "policy"
         hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
@@ -186,7 +186,7 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in sorted(set(names.values())))
 
 
-def _shapes(shards: tuple[Path, ...]) -> dict[str, tuple[int, ...]]:
+def weight_shapes(shards: tuple[Path, ...]) -> dict[str, tuple[int, ...]]:
     """The shape of every weight, from the headers of the files."""
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards:

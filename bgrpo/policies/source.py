@@ -71,7 +71,8 @@ def absolute_policy(path: str) -> str:
 
 def is_policy(folder: Path) -> bool:
     """Whether a folder holds what could be a policy, by the names of its files."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    configured = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return configured and any(folder.glob("*.safetensors"))
 
 
 def _near_miss(path: str, folder: Path) -> str:

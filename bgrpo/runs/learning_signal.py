@@ -116,7 +116,7 @@ def _truncation(config: TrainConfig, share: float) -> str:
 
 def _why(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> str:
     """Why these steps made no update, and what would help."""
-    if _truncated_share(steps) > 0.5:
+    if _truncated_share(steps) > 0.5 and not config.reward.scores_truncated:
         return "most completions were cut off; raise rollout.max_new_tokens"
     size = config.rollout.group_size
     if config.reward.is_graded:

@@ -9,12 +9,15 @@ from importlib.util import find_spec
 from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
+from bgrpo.config.lora import LoraSection
 from bgrpo.decoding.support import EngineName, service_of
 from bgrpo.errors import UserError
 from bgrpo.files import sha256
 from bgrpo.groups import Verdict
+from bgrpo.policies.adapter import linear_layers, sizes
 from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
+from bgrpo.policies.lora import adapted_layers, check_alike, check_exact
 from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.prompt_lengths import fit_prompts
 from bgrpo.runs.run_folder import RunFolder
@@ -63,6 +66,9 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             "another; adafactor needs little memory too"
         )
     policy = check_policy(config.policy.path, config.rollout.engine, config.rollout.dtype)
+    lora = config.learner.lora
+    if lora.is_on:
+        check_adapted(policy, lora)
     if config.learner.gradient_checkpointing:
         check_recomputable(policy.model)
     decode_settings_of(config.rollout, config.decode_mode, policy.tokenizer)
@@ -93,10 +99,37 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()})
 
 
-def checkpoint_room(policy: LoadedPolicy, has_reference: bool) -> int:
-    """Bytes that the disk must have for one checkpoint, which may hold a reference too, and the final policy."""
-    each = CHECKPOINT_BYTES + 4 + (4 if has_reference else 0)
-    return each * sum(weight.numel() for weight in policy.model.parameters())
+def check_adapted(policy: LoadedPolicy, lora: LoraSection) -> None:
+    """Refuse adapters that this policy cannot have.
+
+    Raises:
+        UserError: says which layers there are, or what the policy's own adapter is; or the policy has an encoder.
+    """
+    if policy.base.config.is_encoder_decoder:
+        raise UserError(
+            f"learner.lora.rank={lora.rank}: adapters are for causal language models, and this policy has an encoder; "
+            f"leave learner.lora out"
+        )
+    paths = adapted_layers(policy.base, lora.target_modules, lora.rank)
+    if policy.adapter is not None:
+        check_alike(policy.adapter, paths, lora.rank, lora.alpha_value)
+    check_exact(policy.base, paths, lora.rank, lora.alpha_value)
+
+
+def checkpoint_room(policy: LoadedPolicy, has_reference: bool, lora: LoraSection) -> int:
+    """Bytes that the disk must have for one checkpoint, which may hold a reference too, and the final policy.
+
+    Args:
+        policy: the starting one.
+        has_reference: that moves.
+        lora: where it is on, a checkpoint holds an adapter.
+    """
+    learned = sum(weight.numel() for weight in policy.model.parameters())
+    if lora.is_on:
+        layers = linear_layers(policy.base)
+        paths = adapted_layers(policy.base, lora.target_modules, lora.rank)
+        learned = sum(lora.rank * sum(sizes(layers[path])) for path in paths)
+    return (CHECKPOINT_BYTES + 4 + (4 if has_reference else 0)) * learned
 
 
 def record_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:

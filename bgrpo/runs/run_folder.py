@@ -522,8 +522,10 @@ def _make_unnamed(runs: Path, config: TrainConfig | PretrainConfig, config_name:
 
 
 def _suggest(runs: Path, name: str) -> str:
-    known = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    names = [path.parent.name for path in known]
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # no folder can be called so, or one has just gone
+        known = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        names = [path.parent.name for path in known]
     if not names:
         return "it holds no run; give run.dir=… if the run is elsewhere"
     meant = nearest(name, names)

@@ -50,7 +50,7 @@ def advantages(
             ``bgrpo.scoring.without_replacement.inclusion_weights``; ``set_estimator``, K times
             ``bgrpo.scoring.without_replacement.set_advantages``: no bias, and not 0 where all rewards are equal.
         alpha: sharpness of ``probability_weighted``.
-        kappas: of each group, see ``bgrpo.groups.Group.kappa``; without them all that exist were drawn.
+        kappas: of each group, see ``kappa`` of :class:`bgrpo.groups.Group`; without them all that exist were drawn.
 
     Raises:
         UserError: unknown kind.

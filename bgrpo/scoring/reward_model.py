@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError, one_line
+from bgrpo.policies.adapter_files import is_adapter, read_adapter
 from bgrpo.policies.io import loading
 from bgrpo.policies.model_files import read_model_files
 from bgrpo.policies.template_bounds import first_unbounded
@@ -212,7 +213,7 @@ def same_weights(policy: str, reward_model: str) -> bool:
     if policy == reward_model:
         return True
     with loading("policy", policy) as folder:
-        first = read_model_files(folder)
+        first = read_model_files(read_adapter(folder)[0] if is_adapter(folder) else folder)
     with loading("reward model", reward_model) as folder:
         second = read_model_files(folder)
     if first.folder.samefile(second.folder):

@@ -59,7 +59,10 @@ def shown(value: Any) -> str:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, bool) or value is None:
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value[:MAX_SHOWN] if isinstance(value, str | list) else value)
+    try:
+        text = repr(value[:MAX_SHOWN] if isinstance(value, str | list) else value)
+    except Exception:  # noqa: BLE001 an object from a script
+        text = f"a {type(value).__name__}"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 

@@ -78,7 +78,7 @@ Weight = Annotated[float, Field(ge=0, le=10**6)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 Text = Annotated[str, Field(min_length=1, max_length=10_000), AfterValidator(_printable)]
-StopText = Annotated[str, Field(min_length=1, max_length=1000)]
+FreeText = Annotated[str, Field(min_length=1, max_length=1000)]
 """Any text, line breaks and other control characters too."""
 PathText = Annotated[Text, AfterValidator(expanded)]
 Options = Annotated[dict[str, Any], AfterValidator(_plain_options)]

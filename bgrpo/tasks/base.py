@@ -127,6 +127,8 @@ class Task(Protocol):
     - ``quantities() -> dict[str, str]``: whole numbers that a problem has, each with a line of help: options of
       ``filter``, rows of ``histogram``; with it ``quantify(problem) -> dict[str, int]``, some or all of them, and
       ``grid() -> tuple[str, str]``: the two that are the rows and columns of heat maps.
+    - ``import_policy(weights, config, out)``: a file of another format, and its configuration, as a policy's folder
+      (``convert``); ``export_policy(policy, weights, config)``: the other way.
     - ``problem_key(problem) -> str``: the same for the same problem in another writing; default: the prompt.
 
     Its ``load`` may have a further parameter ``progress``, see :func:`load_file`.

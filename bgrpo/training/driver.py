@@ -325,7 +325,7 @@ class _Run:
             raise RuntimeError(f"{self._folder.checkpoints}: training ended without a complete checkpoint")
         policy = load_policy(str(policy_folder(newest)))
         self._folder.check_owner()
-        save_policy(policy.model, policy.tokenizer, self._folder.policy)
+        save_policy(policy.model, policy.tokenizer, self._folder.policy, adapter=policy.adapter)
 
     def _record_products(self, tracker: Tracker, comparison: EvaluationComparison | None) -> None:
         steps = spent_so_far(self._store).steps

@@ -18,6 +18,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.evaluation.decoders import Decode
 from bgrpo.files import FULL, NO_ROOM
+from bgrpo.learning.replica import weights_of
 from bgrpo.learning.rollout_source import LocalRolloutSource, torch_threads
 from bgrpo.policies.io import LoadedPolicy
 from bgrpo.runs.ownership import Claim
@@ -90,15 +91,15 @@ class LocalWorkers(Workers):
         with torch_threads(config.reward_model.threads):
             self._scorer = Judge(config).start(trial_of(splits.train))
         device = "cuda" if torch.cuda.is_available() else "cpu"  # as the trainer chooses
-        tokenizer = run.prepared.policy.tokenizer
-        self._source = LocalRolloutSource(splits.train, tokenizer, config, self._scorer.judge, device)
+        start = run.prepared.policy
+        self._source = LocalRolloutSource(splits.train, start.tokenizer, config, self._scorer.judge, device, start)
 
     def wait(self) -> None:
         """Nothing: what scores was tried when it was started."""
 
     def decoder(self, policy: LoadedPolicy, version: int) -> Decode:
         """In this process."""
-        self._source.publish(version, policy.model)
+        self._source.publish(version, weights_of(policy, self._run.config.learner.lora))
         return self._source.decoder(version)
 
     def learn(self) -> None:
@@ -117,6 +118,7 @@ class LocalWorkers(Workers):
                 decoder=lambda version, tokenizer: self._source.decoder(version),
                 on_start=lambda step: None,
                 on_step=lambda metrics: folder.append_metrics(int(metrics["step"]), metrics),
+                start=run.prepared.policy if run.config.learner.lora.is_on else None,  # whose base nothing changes
             )
         finally:
             self._idle.set()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bgrpo.learning.rollout_source import RolloutSource
+    from bgrpo.policies.io import LoadedPolicy
 
 
 def learn(
@@ -31,6 +32,7 @@ def learn(
     decoder: Callable[[int, PreTrainedTokenizerBase], Decode],
     on_start: Callable[[int], None],
     on_step: Callable[[dict[str, Any]], None],
+    start: LoadedPolicy | None = None,
 ) -> None:
     """Train from the newest complete checkpoint to the last step, or until the stop file is there.
 
@@ -42,22 +44,20 @@ def learn(
         decoder: makes what decodes and scores with a published version, for validations.
         on_start: called with the number of steps that were made before.
         on_step: called with each step's metrics.
+        start: the starting policy, where this process has it and nobody else learns in it.
     """
     import torch
 
-    from bgrpo.learning.learner_state import policy_folder, training_store
+    from bgrpo.learning.learner_state import training_store
+    from bgrpo.learning.starting_point import starting_point
     from bgrpo.learning.trainer import BGRPOTrainer
-    from bgrpo.policies.io import load_policy
 
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(config.learner.threads or max(1, cores // config.learner.workers))
     torch.manual_seed(config.seed)
     store = training_store(config, folder)
     resume = store.latest()
-    policy = load_policy(config.policy.path if resume is None else str(policy_folder(resume)))
-    reference = None
-    if resume is not None and config.learner.beta > 0:
-        reference = load_policy(config.policy.path).model
+    policy, reference = starting_point(config, start, resume)
     problems = read_problems(folder.data / "train.jsonl")
     samples = SampleWriter(folder, problems, policy.tokenizer, config.rollout.keep_samples)
     group_log = GroupLog(folder, config.rollout.log_groups)

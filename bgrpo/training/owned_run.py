@@ -88,6 +88,7 @@ def _checked(config: TrainConfig, console: Console) -> Preparation:
         prepared = check_input(config, None, show)
     for note in prepared.splits.notes:
         say(console, note)
-    room = ROOM + checkpoint_room(prepared.policy, config.learner.reference.sync_every > 0)
+    learner = config.learner
+    room = ROOM + checkpoint_room(prepared.policy, learner.reference.sync_every > 0, learner.lora)
     check_place(config.run.dir, None, room=room)
     return prepared

@@ -35,6 +35,7 @@ COMMANDS = [
     "mix",
     "overlap",
     "histogram",
+    "convert",
     "doctor",
     "bench",
     "bench task",

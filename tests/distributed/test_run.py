@@ -132,6 +132,23 @@ def test_a_local_run_goes_on_with_ray_and_back_and_all_come_to_the_same(
     assert compare_metrics(undisturbed.folder.metrics(), result.folder.metrics()) == []
 
 
+def test_an_adapter_learned_on_ray_and_here_is_the_same(policy: Path, tmp_path: Path) -> None:
+    """With a rollout actor killed; only the adapter travels."""
+    lora = {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-1, "lora": {"rank": 2}}
+    short = {"steps": 3, "learner": lora, "evaluation": {"beam_widths": [2], "samples": 0, "every": 0}}
+    local = driver.run_training(InProcess(), config(policy, tmp_path, "local", **short))
+    with at_steps(tmp_path / "ray" / "metrics.jsonl", {1: kill("rollout")}):
+        on_ray = run_training(config(policy, tmp_path, "ray", **short))
+    assert torch.equal(weights(on_ray), weights(local))
+    assert compare_metrics(local.folder.metrics(), on_ray.folder.metrics()) == []
+    evaluations = [json.loads(run.folder.evaluation_path.read_text()) for run in (local, on_ray)]
+    assert evaluations[0] == evaluations[1]
+    base = load_policy(str(policy)).model
+    sent = on_ray.folder.metrics()[0]["published_bytes"]
+    assert sent == 4 * load_policy(str(on_ray.folder.policy)).adapter.numbers < 4 * base.num_parameters()
+    assert not torch.equal(weights(on_ray), torch.cat([weight.detach().flatten() for weight in base.parameters()]))
+
+
 @pytest.mark.long
 def test_two_learners_stopped_and_resumed_make_the_update_of_one(
     undisturbed: RunResult, policy: Path, tmp_path: Path

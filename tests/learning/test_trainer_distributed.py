@@ -52,6 +52,7 @@ OF_LEARNER: dict[str, dict[str, Any]] = {
     "sapo": {"loss": "sapo", "rollout_correction": {"kind": "truncate", "level": "sequence"}},
     "luspo": {"loss": "luspo", "mask_truncated": True},
     "vespo": {"loss": "vespo", "mask_truncated": True},
+    "lora": {"lora": {"rank": 2}, "beta": 0.3, "reference": {"sync_every": 1, "mixing": 1.0}},
 }
 LOSS_CASES = {
     name: {

@@ -86,6 +86,13 @@ def test_the_end_of_a_run_counts_its_steps_without_an_update() -> None:
     assert steps_without_update(config, [LEARNS, NONE_RIGHT]) == 1
 
 
+def test_equal_scores_of_what_was_cut_off_are_the_cause_where_it_is_scored() -> None:
+    config = train_config(reward={"parts": {"mine": {"function": "mine:score", "score_truncated": True}}})
+    lines = conclusions(config, [CUT_OFF] * 3)
+    assert "and are scored as they are" in lines[0]
+    assert "the rewards within each group were equal; look at the scores of mine:score" in lines[-1]
+
+
 @given(
     st.sampled_from(OF_SAMPLES),
     st.booleans(),

@@ -9,7 +9,7 @@ import pytest
 from attempts import attempt
 from learner_cases import EOS, TOKENIZER
 
-from bgrpo.config import TrainConfig, build_config
+from bgrpo.config import TrainConfig, build_config, load_config
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, Group, Verdict
 from bgrpo.scoring import judge as judge_module
@@ -203,6 +203,16 @@ def test_what_was_cut_off_and_has_no_score_where_it_was_asked_for_is_no_zero() -
     assert (cut.outcome, cut.score) == ("unscored", None)
     cut = joined(False, parts=parts, short=Verdict("truncated"), watched=Verdict("unscored"))
     assert (cut.outcome, cut.score) == ("truncated", None)
+
+
+def test_a_separator_may_be_lines() -> None:
+    keys = ['reward.parts.quality={model: m, separator: "\\n\\n"}', 'reward.parts.other={model: m, separator: "|"}']
+    parts = load_config(TrainConfig, None, keys).reward.parts
+    assert (parts["quality"].separator, parts["other"].separator) == ("\n\n", "|")
+    assert (
+        load_config(TrainConfig, None, [*keys, 'reward.parts.other.separator="\\t"']).reward.parts["other"].separator
+        == "\t"
+    )
 
 
 def test_parts_score_in_one_call_and_only_what_they_are_asked_for() -> None:

@@ -75,6 +75,12 @@ def test_a_split_is_named_after_a_colon(tmp_path: Path) -> None:
         TextTask().load(Path(f"{tmp_path / 'splits'}:none"))
 
 
+def test_a_saved_data_set_without_a_row_is_told(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"prompt": "a"}]).select([]).save_to_disk(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"state\.json: _data_files names nothing: the data set holds no row"):
+        TextTask().load(tmp_path / "empty")
+
+
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     data = datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS), test=datasets.Dataset.from_list(ROWS[:1]))
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: list(data))

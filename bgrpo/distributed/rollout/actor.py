@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray.actor import ActorHandle
 
 from bgrpo.config import TrainConfig
+from bgrpo.config.lora import LoraSection
 from bgrpo.distributed.pool.actor_pool import PooledActor, remote_class
 from bgrpo.distributed.rollout.weights import Weights
 from bgrpo.distributed.session.ray_session import node_share
@@ -66,6 +67,7 @@ class RolloutActor(PooledActor):
         threads: torch threads.
         device: ``cpu`` or ``cuda``.
         engine: the tree or the plain path, as ``rollout.engine`` says.
+        lora: as ``learner.lora`` says; where it is on, the weights that are loaded are adapters.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class RolloutActor(PooledActor):
         threads: int,
         device: str,
         engine: EngineName = "auto",
+        lora: LoraSection | None = None,
     ) -> None:
         self._policy = policy
+        self._lora = lora or LoraSection()
         self._precision = precision
         self._engine_name = engine
         self._threads = threads
@@ -88,18 +92,18 @@ class RolloutActor(PooledActor):
         import torch
 
         from bgrpo.decoding import DecodeEngine
+        from bgrpo.learning.replica import replica_of
         from bgrpo.policies.io import load_policy
 
         torch.set_num_threads(self._threads)
-        self._loaded = load_policy(self._policy, self._device)
-        self._engine = DecodeEngine(self._loaded.model, precision=self._precision, engine=self._engine_name)
+        policy = load_policy(self._policy, self._device)
+        self._tokenizer, self._replica = policy.tokenizer, replica_of(policy, self._lora)
+        self._engine = DecodeEngine(self._replica.model, precision=self._precision, engine=self._engine_name)
 
     def load(self, weights: Hashable, buffer: np.ndarray) -> None:
         """Replace the weights; see :mod:`bgrpo.policies.flat_weights` for the buffer."""
-        from bgrpo.policies.flat_weights import load_flat_parameters
-
         self._weights = None  # nothing may be served if the copy fails half-way
-        load_flat_parameters(self._loaded.model, buffer)
+        self._replica.load(buffer)
         self._weights = weights
 
     def serve(self, request: RolloutRequest) -> RolloutReply:
@@ -112,7 +116,7 @@ class RolloutActor(PooledActor):
         if held != request.weights:
             raise RuntimeError(f"asked for weights {request.weights}, but this rollout actor holds {held}")
         start = time.perf_counter()
-        groups = complete(self._engine, self._loaded.tokenizer, request.problems, request.settings, request.seeds)
+        groups = complete(self._engine, self._tokenizer, request.problems, request.settings, request.seeds)
         return RolloutReply(request.weights, groups, time.perf_counter() - start)
 
 
@@ -127,4 +131,5 @@ def spawn_rollout_actor(config: TrainConfig, cpus: float) -> ActorHandle:
         runtime_env={"env_vars": environment},
     )
     device = "cuda" if rollout.gpus_per_actor > 0 else "cpu"
-    return actor_class.remote(config.policy.path, rollout.dtype, rollout.threads, device, rollout.engine)
+    lora = config.learner.lora
+    return actor_class.remote(config.policy.path, rollout.dtype, rollout.threads, device, rollout.engine, lora)

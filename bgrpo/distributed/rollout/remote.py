@@ -15,7 +15,7 @@ from bgrpo.errors import UserError
 from bgrpo.evaluation.decoders import DecodeMode
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.rollout_source import decode_settings
-from bgrpo.policies.flat_weights import flatten_parameters
+from bgrpo.policies.flat_weights import published_buffer
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeSettings
+    from bgrpo.policies.adapter import Adapter
 
 RESTART_S = 120.0
 RESTART_POLL_S = 0.5
@@ -69,9 +70,9 @@ class ServiceRolloutSource:
         self._limit_s = step_limit_s(config)
         self._buffer: np.ndarray | None = None
 
-    def publish(self, version: int, model: PreTrainedModel) -> None:
+    def publish(self, version: int, weights: PreTrainedModel | Adapter) -> None:
         """Put the weights into the object store once and tell the service their version."""
-        self._buffer = flatten_parameters(model, self._buffer)
+        self._buffer = published_buffer(weights, self._buffer)
         answer(self._service.publish.remote(version, [ray.put(self._buffer)]), self._limit_s)  # put copies
 
     def prefetch(self, step: int, version: int, indices: list[int]) -> None:
@@ -88,9 +89,11 @@ class ServiceRolloutSource:
         return [(index, self._problems[index]) for index in indices]
 
 
-def publish_in_spite_of_restarts(source: ServiceRolloutSource, version: int, model: PreTrainedModel) -> None:
+def publish_in_spite_of_restarts(
+    source: ServiceRolloutSource, version: int, weights: PreTrainedModel | Adapter
+) -> None:
     """Publish weights; limits and errors as in :func:`in_spite_of_restarts`."""
-    in_spite_of_restarts(lambda: source.publish(version, model), RESTART_S)
+    in_spite_of_restarts(lambda: source.publish(version, weights), RESTART_S)
 
 
 def in_spite_of_restarts(ask: Callable[[], None], limit_s: float) -> None:

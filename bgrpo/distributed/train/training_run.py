@@ -30,6 +30,7 @@ from bgrpo.distributed.train.driving import fit_workers, raise_failure
 from bgrpo.distributed.train.learner_loop import LearnerJob, learner_loop
 from bgrpo.distributed.train.learner_watch import describe_learners
 from bgrpo.evaluation.decoders import Decode
+from bgrpo.learning.replica import weights_of
 from bgrpo.learning.rollout_source import decode_settings
 from bgrpo.policies.io import LoadedPolicy
 from bgrpo.runs.stopping import StopSignals
@@ -111,7 +112,8 @@ class RayWorkers(Workers):
     def decoder(self, policy: LoadedPolicy, version: int) -> Decode:
         """On the rollout actors; the weights are published again where the service was lost."""
         source = ServiceRolloutSource(self._service, self._run.config)
-        publish = partial(publish_in_spite_of_restarts, source, version, policy.model)
+        weights = weights_of(policy, self._run.config.learner.lora)
+        publish = partial(publish_in_spite_of_restarts, source, version, weights)
         publish()
         return ServiceDecoder(self._service, self._run.config, version, policy.tokenizer, publish_again=publish)
 

@@ -1,4 +1,6 @@
-"""Exchange with minGPT: ``.pt`` state dicts with a JSON configuration, as the original BGRPO project publishes them.
+"""Exchange with minGPT: ``.pt`` state dicts (and safetensors, which are read) with a JSON configuration.
+
+So the original BGRPO project publishes its models.
 
 Two layouts are read. The *first* one, which the original project uses and which is written, has ``tok_emb``,
 ``pos_emb`` [1, block, C], ``blocks.i`` with separate ``key``, ``query`` and ``value``, and ``head`` (no bias, untied).
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedTokenizerFast
 
 from bgrpo.errors import UserError, one_line, reading
@@ -48,6 +51,7 @@ _FIRST_NAMES = (  # of transformers, and of the first layout of minGPT
     (".mlp.c_fc.", ".mlp.0."),
     (".mlp.c_proj.", ".mlp.2."),
 )
+_TOKENS = "tok_emb.weight"
 _MOST_JSON_BYTES = 1 << 24
 _MOST_WEIGHT_BYTES = 1 << 42
 
@@ -58,7 +62,8 @@ def import_mingpt(weights: Path, config: Path, out: Path, tokens: Sequence[str] 
     """Write a minGPT model as a policy in Hugging Face format, with the same logits.
 
     Args:
-        weights: ``.pt`` state dict; read without running code from it.
+        weights: ``.pt`` or ``.safetensors`` state dict; read without running code from it. Names may have the prefix
+            of a wrapper around the model.
         config: JSON with at least ``n_head``; ``n_layer``, ``n_embd``, ``block_size`` and ``vocab_size`` are checked.
         out: directory of the policy.
         tokens: the vocabulary in the order of ids, when the JSON does not give it.
@@ -76,7 +81,7 @@ def _read_model(
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     settings = _read_json(config)
     state = _read_state(weights)
-    is_first = "tok_emb.weight" in state
+    is_first = _TOKENS in state
     if not is_first and "transformer.wte.weight" not in state:
         raise UserError(
             f"{weights}: not a minGPT state dict; neither tok_emb.weight nor transformer.wte.weight is in it"
@@ -154,7 +159,10 @@ def _read_state(path: Path) -> State:
     with reading(f"{path}: refused, not a plain state dict of tensors"):
         if zipfile.is_zipfile(path) and sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > size:
             raise UserError(f"{path}: refused, its content is compressed")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
@@ -162,8 +170,10 @@ def _read_state(path: Path) -> State:
     if sum(tensor.numel() for tensor in state.values()) > size:  # views that repeat few numbers
         raise UserError(f"{path}: its tensors have more numbers than the file has bytes")
     found: State = {}
+    prefix = next((name.removesuffix(_TOKENS) for name in state if name.endswith(f".{_TOKENS}")), "")  # of a wrapper
+    prefix = prefix.removeprefix("module.")
     for full_name, tensor in state.items():
-        name = full_name.removeprefix("module.")
+        name = full_name.removeprefix("module.").removeprefix(prefix)
         if _MASK.search(name):
             continue
         if not tensor.is_floating_point() or tensor.layout != torch.strided:

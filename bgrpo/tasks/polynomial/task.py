@@ -129,6 +129,18 @@ class PolynomialTask:
         """The same for the same polynomial in any writing."""
         return key_of(problem)
 
+    def import_policy(self, weights: Path, config: Path, out: Path) -> None:
+        """A minGPT checkpoint as a policy's folder, see :func:`bgrpo.tasks.polynomial.mingpt.import_mingpt`."""
+        from bgrpo.tasks.polynomial.mingpt import import_mingpt
+
+        import_mingpt(weights, config, out)
+
+    def export_policy(self, policy: Path, weights: Path, config: Path) -> None:
+        """A policy as a minGPT checkpoint, see :func:`bgrpo.tasks.polynomial.mingpt.export_mingpt`."""
+        from bgrpo.tasks.polynomial.mingpt import export_mingpt
+
+        export_mingpt(policy, weights, config)
+
     def measure_speed(self, seconds: float) -> dict[str, Any]:
         """See :func:`bgrpo.tasks.polynomial.speed.measure_speed`."""
         from bgrpo.tasks.polynomial.speed import measure_speed

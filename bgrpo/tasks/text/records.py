@@ -143,10 +143,12 @@ def _check_saved(source: str, folder: Path) -> None:
 
 
 def _check_names(where: str, path: Path, key: str) -> None:
-    """Refuse a list of names in a data set's own file that leads out of its folder."""
+    """Refuse a list of names in a data set's own file that leads out of its folder, or is empty."""
     with reading(f"{where}: cannot be read"):
         listed = parse_object(readable_file(path, MOST_RECORD).read_bytes()).get(key)
         names = [each.get("filename") if isinstance(each, dict) else each for each in listed or ()]
+        if not names:  # which the library cannot read
+            raise UserError(f"{where}: {key} names nothing: the data set holds no row")
         for name in names:
             if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
                 raise UserError(f"{where}: {key} names {name!r}, expected names in its own folder")
