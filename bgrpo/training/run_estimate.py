@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from bgrpo.config import TrainConfig
 from bgrpo.config.problems import SPLITS
 from bgrpo.decoding.support import service_of
+from bgrpo.errors import UserError
 from bgrpo.policies.folder import read_folder
 from bgrpo.policies.io import loading
 from bgrpo.policies.model_files import read_model_files
@@ -110,6 +111,8 @@ def policy_shape(config: TrainConfig) -> PolicyShape:
     Raises:
         UserError: as a run would.
     """
+    if config.learner.lora.is_on:
+        raise UserError("bgrpo doctor --config tells the memory of runs that learn all weights: it has no lora yet")
     with loading("policy", config.policy.path) as folder:
         found = read_folder(folder)
         found.config.vocab_size = min(found.config.vocab_size, len(found.tokenizer))
