@@ -132,18 +132,18 @@ def test_of_many_that_come_at_once_without_locks_one_gets_it(tmp_path: Path, mon
     assert owners == [1] and len(refused) == 7
 
 
-DAMAGE = ["", "{", "[1]", '{"number": 1}', "[" * 50_000, "\x00"]
-DAMAGE += [
-    json.dumps(asdict(Owner.here(1)) | changed)
+DAMAGE = {"empty": "", "{": "{", "list": "[1]", "number alone": '{"number": 1}', "deep": "[" * 50_000, "zero": "\x00"}
+DAMAGE |= {
+    str(changed)[:60]: json.dumps(asdict(Owner.here(1)) | changed)
     for changed in (
         {"started": "x"}, {"started": None}, {"started": 1e300}, {"started": float("nan")}, {"started": True},
         {"pid": "1"}, {"pid": 10**400}, {"pid": -1}, {"pid": 0}, {"pid": 2.5}, {"number": "1"}, {"number": True},
         {"host": 3}, {"host": "a\x1b[2J"}, {"machine": []}, {"since": {}}, {"token": None}, {"new": 1},
     )
-]  # fmt: skip
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("content", DAMAGE, ids=lambda content: content[-60:] or "empty")
+@pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_damaged_record_stands_in_the_way_as_long_as_somebody_may_be_writing_it(tmp_path: Path, content: str) -> None:
     with own(tmp_path, "run x"):
         pass
