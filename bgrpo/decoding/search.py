@@ -2,7 +2,7 @@
 
 Only live slots go through the model, side by side without padding, whichever prompts they belong to.
 
-Shape letters: G prompts, K slots per prompt, R rows, E model group_size, T steps.
+Shape letters: G prompts, K slots per prompt, R rows, E model width, T steps.
 """
 
 from __future__ import annotations

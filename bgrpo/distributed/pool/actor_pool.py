@@ -1,4 +1,4 @@
-"""Carries out the commands of :class:`.state.PoolState` with Ray actors. Lives inside an asyncio event loop."""
+"""Carries out the commands of :class:`.pool_state.PoolState` with Ray actors. Lives inside an asyncio event loop."""
 
 from __future__ import annotations
 
