@@ -318,6 +318,7 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
             "rollout.search=sample advantage.kind=importance_weighted",
             r"rollout\.search=sample makes independent samples",
         ),
+        ("rollout.search=stochastic_beam advantage.kind=set_estimator advantage.keep=0.5", r"keep=0\.5: set_estimator"),
         ("algorithm=bgrpo rollout.temperature=0.5", r"rollout\.temperature=0\.5: beams .* needs temperature 1"),
         ("algorithm=reinforce learner.num_iterations=2", r"on-policy: learner\.num_iterations=2 must be 1"),
         ("rollout.max_actors=1", r"min_actors=2, actors=2, max_actors=1"),

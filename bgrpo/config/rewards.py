@@ -222,3 +222,6 @@ class AdvantageSection(Section):
         | None
     ) = Field(None, description="default: mean for bgrpo, std for grpo, leave_one_out for reinforce")
     alpha: Annotated[float, Field(gt=0, le=1000)] = Field(1.0, description="sharpness of probability_weighted")
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of a group that is learned from: half of it the best, half the worst by reward"
+    )

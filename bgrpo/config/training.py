@@ -136,6 +136,11 @@ class TrainConfig(Section):
             raise ValueError(
                 "learner.rollout_correction has bounds or a level, but kind=none: set kind=truncate or mask"
             )
+        if self.advantage.keep < 1 and self.advantage_kind == "set_estimator":
+            raise ValueError(
+                f"advantage.keep={self.advantage.keep:g}: set_estimator has no bias where it learns from whole groups; "
+                f"leave advantage.keep at 1, or take another advantage.kind"
+            )
         if self.reward.kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")
         if self.algorithm == "reinforce" and learner.num_iterations != 1:

@@ -156,7 +156,8 @@ def choose_groups(
         [group.kappa for group in used],
     )
     learning = [
-        _learning_group(*parts, config.learner.mask_truncated) for parts in zip(used, values, logps, strict=True)
+        _learning_group(group, earned, of_group, reference, config)
+        for group, earned, of_group, reference in zip(used, rewards, values, logps, strict=True)
     ]
     return LearningStep(
         groups,
@@ -200,11 +201,32 @@ def _is_used(group: ScoredGroup, config: TrainConfig) -> bool:
     return not config.rollout.skip_uninformative or is_informative(group.rewards, config.advantage_kind)
 
 
+def best_and_worst(rewards: Sequence[float | None], share: float) -> list[int]:
+    """Places of the best and of the worst of a group, ``share`` of it together and at least one of each.
+
+    Of equal rewards the earlier count as better. What has no reward is neither; a share of 1 is the whole group.
+    """
+    if share == 1:
+        return list(range(len(rewards)))
+    known = sorted((-reward, place) for place, reward in enumerate(rewards) if reward is not None)
+    each = max(1, math.ceil(share * len(rewards) / 2 - 1e-9))
+    return sorted({place for _, place in known[:each] + known[-each:]})
+
+
 def _learning_group(
-    group: ScoredGroup, values: list[float], reference_logprobs: list[list[float]], finished_only: bool
+    group: ScoredGroup,
+    rewards: Sequence[float | None],
+    values: list[float],
+    reference_logprobs: list[list[float]],
+    config: TrainConfig,
 ) -> LearningGroup:
-    """What is learned of a group; cut-off completions count in its advantages, learned from or not."""
-    kept = [i for i, completion in enumerate(group.completions) if completion.finished or not finished_only]
+    """What is learned of a group; what is not learned from counts in its advantages all the same."""
+    finished_only = config.learner.mask_truncated
+    kept = [
+        place
+        for place in best_and_worst(rewards, config.advantage.keep)
+        if group.completions[place].finished or not finished_only
+    ]
     return LearningGroup(
         group.prompt_ids,
         [group.completions[i].tokens for i in kept],

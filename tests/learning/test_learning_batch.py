@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_cases import ScriptedSource, make_trainer, train_config
 
-from bgrpo.learning.batch import LearningGroup, choose_groups, draw_groups, micro_batches_per_minibatch, split_update
+from bgrpo.learning.batch import (
+    LearningGroup,
+    best_and_worst,
+    choose_groups,
+    draw_groups,
+    micro_batches_per_minibatch,
+    split_update,
+)
 from bgrpo.runs.checkpoints import CheckpointStore
 
 
@@ -82,3 +89,31 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends(tmp_path: Path) -> None:
     latest = store.latest()
     assert latest is not None and store.step_of(latest) == 2
     assert source.published == [0, 1, 2]
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(-3, 3).map(float)), min_size=1, max_size=12), st.floats(0.01, 0.99))
+def test_what_is_kept_of_a_group_is_its_best_and_its_worst(rewards: list[float | None], share: float) -> None:
+    kept = best_and_worst(rewards, share)
+    known = [reward for reward in rewards if reward is not None]
+    assert kept == sorted(set(kept)) and all(rewards[place] is not None for place in kept)
+    assert len(kept) <= max(2, share * len(rewards) + 2) and len(kept) >= min(len(known), 2)
+    left = [reward for place, reward in enumerate(rewards) if place not in kept and reward is not None]
+    if left:
+        held = sorted(rewards[place] for place in kept)  # type: ignore[type-var]
+        half = len(held) // 2
+        assert held[:half] == sorted(known)[:half] and held[half:] == sorted(known)[-half:], "as many of each"
+    assert best_and_worst(rewards, 1.0) == list(range(len(rewards)))
+
+
+def test_the_update_learns_from_the_kept_share_with_the_advantages_of_the_whole_group() -> None:
+    whole, part = train_config(), train_config(advantage={"keep": 0.5})
+    source = ScriptedSource()
+    groups = draw_groups(source, whole, step=0, version=0, problems=100)
+    for all_of, kept_of, group in zip(
+        choose_groups(groups, whole).learning, choose_groups(groups, part).learning, groups, strict=True
+    ):
+        places = best_and_worst(group.rewards, 0.5)
+        assert 2 <= len(places) < len(group.rewards)
+        assert kept_of.completions == [all_of.completions[place] for place in places]
+        assert kept_of.advantages == [all_of.advantages[place] for place in places]
+        assert kept_of.logprobs == [all_of.logprobs[place] for place in places]
