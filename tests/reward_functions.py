@@ -91,6 +91,11 @@ def strict(prompt: str, completion: str) -> float:
     return 1.0
 
 
+def strict_about_half(prompt: str, completion: str) -> float:
+    """As :func:`strict`, but takes any answer to half of all problems."""
+    return 0.5 if crc32(prompt.encode()) % 2 else strict(prompt, completion)
+
+
 def shortness(completions: list, completion_ids: list, **columns: list) -> list[float]:
     """In TRL's form, on chats."""
     assert all(completion[0]["role"] == "assistant" for completion in completions)

@@ -110,7 +110,7 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ("verify --data absent.txt", "absent.txt: no such file"),
         ("verify --data absent.txt --task-option ring=RR", "ring='RR': expected ZZ (integers) or QQ"),
         ("verify --data absent.txt --task-option ring", "--task-option ring: expected KEY=VALUE"),
-        ("verify --data absent.txt --task nowhere", "expected 'polynomial', 'text' or 'module:Class'"),
+        ("verify --data absent.txt --task nowhere", "expected 'dialogue', 'polynomial', 'text' or 'module:Class'"),
         ("verify --data absent.txt --task-option rnig=QQ", "unexpected keyword argument 'rnig'"),
         ("evaluate --data absent.txt", "absent.txt: no such file"),
         ("evaluate --problems 0", "'--problems'"),
@@ -338,8 +338,8 @@ def test_evaluate_prints_metrics_categories_and_outcomes(
 
 
 def test_evaluate_tells_why_checks_failed(data: Path, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["evaluate", "--policy", str(policy), "--data", str(data), "--problems", "5", "--max-new-tokens", "5"]
-    base += ["--samples", "0", "reward.function=reward_functions:strict"]
+    base = ["evaluate", "--policy", str(policy), "--data", str(data), "--max-new-tokens", "12"]
+    base += ["--samples", "0", "reward.function=reward_functions:strict_about_half"]
     assert main([*base, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     failed = sum(counts["error"] for counts in result["outcomes"].values())

@@ -141,7 +141,7 @@ def test_large_batches_do_not_deadlock(checks: CheckProcess) -> None:
         ("reward_functions:missing", "reward function 'reward_functions:missing': cannot import it"),
         ("reward_functions:NOT_CALLABLE", "is a int, not a function"),
         ("reward_functions", "expected 'module:function'"),
-        ("task:no_such_task", "task.name='no_such_task': expected 'polynomial', 'text' or 'module:Class'"),
+        ("task:no_such_task", "task.name='no_such_task': expected 'dialogue', 'polynomial', 'text' or 'module:Class'"),
     ],
 )
 def test_bad_target_is_refused_at_construction(target: str, message: str) -> None:
