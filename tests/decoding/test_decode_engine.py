@@ -219,7 +219,7 @@ def test_samples_need_a_seed_per_prompt(seeds: list[int] | None, message: str) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "greedy"}, "decode mode 'greedy': expected 'beam' or 'sample'"),
+        ({"mode": "greedy"}, "search='greedy': expected one of beam, sample, stochastic_beam"),
         ({"group_size": 0}, "group_size=0"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": 0.0}, "temperature=0.0"),
