@@ -283,7 +283,6 @@ class _Run:
             learners, finished = Background(self._workers.learn), False
             while not finished:
                 finished = learners.wait(POLL_S)
-                self._signals.check()
                 self._folder.check_owner()
                 validated = False
                 for step, metrics, details in tail.new_steps():
@@ -300,6 +299,7 @@ class _Run:
                     plot_validations(self._folder.metrics(), self._folder.name, self._folder.validations_path)
                 for line in self._workers.news():
                     progress.note(line)
+                self._signals.check()  # knows the steps that have ended by now
         self._workers.raise_failure(learners.error)
         asked = self._signals.asked is not None or (self._folder.path / STOP_FILE).exists()
         if asked and is_spent(self._config, spent_so_far(self._store)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,15 @@ def test_a_run_that_is_stopped_and_resumed_comes_to_the_same(folder: Path, tmp_p
         if step == 2:
             (tmp_path / "cut" / "stop").touch()
 
-    arguments: dict[str, Any] = {"steps": 4, "group_size": 4, "config": OPTIONS, "runs": tmp_path, "local": True}
-    arguments |= {"policy": folder, "problems": ROWS, "rewards": {"metric": "token_f1", "score_truncated": True}}
+    def words(prompt: str, completion: str) -> float:
+        time.sleep(0.02)  # the stop is to come before the last step
+        return float(len(set(completion.split())))
+
+    arguments: dict[str, Any] = {"steps": 5, "group_size": 4, "config": OPTIONS, "runs": tmp_path, "local": True}
+    arguments |= {"policy": folder, "problems": ROWS, "rewards": {"function": words, "score_truncated": True}}
     whole = bgrpo.train(**arguments, progress=False, name="whole")
     cut = bgrpo.train(**arguments, progress=False, name="cut", on_step=stop)
-    assert whole.status == "finished" and cut.status == "stopped" and 2 <= cut.steps < 4
+    assert whole.status == "finished" and cut.status == "stopped" and 2 <= cut.steps < 5
     resumed = bgrpo.train(resume=cut, local=True, progress=False)
     weights = [flatten_parameters(run.policy.model) for run in (whole, resumed)]
     assert (weights[0] == weights[1]).all() and compare_metrics(whole.metrics(), resumed.metrics()) == []

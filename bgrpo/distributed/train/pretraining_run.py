@@ -238,11 +238,11 @@ def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console:
         finished = False
         while not finished:
             finished = workers.wait(POLL_S)
-            signals.check()
             folder.check_owner()
             for step, metrics, _ in tail.new_steps():
                 progress.update(step, metrics)
                 tracker.log(step, metrics)
+            signals.check()  # knows the steps that have ended by now
     raise_failure(folder.path, started, workers.error)
     if tail.last_step >= config.steps:
         signals.raise_asked()
