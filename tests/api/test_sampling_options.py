@@ -29,7 +29,7 @@ def test_a_run_with_every_option_is_stopped_and_resumed_bit_for_bit(
 ) -> None:
     small["rollout"] |= OPTIONS | DRAWN | {"min_new_tokens": 1, "max_staleness": 1, "keep_samples": 4}
     small["evaluation"] |= {"every": 2, "validation_samples": 2, "samples": 2}
-    arguments: dict[str, Any] = {"problems": rows, "steps": 6, "group_size": 4, "config": small, "algorithm": "grpo"}
+    arguments: dict[str, Any] = {"problems": rows, "steps": 4, "group_size": 4, "config": small, "algorithm": "grpo"}
     arguments |= {"policy": policy_folder, "runs": tmp_path, "local": True, "progress": False}
     arguments |= {"rewards": {"metric": "distinct_1", "score_truncated": True}}
     whole = bgrpo.train(**arguments, name="whole")
