@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorDiedError
-from ray.train import WorkerGroupError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import ControllerError, WorkerGroupError
 
 from bgrpo.distributed.train.driving import raise_failure
 from bgrpo.distributed.train.failures import final_failure, read_failures, record_failure
@@ -133,6 +133,20 @@ def test_a_lost_process_comes_before_the_errors_that_it_caused(tmp_path: Path) -
     )
     assert lines[1].startswith("then, learner 1 (process ")
     assert lines[-1] == "ConnectionError: peer closed"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_loss_of_the_controller_is_told_with_its_cause(tmp_path: Path, wrapped: bool) -> None:
+    """As where Ray's memory monitor kills the learners and it: nobody is left to say how the learners ended."""
+    begun(tmp_path, 0)
+    killed = OutOfMemoryError("Memory on the node was 22.9GB / 24GB, which exceeds the threshold of 0.95")
+    with pytest.raises(RunError) as caught:
+        raise_failure(tmp_path, 0.0, ControllerError(killed) if wrapped else killed)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines[0] == f"Ray Train's controller: {killed}"
+    assert "learner 0 (process 62 on node-0) left no exception" in lines[1]
+    with pytest.raises(RunError, match=r"controller: its process \(pid 6212 at 192\.0\.2\.2\) ended .* lack of memory"):
+        raise_failure(tmp_path, 0.0, Died())
 
 
 def test_a_crash_is_told_though_ray_only_saw_its_consequences(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def first_cause(run_dir: Path, since: float, error: BaseException) -> str:
     parts = [f"{places.get(rank, f'learner {rank}')}: {losses[rank]}" for rank in sorted(losses)]
     if raised:
         parts.append(f"{'then' if parts else 'first failure'}, {raised[0].where}:\n{raised[0].trace.rstrip()}")
+    controller = getattr(error, "controller_failure", error)
+    if isinstance(controller, RayError):  # who also watches the learners, so that nothing is told of their ends
+        parts.append(f"Ray Train's controller: {explain(controller)}")
     if not losses:
         parts += [f"{end.where} left no exception: it was lost before, or ended with the others" for end in ends]
     return "\n".join(parts) or str(error)
