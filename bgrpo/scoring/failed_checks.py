@@ -40,6 +40,10 @@ def failures_in(step: Mapping[str, Any]) -> Counter[str]:
     return outcomes + Counter(parts)
 
 
+ENOUGH = 8
+"""Completions of a step that say what a reward does, however many more were truncated."""
+
+
 def describe_failures(outcomes: Mapping[str, int], details: Mapping[str, str]) -> list[str]:
     """One line per kind of failure; a kind that is not counted here is told as it stands.
 
@@ -122,12 +126,13 @@ def refuse_failed_step(completions: Sequence[Completion], most: float, where: st
         where: the step, for the message.
 
     Raises:
-        UserError: more of them failed, or all did, or no part of the reward applies to any; says why.
+        UserError: more of them failed, or all did, or no part of the reward applies to any; says why. A few that no
+            part applies to, where nearly all others were truncated, do not say that it never will.
     """
     outcomes = Counter(str(completion.outcome) for completion in completions)
     checks = outcomes.total() - outcomes[Outcome.TRUNCATED]
     failed = sum(outcomes[kind] for kind in FAILED)
-    if checks and outcomes[Outcome.UNSCORED] == checks:
+    if checks and outcomes[Outcome.UNSCORED] == checks and checks >= min(ENOUGH, outcomes.total() / 2):
         raise UserError(
             f"{where}: no part of the reward applies to any of {checks:,} completions (each gave None, or there is no "
             "known answer), so nothing can be learned: add a part that does"

@@ -68,6 +68,8 @@ def test_a_part_that_is_only_watched_is_told_too() -> None:
         (["trivial"], 0.0),
         (["unscored", "scored"], 0.0),
         (["unscored", "truncated", "scored"], 0.0),
+        (["unscored"] + ["truncated"] * 15, 1.0),
+        (["unscored"] * 7 + ["truncated"] * 9, 1.0),
     ],
 )
 def test_as_many_failures_as_allowed_do_not_end_a_run(verdicts: list[str], most: float) -> None:
@@ -82,6 +84,7 @@ def test_as_many_failures_as_allowed_do_not_end_a_run(verdicts: list[str], most:
         (["timeout: late", "error: why", "error: how"], 1.0, "timeout in 1 of 3 .* late.*error in 2 of 3 .* why"),
         (["error: why", "wrong", "wrong"], 0.3, r"more than reward.max_failures=0.3 failed.*error in 1 of 3"),
         (["unscored", "truncated", "unscored"], 1.0, "no part of the reward applies to any of 2 completions"),
+        (["unscored"] * 8 + ["truncated"] * 99, 1.0, "no part of the reward applies to any of 8 completions"),
         (["unscored", "error: why"], 1.0, "error in 1 of 2"),
     ],
 )
