@@ -15,10 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from bgrpo.config import TrainConfig
 from bgrpo.config.learner import LearnerSection
+from bgrpo.config.lora import LoraSection
 from bgrpo.decoding.compiled import LANES, TILE
 from bgrpo.decoding.onednn import onednn_multiplies
 from bgrpo.decoding.slots import LOGITS_AT_ONCE
 from bgrpo.learning.blocked_logps import LEARNER_LOGITS_AT_ONCE
+from bgrpo.policies.adapter import linear_layers, sizes
+from bgrpo.policies.lora import adapted_layers
 
 _DECODED_AT_ONCE = 1024  # completions, see bgrpo.decoding.engine.DecodeEngine
 _PREFILLED_AT_ONCE = 4096  # tokens, see bgrpo.decoding.prefill
@@ -31,8 +34,9 @@ class ModelSize:
     """What a policy's shape comes to, in numbers, not bytes.
 
     Attributes:
-        weights: of the whole model, tied ones once.
-        trained: those that are learned.
+        weights: of the whole model without adapter, tied ones once.
+        trained: numbers that are learned: all weights, or an adapter's.
+        adapted: weights of the layers that an adapter changes; 0 without one.
         products: weights of linear layers but the head, which bf16 products round.
         matrices: trained matrices of layers, which Muon moves.
         factored: Adafactor's state: rows and columns of each trained matrix, all of each vector.
@@ -47,6 +51,7 @@ class ModelSize:
 
     weights: int
     trained: int
+    adapted: int
     products: int
     matrices: int
     factored: int
@@ -59,8 +64,16 @@ class ModelSize:
     widest: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelSize:
-        """Of a model on any device, ``meta`` too, whose weights are then never made."""
+    def of(cls, model: PreTrainedModel, lora: LoraSection | None = None) -> ModelSize:
+        """Of a model on any device, ``meta`` too, whose weights are then never made.
+
+        Args:
+            model: without adapter.
+            lora: that is learned in place of its weights, where it is on.
+
+        Raises:
+            UserError: the model cannot have this adapter.
+        """
         head: Any = model.get_output_embeddings()
         outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} | {
             id(head.weight)
@@ -72,17 +85,26 @@ class ModelSize:
             for parameter in module.parameters(recurse=False)
             if id(parameter) not in outer and module is not head
         }
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trained = [(one.shape, id(one) in outer) for one in model.parameters() if one.requires_grad]
+        adapted = 0
+        if lora is not None and lora.is_on:
+            layers = linear_layers(model)
+            paths = adapted_layers(model, lora.target_modules, lora.rank)
+            adapted = sum(layers[path].weight.numel() for path in paths)
+            inner_outer = [sizes(layers[path]) for path in paths]
+            factors = [(torch.Size((lora.rank, inner)), torch.Size((outer, lora.rank))) for inner, outer in inner_outer]
+            trained = [(shape, False) for pair in factors for shape in pair]
         config = model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             weights=sum(parameter.numel() for parameter in model.parameters()),
-            trained=sum(parameter.numel() for parameter in trained),
+            trained=sum(shape.numel() for shape, _ in trained),
+            adapted=adapted,
             products=sum(linear.values()),
-            matrices=sum(one.numel() for one in trained if one.ndim == 2 and id(one) not in outer),
-            factored=sum(_factored(one.shape) for one in trained),
-            largest=max(one.numel() for one in trained),
+            matrices=sum(shape.numel() for shape, is_outer in trained if len(shape) == 2 and not is_outer),
+            factored=sum(_factored(shape) for shape, _ in trained),
+            largest=max(shape.numel() for shape, _ in trained),
             head=head.weight.numel(),
             tied=any(module.weight is head.weight for module in model.modules() if isinstance(module, nn.Embedding)),
             vocabulary=head.weight.shape[0],
@@ -158,8 +180,8 @@ def optimizer_bytes(learner: LearnerSection, size: ModelSize) -> int:
 
 
 def reference_bytes(learner: LearnerSection, size: ModelSize) -> int:
-    """Of the reference's weights; 0 where there is none."""
-    if not learner.beta:
+    """Of the reference's weights; 0 where there is none of its own."""
+    if not learner.beta or learner.lora.is_on:
         return 0
     if learner.reference_dtype == "fp32":
         return 4 * size.weights
@@ -191,7 +213,7 @@ def learner_memory(
     each = 2 if learner.dtype == "pure_bf16" else 4
     parts = {
         "libraries": libraries,
-        "weights": each * size.weights,
+        "weights": each * (size.weights + (size.trained if size.adapted else 0)),
         "reference": reference_bytes(learner, size),
         "gradients": each * size.trained,
         "optimizer": optimizer_bytes(learner, size),
@@ -199,7 +221,7 @@ def learner_memory(
         "logits": logits_bytes(learner, size, batch.scored),
     }
     lasting = parts["libraries"] + parts["weights"] + parts["reference"] + parts["optimizer"]
-    of_head = 4 * size.head
+    of_head = 0 if size.adapted else 4 * size.head  # its gradient
     first = parts["activations"] + parts["logits"] + of_head
     if batch.cuts > 1:
         first += parts["gradients"]
@@ -233,7 +255,7 @@ def actor_memory(config: TrainConfig, size: ModelSize, prompt: int, plain: bool,
             packed = (dtype.itemsize if onednn_multiplies(dtype) else 4) * size.products + 4 * size.head
     parts = {
         "libraries": libraries,
-        "weights": 4 * size.weights,
+        "weights": 4 * (size.weights + size.adapted),
         "packed for products": packed,
         "keys and values": kept * size.cached * places,
         "activations": 4 * 3 * size.widest * max(rows, min(_PREFILLED_AT_ONCE, prompts * prompt)),
@@ -244,23 +266,24 @@ def actor_memory(config: TrainConfig, size: ModelSize, prompt: int, plain: bool,
 
 def published_bytes(config: TrainConfig, size: ModelSize) -> int:
     """Of the versions of the weights that wait to be decoded with."""
-    return 4 * size.weights * (2 + config.rollout.max_staleness)
+    return 4 * (size.trained if size.adapted else size.weights) * (2 + config.rollout.max_staleness)
 
 
 def local_memory(config: TrainConfig, size: ModelSize, learner: ProcessMemory, actor: ProcessMemory) -> ProcessMemory:
-    """A run in one process (``--local``), which decodes and learns in turns and holds the starting policy besides."""
+    """A run in one process (``--local``), which decodes and learns in turns and holds the starting policy besides.
+
+    What one of the two has freed the C library keeps for its next turn, so that both count in full.
+    """
     held = 4 * size.weights
+    shared = held if size.adapted else 0  # adapters leave the weights to all who use them
     parts = {
         "libraries": learner.parts["libraries"],
         "starting policy": held,
         "published weights": published_bytes(config, size),
-        "what decodes": actor.peak - actor.parts["libraries"],
-        "learner": learner.peak - learner.parts["libraries"],
+        "what decodes": actor.peak - actor.parts["libraries"] - shared,
+        "learner": learner.peak - learner.parts["libraries"] - shared,
     }
-    common = parts["libraries"] + parts["starting policy"] + parts["published weights"]
-    resting = sum(learner.parts[name] for name in ("weights", "reference", "optimizer"))
-    peak = common + max(parts["learner"] + held, resting + parts["what decodes"])
-    return ProcessMemory("local run", 1, parts, peak)
+    return ProcessMemory("local run", 1, parts, sum(parts.values()))
 
 
 def _factored(shape: torch.Size) -> int:

@@ -37,6 +37,7 @@ _SAMPLED = 64  # problems whose prompts are measured
 _REMEDIES: tuple[tuple[str, Any], ...] = (
     ("learner.micro_groups", 1),
     ("learner.gradient_checkpointing", True),
+    ("learner.lora.rank", 16),
     ("learner.reference.dtype", "bf16"),
     ("learner.optimizer", "adafactor"),
     ("learner.dtype", "pure_bf16"),
@@ -111,8 +112,6 @@ def policy_shape(config: TrainConfig) -> PolicyShape:
     Raises:
         UserError: as a run would.
     """
-    if config.learner.lora.is_on:
-        raise UserError("bgrpo doctor --config tells the memory of runs that learn all weights: it has no lora yet")
     with loading("policy", config.policy.path) as folder:
         found = read_folder(folder)
         found.config.vocab_size = min(found.config.vocab_size, len(found.tokenizer))
@@ -156,7 +155,10 @@ def estimate_run(config: TrainConfig, shape: PolicyShape, libraries: int, availa
         changed = _changed(config, tried)
         if changed is None:
             continue
-        after = _estimate(changed, shape, libraries, free)
+        try:
+            after = _estimate(changed, shape, libraries, free)
+        except UserError:  # a model that can have no adapter
+            continue
         if after.ray >= best.ray and after.local.peak >= best.local.peak:
             continue
         changes, best = tried, after
@@ -169,7 +171,7 @@ def estimate_run(config: TrainConfig, shape: PolicyShape, libraries: int, availa
 def _estimate(config: TrainConfig, shape: PolicyShape, libraries: int, available: int) -> RunEstimate:
     engine = config.rollout.engine
     plain = service_of(shape.model, engine).engine == "plain"
-    size, batch = ModelSize.of(shape.model), BatchSize.of(config, shape.prompt, plain)
+    size, batch = ModelSize.of(shape.model, config.learner.lora), BatchSize.of(config, shape.prompt, plain)
     kept = activation_bytes(shape.model.config, config.learner, batch.tokens, engine)
     learner = learner_memory(config, size, batch, kept, libraries)
     actor = actor_memory(config, size, shape.prompt, plain, libraries)

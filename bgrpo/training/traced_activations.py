@@ -17,13 +17,16 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from bgrpo.config.learner import LearnerSection
+from bgrpo.config.lora import LoraSection
 from bgrpo.decoding.support import EngineName, service_of
+from bgrpo.errors import UserError
 from bgrpo.learning.forward_pass import Scoring
 from bgrpo.learning.packing import PackedGroups
 from bgrpo.learning.padded_rows import PaddedGroups, lay_out_of
 from bgrpo.learning.recomputation import recompute_layers
 from bgrpo.learning.rounded_weights import round_weights
 from bgrpo.policies.io import disable_dropout
+from bgrpo.policies.lora import adapted_layers, attach
 
 _VOCABULARY = 61
 _PROMPT, _COMPLETIONS, _NEW = 33, 3, 43  # tokens; no width of a layer is a sum of these
@@ -91,6 +94,8 @@ def _peak(config: PretrainedConfig, learner: LearnerSection, layers: int, engine
     if learner.dtype == "pure_bf16":
         round_weights(model)
     laid_out: Any = lay_out_of(service_of(model, engine))(_groups(), "cpu")
+    if learner.lora.is_on:
+        model = attach(model, _adapted(model, learner.lora), learner.lora.rank, learner.lora.alpha_value)
     model.train()
     if learner.gradient_checkpointing:
         recompute_layers(model)
@@ -101,6 +106,14 @@ def _peak(config: PretrainedConfig, learner: LearnerSection, layers: int, engine
         logps_BC, _ = laid_out.logps(model, scoring)
         logps_BC.sum().backward()
     return live.peak, _tokens(laid_out)
+
+
+def _adapted(model: PreTrainedModel, lora: LoraSection) -> list[str]:
+    """Of a model with few layers; where paths of others are named, as if all linear layers were."""
+    try:
+        return adapted_layers(model, lora.target_modules, lora.rank)
+    except UserError:
+        return adapted_layers(model, "all-linear", lora.rank)
 
 
 def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:

@@ -15,8 +15,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bgrpo.cli.app import main
+from bgrpo.learning.starting_point import attached
 from bgrpo.training import run_estimate
-from bgrpo.training.memory_estimate import BatchSize, ModelSize, learner_memory, optimizer_bytes, reference_bytes
+from bgrpo.training.memory_estimate import (
+    BatchSize,
+    ModelSize,
+    learner_memory,
+    optimizer_bytes,
+    published_bytes,
+    reference_bytes,
+)
 from bgrpo.training.traced_activations import LiveBytes, activation_bytes
 
 
@@ -50,6 +58,25 @@ def test_weights_state_and_reference_are_as_large_as_told(tmp_path: Path, optimi
     assert told["optimizer"] == optimizer_bytes(config.learner, size) == state
     assert told["reference"] == reference_bytes(config.learner, size) == bytes_of(trainer.ref_model.parameters())
     assert reference_bytes(train_config(learner={"beta": 0.0}).learner, size) == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "muon"])
+def test_an_adapter_and_its_state_are_as_large_as_told(tmp_path: Path, optimizer: str) -> None:
+    config = train_config(steps=1, learner={"optimizer": optimizer, "beta": 0.1, "lora": {"rank": 3}})
+    base = tiny_policy()
+    size, batch = ModelSize.of(base, config.learner.lora), BatchSize.of(config, 9, padded=False)
+    told = learner_memory(config, size, batch, activations=0, libraries=0).parts
+    trainer = make_trainer(config, ScriptedSource(), tmp_path, policy=attached(config, base))
+    trainer.run()
+    states = trainer.optimizer.state_dict()["state"].values()
+    kept = [value for state in states for key, value in state.items() if key != "step"]
+    learned = [one for one in trainer._policy.parameters() if one.requires_grad]
+    assert told["optimizer"] == sum(one.numel() * one.element_size() for one in kept if one.ndim)
+    assert told["gradients"] == bytes_of(learned) == 4 * size.trained and told["reference"] == 0
+    assert told["weights"] == bytes_of(trainer._policy.parameters()) == 4 * (size.weights + size.trained)
+    changed = {path for path, _ in base.named_modules() if path.rsplit(".", 1)[-1] in ("c_attn", "c_proj", "c_fc")}
+    assert 4 * size.adapted == bytes_of(base.get_submodule(path).weight for path in changed)
+    assert published_bytes(config, size) == 2 * bytes_of(learned)
 
 
 def test_live_bytes_are_those_that_are_there() -> None:
@@ -94,6 +121,18 @@ def test_what_a_pass_holds_is_found_with_two_layers(checkpointing: bool) -> None
     told = activation_bytes(config, learner, 512, "auto")
     one_layer = kept_by_a_pass(config, train_config().learner, 512) / 9
     assert kept <= told < kept + 3 * one_layer
+
+
+def test_a_pass_with_adapters_holds_about_as_much_as_one_without() -> None:
+    """A needs what a layer reads as its weights do; the products with B come on top."""
+    config = LlamaConfig(
+        vocab_size=61, hidden_size=64, intermediate_size=160, num_hidden_layers=9, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=None, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    whole = activation_bytes(config, train_config().learner, 512, "auto")
+    for target in ("all-linear", ["model.layers.8.mlp.up_proj"]):
+        learner = train_config(learner={"lora": {"rank": 4, "target_modules": target}}).learner
+        assert 0.6 * whole < activation_bytes(config, learner, 512, "auto") < 1.3 * whole
 
 
 def test_a_run_that_does_not_fit_is_told_what_would_make_it_fit(
