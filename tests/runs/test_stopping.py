@@ -92,7 +92,8 @@ def run(body: str, *numbers: signal.Signals) -> tuple[int, list[str]]:
         for number in numbers:
             said.append(child.stdout.readline().strip())
             child.send_signal(number)
-        rest, errors = child.communicate(timeout=60)
+        rest, errors = child.stdout.read(), child.stderr.read()  # communicate() would lose what readline() has taken in
+        child.wait(60)
     assert "Traceback" not in errors, errors
     return child.returncode, [*said, *rest.split("\n")[:-1], *errors.split("\n")[:-1]]
 

@@ -46,7 +46,7 @@ def test_a_shipped_configuration_runs_as_it_is(name: str, here: Path, monkeypatc
         "tracking.enabled": False,
     }
     if name == "composite" and find_spec("profanity_check") is None:  # of the extra chat
-        changes["reward.parts.safety.function"] = "reward_functions:parity"
+        changes["reward.parts.safety.function"] = "reward_functions:length"
     run = bgrpo.train(config=name, overrides=changes, steps=STEPS, name=name, runs="runs", local=True, progress=False)
     steps = run.metrics()
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
