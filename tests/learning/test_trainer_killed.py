@@ -68,6 +68,8 @@ class Run:
             self.check_end(child)
             return False
         child.join(30)
+        if child.exitcode == 0 and not while_writing:  # it had ended, but nobody had asked yet
+            return False
         assert child.exitcode == -SIGKILL
         assert not while_writing or self.writing() - old, "the checkpoint was not complete"
         return True
