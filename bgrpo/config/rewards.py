@@ -205,22 +205,27 @@ class RewardSection(Section):
         return self
 
 
+AdvantageKind = Literal[
+    "mean",
+    "std",
+    "batch",
+    "none",
+    "leave_one_out",
+    "probability_weighted",
+    "importance_weighted",
+    "set_estimator",
+]
+
+WITHOUT_REPLACEMENT = ("importance_weighted", "set_estimator")
+"""Advantages of groups drawn by ``stochastic_beam``."""
+
+
 class AdvantageSection(Section):
     """From rewards to advantages."""
 
-    kind: (
-        Literal[
-            "mean",
-            "std",
-            "batch",
-            "none",
-            "leave_one_out",
-            "probability_weighted",
-            "importance_weighted",
-            "set_estimator",
-        ]
-        | None
-    ) = Field(None, description="default: mean for bgrpo, std for grpo, leave_one_out for reinforce")
+    kind: AdvantageKind | None = Field(
+        None, description="default: mean for bgrpo, std for grpo, leave_one_out for reinforce"
+    )
     alpha: Annotated[float, Field(gt=0, le=1000)] = Field(1.0, description="sharpness of probability_weighted")
     keep: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of a group that is learned from: half of it the best, half the worst by reward"

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from bgrpo.config.learner import LearnerSection
 from bgrpo.config.problems import TaskSection, steps_of_epochs
-from bgrpo.config.rewards import AdvantageSection, RewardModelSection, RewardSection
+from bgrpo.config.rewards import WITHOUT_REPLACEMENT, AdvantageSection, RewardModelSection, RewardSection
 from bgrpo.config.rollouts import PolicySection, RolloutSection, VerifierSection
 from bgrpo.config.upkeep import (
     BudgetSection,
@@ -118,7 +118,7 @@ class TrainConfig(Section):
                 f"rollout.temperature={rollout.temperature:g}: beams are the policy's own best completions, so "
                 f"{self._search_as_given} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
             )
-        if self.decode_mode != "stochastic_beam" and self.advantage_kind in ("importance_weighted", "set_estimator"):
+        if self.decode_mode != "stochastic_beam" and self.advantage_kind in WITHOUT_REPLACEMENT:
             raise ValueError(
                 f"advantage.kind={self.advantage_kind} weighs completions drawn without replacement, but "
                 f"{self._search_as_given} makes {'beams' if self.decode_mode == 'beam' else 'independent samples'}: "

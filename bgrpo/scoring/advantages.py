@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
+from bgrpo.config.rewards import AdvantageKind
 from bgrpo.errors import UserError
 from bgrpo.scoring.without_replacement import inclusion_weights, set_advantages
 
 STD_EPSILON = 1e-4
 """Added to a standard deviation before dividing by it, as TRL does."""
 
-KINDS = (
-    "mean",
-    "std",
-    "batch",
-    "none",
-    "leave_one_out",
-    "probability_weighted",
-    "importance_weighted",
-    "set_estimator",
-)
-
-WITHOUT_REPLACEMENT = ("importance_weighted", "set_estimator")
-"""Kinds of groups drawn by ``stochastic_beam``."""
+KINDS: tuple[str, ...] = get_args(AdvantageKind)
 
 
 def advantages(
