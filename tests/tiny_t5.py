@@ -20,10 +20,10 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def write_t5(folder: Path, kind: str = "t5", further_rows: int = 5) -> PreTrainedModel:
+def write_t5(folder: Path, kind: str = "t5", further_rows: int = 5, seed: int = 3) -> PreTrainedModel:
     """Write a policy whose embedding has more rows than its tokenizer has tokens; the model that was written."""
     tokenizer = t5_tokenizer()
-    model = tiny_encoder_decoder(kind, len(tokenizer) + further_rows, seed=3)
+    model = tiny_encoder_decoder(kind, len(tokenizer) + further_rows, seed=seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model

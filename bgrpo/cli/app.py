@@ -176,7 +176,16 @@ def evaluate(
     max_new_tokens: NewTokens = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the samples.")] = None,
     threads: Threads = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in --out.")] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers",
+            parser=path_of,
+            metavar="FILE",
+            help="Write greedy answers there as JSON lines, and measure them as texts: overlap, perplexity, diversity.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in --out or --answers.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Measure a policy: greedy, beam@k, pass@k and beam-rank score with 95 % intervals, and by category.
@@ -193,6 +202,12 @@ def evaluate(
     given += [] if temperature is None else [f"evaluation.temperature={temperature}"]
     chosen = "quickstart" if config is None and not files and task is None else config
     decoding = Decoding.chosen(policy, chosen, given, max_new_tokens, threads)
+    if answers is not None:
+        if len(files) > 1 or out is not None or before is not None:
+            raise UserError("evaluate: --answers is for one data file and one policy: leave out --out and --before")
+        from bgrpo.cli.answers import evaluate_answers
+
+        return evaluate_answers(decoding, files[0] if files else None, problems, answers, overwrite, as_json)
     if len(files) < 2 and out is None and before is None and not any(path.is_dir() for path in files):
         return evaluate_policy(decoding, files[0] if files else None, problems, beam_width, samples, seed, as_json)
     if not files:

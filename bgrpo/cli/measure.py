@@ -234,10 +234,10 @@ def tell(line: str) -> None:
 
 
 @contextmanager
-def written(out: Path) -> Iterator[TextIO]:
+def written(out: Path, option: str = "--out") -> Iterator[TextIO]:
     """A text file that is complete or absent; where it cannot be written, one line says so."""
     try:
         with atomic_file(out) as file:
             yield file
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{option} {out}: cannot be written ({error.strerror or error})") from error

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError, one_line
 from bgrpo.policies.adapter_files import is_adapter, read_adapter
+from bgrpo.policies.classifier import read_classifier
 from bgrpo.policies.io import loading
 from bgrpo.policies.model_files import read_model_files
 from bgrpo.policies.template_bounds import first_unbounded
-from bgrpo.scoring.classifier import read_classifier
 from bgrpo.scoring.fixed_shapes import FixedShapes, telling_memory
 from bgrpo.scoring.scored_text import Item, Messages, Score, as_messages, is_text, shorten
 

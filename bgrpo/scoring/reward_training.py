@@ -16,8 +16,8 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from bgrpo.errors import DivergenceError, UserError, brief
+from bgrpo.policies.classifier import read_base
 from bgrpo.policies.io import loading
-from bgrpo.scoring.classifier import read_base
 from bgrpo.scoring.fixed_shapes import FixedShapes
 from bgrpo.scoring.preference_pairs import Pair, accuracy_interval
 from bgrpo.scoring.reward_model import ENCODE_ERRORS, check_bounds, encode, token_limit

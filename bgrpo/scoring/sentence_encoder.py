@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bgrpo.errors import UserError
+from bgrpo.policies.classifier import read_base
 from bgrpo.policies.io import loading
-from bgrpo.scoring.classifier import read_base
 from bgrpo.scoring.fixed_shapes import FixedShapes, telling_memory
 from bgrpo.scoring.reward_model import DTYPES, ENCODE_ERRORS, kept_tokens, longest_text
 from bgrpo.scoring.scored_text import Item, Messages, Score, is_text, shorten

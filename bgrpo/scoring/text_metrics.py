@@ -96,15 +96,15 @@ def _number_match(group: TextGroup) -> Scores:
 
 
 @functools.cache
-def _rouge() -> Any:
+def _rouge(kind: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer([kind], use_stemmer=True)
 
 
-def _rouge_l(completion: str, answer: str) -> float:
-    """F-measure of the longest common subsequence, stemmed."""
-    return float(_rouge().score(answer, completion)["rougeL"].fmeasure)
+def _rouge_of(completion: str, answer: str, kind: str) -> float:
+    """F-measure of common words, pairs of words or the longest common subsequence, stemmed."""
+    return float(_rouge(kind).score(answer, completion)[kind].fmeasure)
 
 
 @functools.cache
@@ -168,7 +168,9 @@ METRICS: dict[str, Metric] = {
     "contains": functools.partial(_against_answers, _contains),
     "number_match": _number_match,
     "token_f1": functools.partial(_against_answers, _token_f1),
-    "rouge_l": functools.partial(_against_answers, _rouge_l),
+    "rouge_1": functools.partial(_against_answers, functools.partial(_rouge_of, kind="rouge1")),
+    "rouge_2": functools.partial(_against_answers, functools.partial(_rouge_of, kind="rouge2")),
+    "rouge_l": functools.partial(_against_answers, functools.partial(_rouge_of, kind="rougeL")),
     "word_f1": functools.partial(_against_answers, word_f1),
     "rouge_l_words": functools.partial(_against_answers, rouge_l_words),
     "length_match": functools.partial(_against_answers, length_match),

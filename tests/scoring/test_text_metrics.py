@@ -62,9 +62,10 @@ def test_rouge_and_bleu_are_the_libraries_own() -> None:
     from sacrebleu import sentence_bleu
 
     text, answers = "the cats sat on a mat today", ["the cat sat on the mat", "nobody sat there"]
-    rouge = RougeScorer(["rougeL"], use_stemmer=True)
-    best = max(rouge.score(answer, text)["rougeL"].fmeasure for answer in answers)
-    assert scores("rouge_l", [text], *answers) == [best]
+    for name, kind in {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}.items():
+        rouge = RougeScorer([kind], use_stemmer=True)
+        best = max(rouge.score(answer, text)[kind].fmeasure for answer in answers)
+        assert scores(name, [text], *answers) == [best]
     assert scores("bleu", [text], *answers) == [pytest.approx(sentence_bleu(text, answers).score / 100)]
     others = ["the cat sat", "a dog ran"]
     expected = sentence_bleu(text, others).score / 100

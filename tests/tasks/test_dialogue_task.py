@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bgrpo.errors import UserError
 from bgrpo.tasks.base import Outcome, load_task
@@ -62,15 +63,42 @@ def test_stories_are_searched_by_what_was_asked_and_kept_with_a_run(tmp_path: Pa
 
 def test_best_stories_first_and_equal_ones_as_they_stand() -> None:
     from bgrpo.tasks.dialogue.exchanges import Story
-    from bgrpo.tasks.dialogue.retrieval import Retriever
+    from bgrpo.tasks.dialogue.retrieval import WordRetriever
 
     texts = ["red apple", "green pear", "red apple", "red red apple pie", "sky"]
-    find = Retriever([Story(str(number), "", text) for number, text in enumerate(texts)], "{title} {text}").find
+    find = WordRetriever([Story(str(number), "", text) for number, text in enumerate(texts)], "{title} {text}").find
     assert [[story.id for story in found] for found in find(["apple red", "unheard words", ""], 3)] == [
         ["0", "2", "3"],
         ["0", "1", "2"],
         ["0", "1", "2"],
     ]
+
+
+def test_a_sentence_encoder_finds_the_largest_inner_products(tmp_path: Path) -> None:
+    from tiny_rewards import WORDS, write_model
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = write_model(tmp_path / "encoder", "bert", kind="encoder")
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+    def vector(text: str) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    stories = [{"id": str(n), "title": WORDS[n], "text": " ".join(WORDS[n : n + 3])} for n in range(12)]
+    stories.append(stories[3] | {"id": "again"})
+    corpus = write(tmp_path / "other.jsonl", stories)
+    row = {"prompt": f"{WORDS[4]} {WORDS[5]}", "persona": "", "answer": "w1"}
+    (found,) = problems(tmp_path, [row], corpus=corpus, encoder=str(folder), n_context=13)
+    query = vector(f" {WORDS[4]} {WORDS[5]}")
+    products = {each["id"]: float(vector(f"{each['title']} {each['text']}") @ query) for each in stories}
+    ids = [each["id"] for each in found.fields["passages"]]
+    assert [products[name] for name in ids] == pytest.approx(sorted(products.values(), reverse=True), abs=1e-5)
+    assert ids.index("again") == ids.index("3") + 1, "of equal ones the earlier"
+    with pytest.raises(UserError, match="sentence encoder"):
+        problems(tmp_path, [row], encoder=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"task\.options\.encoder=3: expected the folder"):
+        problems(tmp_path, [row], encoder=3)
 
 
 def test_persona_and_prompt_in_columns_and_passages_in_the_row(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from bgrpo.tasks.answers import normalized
 from bgrpo.tasks.base import LoadedProblems, Outcome, Problem
 from bgrpo.tasks.dialogue.exchanges import Exchange, Story, exchange_of
 from bgrpo.tasks.dialogue.forms import PLACE, filled
-from bgrpo.tasks.dialogue.retrieval import Retriever, read_corpus
+from bgrpo.tasks.dialogue.retrieval import EncoderRetriever, Retriever, WordRetriever, read_corpus
 from bgrpo.tasks.text.records import read_records
 
 RetrieveBy = Literal["persona", "context", "all"]
@@ -38,6 +38,7 @@ class DialogueTask:
         passage: of each text that is read, with ``{query}``, ``{title}`` and ``{text}``.
         searched: of what is searched of a story, with ``{title}`` and ``{text}``.
         answer_prefix: what the policy writes before an answer; no score sees it. Empty: nothing.
+        encoder: a sentence encoder that finds stories, a directory or a model id of the Hub; default: BM25 does.
     """
 
     name = "dialogue"
@@ -52,9 +53,12 @@ class DialogueTask:
         passage: str = PASSAGE,
         searched: str = SEARCHED,
         answer_prefix: str = ANSWER_PREFIX,
+        encoder: str | None = None,
     ) -> None:
         if corpus is not None and not isinstance(corpus, str):
             raise UserError(f"task.options.corpus={corpus!r}: expected the name of a file")
+        if encoder is not None and not isinstance(encoder, str):
+            raise UserError(f"task.options.encoder={encoder!r}: expected the folder of a sentence encoder, or its id")
         if isinstance(n_context, bool) or not isinstance(n_context, int) or not 1 <= n_context <= MOST_STORIES:
             raise UserError(f"task.options.n_context={n_context!r}: expected a whole number from 1 to {MOST_STORIES}")
         if not isinstance(closed_book, bool):
@@ -68,7 +72,7 @@ class DialogueTask:
         self._passage = _form("passage", passage, "query", "title", "text")
         self._searched = _form("searched", searched, "title", "text")
         self._corpus, self._n_context, self._closed_book = corpus, n_context, closed_book
-        self._by, self._prefix = retrieve_by, answer_prefix
+        self._by, self._prefix, self._encoder = retrieve_by, answer_prefix, encoder
         self._retriever: Retriever | None = None
 
     def check(self, problem: Problem, completion: str) -> Outcome:
@@ -110,7 +114,11 @@ class DialogueTask:
                 "task.options.closed_book=true"
             )
         if self._retriever is None:
-            self._retriever = Retriever(read_corpus(Path(self._corpus)), self._searched)
+            stories = read_corpus(Path(self._corpus))
+            if self._encoder is None:
+                self._retriever = WordRetriever(stories, self._searched)
+            else:
+                self._retriever = EncoderRetriever(stories, self._searched, self._encoder)
         texts = [self._search_text(rows[index][3]) for index in lacking]
         for index, stories in zip(lacking, self._retriever.find(texts, self._n_context), strict=True):
             found[index] = stories
