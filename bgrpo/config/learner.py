@@ -151,12 +151,18 @@ class LearnerSection(Section):
                 "kl_bias_correction": self.kl_bias_correction,
                 "reference.sync_every": self.reference.sync_every,
                 "reference.dtype": self.reference.dtype,
+                "reference.path": self.reference.path,
             }
             for name, value in named.items():
                 if value:
                     raise ValueError(f"{name}={value} needs a KL: beta=0 has none, and no reference")
         if self.kl_bias_correction and (self.kl_in_reward or self.estimator != "k3"):
             raise ValueError("kl_bias_correction is of the k3 estimate in the loss: it needs kl_in_reward=false and k3")
+        if self.reference.path is not None and self.reference.sync_every:
+            raise ValueError(
+                f"reference.sync_every={self.reference.sync_every}: a reference that follows the policy starts as the "
+                "starting policy: leave out reference.path"
+            )
         mixing = self.reference.mixing
         if not self.reference.sync_every and mixing != ReferenceSection.model_fields["mixing"].default:
             raise ValueError(f"reference.mixing={mixing:g} needs reference.sync_every above 0")

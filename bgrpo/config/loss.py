@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bgrpo.settings.values import Fraction, NonNegative, Scale, Section, Weight
+from bgrpo.settings.values import Fraction, NonNegative, PathText, Scale, Section, Weight
 
 Loss = Literal["bnpo", "cispo", "dapo", "dr_grpo", "grpo", "luspo", "sapo", "vespo"]
 CLIPPED = ("bnpo", "dapo", "dr_grpo", "grpo", "luspo")
@@ -37,12 +37,17 @@ class VespoSection(Section):
 class ReferenceSection(Section):
     """The reference policy of the KL, which may follow the policy. Without ``learner.beta`` there is none."""
 
+    path: PathText | None = Field(
+        None,
+        description="'shipped', a directory, or a Hugging Face model id, with the policy's tokenizer; default: the "
+        "starting policy",
+    )
     dtype: Literal["fp32", "bf16"] | None = Field(
         None, description="of its weights; default: fp32 with learner.dtype=fp32, else bf16"
     )
 
     sync_every: NonNegative = Field(
-        0, description="training steps between two moves of the reference; 0: it stays the starting policy"
+        0, description="training steps between two moves of the reference; 0: it stays what it is"
     )
     mixing: Annotated[float, Field(gt=0, le=1)] = Field(
         0.6, description="share of the policy's weights in the reference's at each move; the rest are its own before"

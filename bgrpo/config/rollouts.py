@@ -24,7 +24,7 @@ LongPrompts = Literal["refuse", "drop", "cut_left"]
 
 
 class PolicySection(Section):
-    """The policy that training starts from; also the frozen reference of the KL term."""
+    """The policy that training starts from; also the frozen reference of the KL term, unless another is named."""
 
     path: PathText = Field("shipped", description="'shipped', a directory, or a Hugging Face model id")
 

@@ -30,9 +30,10 @@ def starting_point(
     if config.learner.lora.is_on:
         return _with_adapter(config, start or load_policy(config.policy.path), resume)
     policy = load_policy(config.policy.path if resume is None else str(policy_folder(resume)))
-    if resume is None or not config.learner.beta:
+    other = config.learner.reference.path
+    if not config.learner.beta or (resume is None and other is None):
         return policy, None
-    return policy, load_policy(config.policy.path).model
+    return policy, load_policy(other or config.policy.path).model
 
 
 def _with_adapter(
@@ -40,7 +41,9 @@ def _with_adapter(
 ) -> tuple[LoadedPolicy, PreTrainedModel | None]:
     model = attached(config, start.base, start.adapter)
     reference: PreTrainedModel | None = None
-    if config.learner.beta > 0:
+    if config.learner.reference.path is not None:
+        reference = load_policy(config.learner.reference.path).model
+    elif config.learner.beta > 0:
         # the base itself is what the policy is with its adapter off
         moves = config.learner.reference.sync_every > 0 or start.adapter is not None
         reference = attached(config, start.base, start.adapter) if moves else start.base

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
 from bgrpo.config.lora import LoraSection
-from bgrpo.decoding.support import EngineName, service_of
+from bgrpo.decoding.support import EngineName, context_of, service_of
 from bgrpo.errors import UserError
 from bgrpo.files import sha256
 from bgrpo.groups import Verdict
@@ -34,6 +34,14 @@ CHECKPOINT_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
+class KnownReference:
+    """A reference of the KL that is not the starting policy: where it is, and the digest of what is there."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Preparation:
     """The checked input of a run.
 
@@ -41,11 +49,13 @@ class Preparation:
         policy: the starting policy.
         splits: disjoint problems, whose prompts the policy can read.
         counts: for each split how many problems it has, and how many were left out or cut for their length.
+        reference: of the KL, where ``learner.reference.path`` names one.
     """
 
     policy: LoadedPolicy
     splits: Splits
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    reference: KnownReference | None = None
 
 
 def check_input(config: TrainConfig, splits: Splits | None = None, progress: Progress | None = None) -> Preparation:
@@ -71,6 +81,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
         check_adapted(policy, lora)
     if config.learner.gradient_checkpointing:
         check_recomputable(policy.model)
+    reference = _check_reference(config, policy)
     decode_settings_of(config.rollout, config.decode_mode, policy.tokenizer)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)
@@ -96,7 +107,37 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     judge.start(trial_of(splits.train)).close()
-    return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()})
+    return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()}, reference)
+
+
+def _check_reference(config: TrainConfig, policy: LoadedPolicy) -> KnownReference | None:
+    """The reference of the KL where it is not the starting policy: it must read what the policy reads.
+
+    Raises:
+        UserError: it cannot be loaded, or does not fit the policy.
+    """
+    path, engine = config.learner.reference.path, config.rollout.engine
+    if path is None:
+        return None
+    asked = f"learner.reference.path={path}"
+    try:
+        reference = load_policy(path)
+        way = service_of(reference.model, engine).engine
+    except UserError as error:
+        raise UserError(f"{asked}: {error}") from None
+    if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise UserError(f"{asked}: has another vocabulary than policy {policy.path}; give one with the same tokenizer")
+    ours, theirs = policy.model.config, reference.model.config
+    if theirs.is_encoder_decoder != ours.is_encoder_decoder:
+        kind = "no encoder, and the policy has one" if ours.is_encoder_decoder else "an encoder, and the policy none"
+        raise UserError(f"{asked}: has {kind}: they would read different prompts")
+    context, limit = context_of(ours), context_of(theirs)
+    if limit is not None and (context is None or limit < context):
+        read = "any number of" if context is None else f"up to {context}"
+        raise UserError(f"{asked}: reads up to {limit} tokens, and the policy {read}: give one that reads as many")
+    if way != service_of(policy.model, engine).engine:
+        raise UserError(f"{asked}: the fast tree does not score both it and the policy; set rollout.engine=plain")
+    return KnownReference(path, policy_digest(reference))
 
 
 def check_adapted(policy: LoadedPolicy, lora: LoraSection) -> None:
@@ -132,35 +173,39 @@ def checkpoint_room(policy: LoadedPolicy, has_reference: bool, lora: LoraSection
     return (CHECKPOINT_BYTES + 4 + (4 if has_reference else 0)) * learned
 
 
-def record_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
-    """Keep digests of what a run computes its result from, in ``run.json``: ``policy`` and the files in ``data/``."""
-    folder.update(inputs=_digests(folder, policy))
+def record_input(folder: RunFolder, policy: LoadedPolicy | None, reference: KnownReference | None = None) -> None:
+    """Keep digests of what a run computes its result from, in ``run.json``: policies, and the files in ``data/``."""
+    folder.update(inputs=_digests(folder, policy, reference))
 
 
-def check_same_input(folder: RunFolder, policy: LoadedPolicy | None) -> None:
+def check_same_input(folder: RunFolder, policy: LoadedPolicy | None, reference: KnownReference | None = None) -> None:
     """Refuse to go on with a run from other input than it began with. A run without digests has nothing to compare.
 
     Args:
         folder: of the run.
-        policy: the one that the run starts from, which is the reference of the KL term; None where there is none.
+        policy: the one that the run starts from; None where there is none.
+        reference: of the KL term, where it is another.
 
     Raises:
         UserError: names what has changed.
     """
-    saved, now = folder.info().get("inputs") or {}, _digests(folder, policy)
+    saved, now = folder.info().get("inputs") or {}, _digests(folder, policy, reference)
     changed = [name for name in sorted(saved) if saved[name] != now.get(name)] if isinstance(saved, dict) else []
     if changed:
-        where = policy.path if policy is not None and changed[0] == "policy" else folder.path / changed[0]
+        named = {"policy": policy, "reference": reference}.get(changed[0])
+        where = named.path if named is not None else folder.path / changed[0]
         raise UserError(
             f"run {folder.name} cannot be resumed: its {changed[0]} ({where}) is not what it was started with: put it "
             f"back, or start a new run"
         )
 
 
-def _digests(folder: RunFolder, policy: LoadedPolicy | None) -> dict[str, str]:
+def _digests(folder: RunFolder, policy: LoadedPolicy | None, reference: KnownReference | None) -> dict[str, str]:
     found = {f"data/{path.name}": sha256(path) for path in sorted(folder.data.iterdir()) if path.is_file()}
     if policy is not None:
         found["policy"] = policy_digest(policy)
+    if reference is not None:
+        found["reference"] = reference.digest
     return found
 
 

@@ -403,6 +403,10 @@ def load_new_config(
     if loaded.policy.path not in (None, "shipped"):
         policy = loaded.policy.model_copy(update={"path": absolute_policy(loaded.policy.path)})
         loaded = cast(RunConfig, loaded.model_copy(update={"policy": policy}))
+    if isinstance(loaded, TrainConfig) and loaded.learner.reference.path is not None:
+        found = {"path": absolute_policy(loaded.learner.reference.path)}
+        learner = {"reference": loaded.learner.reference.model_copy(update=found)}
+        loaded = cast(RunConfig, loaded.model_copy(update={"learner": loaded.learner.model_copy(update=learner)}))
     return _placed(loaded, {"dir": str(settle_runs(loaded.run.dir))})
 
 

@@ -34,7 +34,7 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
     with resumed_run(config, console) as folder:
         with progress_bar("reading problems") as show:
             prepared = check_input(config, load_problems(folder), show)
-        check_same_input(folder, prepared.policy)
+        check_same_input(folder, prepared.policy, prepared.reference)
         for note in prepared.splits.notes:
             say(console, note)
         training_store(config, folder).latest(lambda line: say(console, line))
@@ -64,7 +64,7 @@ def new_owned(
             config = write_given(folder, config)
         prepared = prepared or _checked(config, console)
         save_problems(prepared.splits, folder)
-        record_input(folder, prepared.policy)
+        record_input(folder, prepared.policy, prepared.reference)
         config = _with_steps(config, prepared, console)
         folder.write_config(config)
         folder.update(problems=prepared.counts, steps=config.steps)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from learning.test_encoder_decoders_learned import separate_rows
 from tiny_t5 import WORDS, write_t5
 
 import bgrpo
 from bgrpo.chaos.run_comparison import compare_metrics
+from bgrpo.groups import fused
 from bgrpo.policies.flat_weights import flatten_parameters
 
 ROWS = [
@@ -80,4 +82,74 @@ def test_what_does_not_fit_is_told_before_the_run(folder: Path, tmp_path: Path) 
     with pytest.raises(bgrpo.UserError, match=r"'stories' is list .*expected a list of texts"):
         bgrpo.train(folder, rows, config=OPTIONS, **arguments)
     with pytest.raises(bgrpo.UserError, match="dtype bf16 is for the fast tree"):
-        bgrpo.train(folder, ROWS, config=OPTIONS | {"rollout.dtype": "bf16"}, **arguments)
+        bgrpo.train(folder, ROWS, config=OPTIONS | {"rollout.dtype": "bf16", "rollout.engine": "plain"}, **arguments)
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "bgrpo": {"algorithm": "bgrpo", "advantage.kind": "probability_weighted"},
+    "grpo": {"algorithm": "grpo"},
+    "reinforce": {"algorithm": "reinforce"},
+    "reinforce without a baseline": {"algorithm": "reinforce", "advantage.kind": "none"},
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_twenty_steps_of_each_algorithm_raise_the_reward(name: str, folder: Path, tmp_path: Path) -> None:
+    """Of a tiny reader of fused passages; the reward is the share of one word. A wrong sign would lower it."""
+
+    def share(prompt: str, completion: str) -> float:
+        words = completion.split()
+        return words.count("w7") / len(words) if words else 0.0
+
+    run = bgrpo.train(
+        folder,
+        ROWS,
+        rewards={"function": share, "score_truncated": True},
+        config=OPTIONS | {"evaluation.final": False, "learner.reference.path": str(folder)} | ALGORITHMS[name],
+        steps=20,
+        group_size=8,
+        runs=tmp_path,
+        local=True,
+        progress=False,
+    )
+    metrics = run.metrics()
+    assert run.status == "finished" and len(metrics) == 20
+    rewards = [line["reward_mean"] for line in metrics]
+    assert sum(rewards[-4:]) > sum(rewards[:4]) + 0.4
+    kls = [line["kl"] for line in metrics if "kl" in line]  # a step whose rewards are all equal has none
+    assert kls[0] < 1e-6 < kls[-1]
+
+
+def test_another_reference_has_a_kl_at_the_first_step(folder: Path, tmp_path: Path) -> None:
+    """It is the k3 estimate from the log-probabilities of separate rows; a reference that has changed is noticed."""
+    other = tmp_path / "other"
+    write_t5(other, "t5 untied", seed=8)
+    rollout = OPTIONS["rollout"] | {"keep_samples": 4, "skip_uninformative": False}
+    run = bgrpo.train(
+        folder,
+        ROWS,
+        rewards="token_f1",
+        config=OPTIONS | {"evaluation.final": False, "learner.reference.path": str(other), "rollout": rollout},
+        steps=1,
+        group_size=4,
+        runs=tmp_path,
+        name="run",
+        local=True,
+        progress=False,
+    )
+    models = [bgrpo.load_policy(path).model for path in (folder, other)]
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for group in run.samples():
+            prompt = fused([[*(3 + int(word[1:]) for word in text.split()), 1] for text in group.passages])
+            for completion in group.completions:
+                logps, reference = (separate_rows(model, prompt, completion.tokens) for model in models)
+                total += float(((reference - logps).exp() - (reference - logps) - 1).sum())
+                tokens += len(completion.tokens)
+    assert tokens and run.metrics()[0]["kl"] == pytest.approx(total / tokens, rel=1e-4) and total / tokens > 0.05
+    write_t5(other, "t5 untied", seed=9)
+    (tmp_path / "run" / "run.json").write_text(
+        (tmp_path / "run" / "run.json").read_text().replace('"status": "finished"', '"status": "stopped"')
+    )
+    with pytest.raises(bgrpo.UserError, match=r"its reference .* is not what it was started with"):
+        bgrpo.train(resume=run, steps=2, local=True, progress=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_t5 import write_t5
 from transformers import FalconConfig, FalconForCausalLM
 
 from bgrpo.config import TrainConfig, build_config
@@ -19,6 +20,7 @@ from bgrpo.runs.preparation import (
     check_policy,
     check_same_input,
     load_problems,
+    policy_digest,
     record_input,
     save_problems,
 )
@@ -98,6 +100,34 @@ def test_policies_are_refused_before_anything_else(tmp_path: Path) -> None:
 def test_fewer_problems_than_one_step_needs(policy: Path) -> None:
     with pytest.raises(UserError, match=r"task\.train has 8 problems, fewer than rollout\.prompts_per_step=64"):
         check_input(config(policy, rollout={"prompts_per_step": 64, "max_new_tokens": 16}))
+
+
+def test_a_reference_of_its_own_must_read_what_the_policy_reads(policy: Path, tmp_path: Path) -> None:
+    def of(path: Path | str) -> dict[str, Any]:
+        return {"learner": {"reference": {"path": str(path)}}}
+
+    assert check_input(config(policy)).reference is None
+    tokenizer = build_tokenizer(0, 0)
+    for name, context, seed in (("fitting", 96, 5), ("short", 64, 0)):
+        save_policy(build_policy(tokenizer, 1, 2, 16, context, seed=seed), tokenizer, tmp_path / name)
+    prepared = check_input(config(policy, **of(tmp_path / "fitting")))
+    assert prepared.reference is not None and prepared.reference.path == str(tmp_path / "fitting")
+    assert prepared.reference.digest != policy_digest(prepared.policy)
+    write_t5(tmp_path / "t5")
+    for path, reason in {
+        tmp_path / "short": "reads up to 64 tokens, and the policy up to 96",
+        "shipped": "has another vocabulary than policy",
+        tmp_path / "t5": "has another vocabulary than policy",
+        tmp_path / "none": "no such directory",
+    }.items():
+        with pytest.raises(UserError, match=f"learner.reference.path={path}: .*{reason}"):
+            check_input(config(policy, **of(path)))
+    for sections, reason in (
+        ({"beta": 0.0}, r"reference\.path=shipped needs a KL"),
+        ({"reference": {"path": "shipped", "sync_every": 2}}, r"leave out reference\.path"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            config(policy, learner=of("shipped")["learner"] | sections)
 
 
 def test_other_input_than_the_run_began_with_is_refused_by_name(policy: Path, tmp_path: Path) -> None:
