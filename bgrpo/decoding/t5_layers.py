@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bgrpo.decoding.attention_apart import AttendsApart
@@ -36,7 +36,7 @@ class T5Decoder:
         self._stack: Any = model.get_decoder()
         scales = config.model_type != "mt5" and config.scale_decoder_outputs  # transformers' mT5 never does
         self._scale = config.d_model**-0.5 if scales else None
-        self.cross: list[nn.Module] = [block.layer[1].EncDecAttention for block in self._stack.block]
+        self.cross: list[Any] = [block.layer[1].EncDecAttention for block in self._stack.block]
 
     def biases(self) -> list[Tensor]:
         """What is added to scores in each layer, [H, B], of each distance back; the last is that of all beyond."""

@@ -119,7 +119,7 @@ class _PackedAttends:
         return self._filled_up(as_rows(found)[self._packed.path_slot])
 
     def attend_prompt(self, layer: int, query_HRD: Tensor) -> Tensor:
-        cross: Any = self._decoder.cross[layer // 2]
+        cross = self._decoder.cross[layer // 2]
         key, value = (
             batched(in_heads(product(self._states_1PE), cross).transpose(0, 1), self._packed.prompt_GP)
             for product in (cross.k, cross.v)
