@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from bgrpo import waits
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -20,6 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 
 settings.register_profile("bgrpo", deadline=None)  # a busy machine makes any example slow now and then
 settings.load_profile("bgrpo")
+
+waits.SILENT_S = 3600.0  # what is slow on a busy machine is not told among the lines that tests look at
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
