@@ -33,7 +33,10 @@ TILE = 64
 """Prompt places whose keys lie together; prompts are padded to a multiple."""
 
 _BUILD_LIMIT_S = 300.0  # 4 to 10 s of processor time; a busy machine has a small part of one to give
-_POINTERS = ("prompt_keys", "prompt_values", "node_keys", "node_values", "prompt_lengths", "first_rows", "paths")
+_POINTERS = (
+    *("prompt_keys", "prompt_values", "node_keys", "node_values", "prompt_lengths", "first_rows", "paths"),
+    "bias",
+)
 _SIZES = (
     *("prompts", "heads", "key_heads", "head_width", "width", "places", "chunks", "chunk", "path_stride"),
     *("depth", "window"),
@@ -90,6 +93,7 @@ class TreeAttentionKernel:
         paths_RT: Tensor,
         depth: int,
         rules: AttentionRules,
+        bias_HT: Tensor | None = None,
     ) -> Tensor:
         """Store the rows' keys and values in their nodes, and attend. On the CPU; floats are fp32, integers int32.
 
@@ -106,8 +110,9 @@ class TreeAttentionKernel:
             prompt_lengths_G: places in use.
             first_rows_G: [prompts + 1], where each prompt's rows begin and the last one's end.
             paths_RT: nodes of each row from the root on, its own at ``depth - 1``.
-            depth: nodes on each path.
+            depth: nodes on each path; 0: rows attend to prompts alone, and keys and values are not read.
             rules: of the layer.
+            bias_HT: added to the scores of the nodes of each path, from the root on.
 
         Returns:
             [R, query heads, head width]; zero for fillers.
@@ -137,6 +142,7 @@ class TreeAttentionKernel:
             prompt_lengths=prompt_lengths_G.data_ptr(),
             first_rows=first_rows_G.data_ptr(),
             paths=paths_RT.data_ptr(),
+            bias=None if bias_HT is None else bias_HT.data_ptr(),
             prompts=prompt_lengths_G.shape[0],
             heads=heads,
             key_heads=key.shape[0],
@@ -144,7 +150,7 @@ class TreeAttentionKernel:
             width=prompt_values_GHPD.shape[3],
             places=prompt_values_GHPD.shape[2],
             chunks=len(node_keys),
-            chunk=node_keys[0].shape[2],
+            chunk=node_keys[0].shape[2] if node_keys else 0,
             path_stride=paths_RT.stride(0),
             depth=depth,
             window=rules.window or 0,
@@ -240,11 +246,11 @@ def _build(path: Path) -> None:
 
 def _check(kernel: TreeAttentionKernel) -> None:
     for kept in (torch.float32, torch.bfloat16):
-        for rules in (AttentionRules(0.3), AttentionRules(0.3, window=20, cap=0.7)):
-            _check_with(kernel, kept, rules)
+        _check_with(kernel, kept, AttentionRules(0.3), biased=True)
+        _check_with(kernel, kept, AttentionRules(0.3, window=20, cap=0.7), biased=False)
 
 
-def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: AttentionRules) -> None:
+def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: AttentionRules, biased: bool) -> None:
     """A small attention with grouped heads, ragged prompts, chunks and fillers, against the plain formula in fp64."""
     heads, key_heads, head_width, lengths, rows, depth = 4, 2, 8, [0, 3, TILE + 21], [2, 1, 19], 2
     draw = torch.Generator().manual_seed(0)
@@ -252,6 +258,7 @@ def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: Attention
         torch.randn(count, sum(rows) + 1, head_width, generator=draw) for count in (heads, key_heads, key_heads)
     )
     kept_key, kept_value = key.to(kept), value.to(kept)
+    bias_HT = torch.randn(heads, depth, generator=draw) if biased else None
     prompt_keys = torch.zeros(3, key_heads, 2, LANES, TILE, dtype=kept)
     prompt_values = torch.zeros(3, key_heads, 2 * TILE, LANES, dtype=kept)
     node_keys, node_values = (
@@ -272,6 +279,8 @@ def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: Attention
             queries = query[:, row].double().view(key_heads, -1, head_width)
             places = length + depth
             mask = band(range(places - 1, places), range(places), rules.window, queries)
+            if bias_HT is not None:
+                mask = mask + functional.pad(bias_HT.double(), (length, 0)).view(key_heads, -1, places)
             expected.append(
                 masked_attention(queries[None], keys[None], values[None], mask, rules).view(heads, head_width)
             )
@@ -280,7 +289,7 @@ def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: Attention
     found = kernel(
         query, key, value, prompt_keys, prompt_values, node_keys, node_values,
         torch.tensor(lengths, dtype=torch.int32), torch.tensor(first, dtype=torch.int32),
-        torch.tensor(paths, dtype=torch.int32), depth, rules,
+        torch.tensor(paths, dtype=torch.int32), depth, rules, bias_HT,
     )  # fmt: skip
     error = float((found[:-1] - torch.stack(expected)).abs().max())
     if not error < 1e-5 or found[-1].abs().max() > 0:

@@ -16,9 +16,9 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2B
 from transformers.pytorch_utils import Conv1D
 
 from bgrpo.decoding.attention_rules import AttentionRules
-from bgrpo.decoding.tree_attention import Attends
+from bgrpo.decoding.tree_attention import Attends, TreeStore
 
-HiddenStates = Callable[[Tensor, Tensor, Attends], Tensor]
+HiddenStates = Callable[[Tensor, Tensor, TreeStore], Tensor]
 """From token ids and positions [1, R] and what attends to the last hidden states [1, R, E]."""
 
 _Layer = Callable[[Tensor, Attends], Tensor]

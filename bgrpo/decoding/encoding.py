@@ -43,6 +43,13 @@ def encode(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[Te
     Returns:
         ``states_GPE``, zero where a prompt has fewer places than others, and ``mask_GP``, int64, 1 at its places.
     """
+    states = encode_apart(model, prompts)
+    mask_GP = pad_sequence([torch.ones(len(each), dtype=torch.long, device=model.device) for each in states], True)
+    return pad_sequence(states, True), mask_GP
+
+
+def encode_apart(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """As :func:`encode`: the states of each prompt, [P, E], as many as it has places."""
     passages = [passages_of(prompt) for prompt in prompts]
     places = sorted((len(ids), g, n) for g, of_prompt in enumerate(passages) for n, ids in enumerate(of_prompt))
     found: dict[tuple[int, int], Tensor] = {}
@@ -53,9 +60,7 @@ def encode(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[Te
         mask_NL = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in rows], device=model.device)
         states_NLE = model.get_encoder()(input_ids=ids_NL, attention_mask=mask_NL)[0]
         found |= {(g, n): states_NLE[row, :length] for row, (length, g, n) in enumerate(batch)}
-    states = [torch.cat([found[g, n] for n in range(len(of_prompt))]) for g, of_prompt in enumerate(passages)]
-    mask_GP = pad_sequence([torch.ones(len(each), dtype=torch.long, device=model.device) for each in states], True)
-    return pad_sequence(states, True), mask_GP
+    return [torch.cat([found[g, n] for n in range(len(of_prompt))]) for g, of_prompt in enumerate(passages)]
 
 
 def _batches(places: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:

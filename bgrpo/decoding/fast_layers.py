@@ -29,6 +29,7 @@ from bgrpo.decoding.direct_gpt2 import HiddenStates, direct_gpt2
 from bgrpo.decoding.logit_treatment import LogitTreatment
 from bgrpo.decoding.onednn import TYPICAL_ROWS, onednn_multiplies
 from bgrpo.decoding.slots import LOGITS_AT_ONCE, Head
+from bgrpo.decoding.t5_layers import direct_t5
 from bgrpo.decoding.tree_attention import TREE_ATTENTION
 
 Precision = Literal["fp32", "bf16"]
@@ -79,7 +80,8 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
         blocks = _in_blocks(head, rows, LogitTreatment.of(model.config))
-        yield FastModel(model, blocks, _DTYPES[precision], direct_gpt2(model, modules))
+        direct = direct_t5(model) if model.config.is_encoder_decoder else direct_gpt2(model, modules)
+        yield FastModel(model, blocks, _DTYPES[precision], direct)
     finally:
         for module in replaced:
             del module.forward

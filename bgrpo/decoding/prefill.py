@@ -2,6 +2,8 @@
 
 Prompts lie one behind the other in a single row, so that none is padded. Of the last layer only keys and values are
 needed, so the pass ends there.
+
+What an encoder has read becomes keys and values of every layer of the decoder; the tree's root is the decoder's start.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bgrpo.decoding.attention_rules import AttentionRules, causal_attention
+from bgrpo.decoding.encoding import encode_apart, start_token
+from bgrpo.decoding.t5_layers import T5Decoder, in_heads
 from bgrpo.decoding.tree_attention import TreeStore, rounded
+from bgrpo.groups import NEXT_PASSAGE
 
 _TOKENS_AT_ONCE = 4096  # bounds the memory of activations
 
@@ -62,14 +67,24 @@ class PromptPass:
         return torch.cat(outputs)
 
 
+def roots(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Of each prompt: places that :func:`prefill` keeps, and the token that its completions go on from."""
+    if model.config.is_encoder_decoder:
+        return [len(prompt) - prompt.count(NEXT_PASSAGE) for prompt in prompts], [start_token(model)] * len(prompts)
+    return [len(prompt) - 1 for prompt in prompts], [prompt[-1] for prompt in prompts]
+
+
 def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], store: TreeStore) -> None:
     """Fill the store with the prompts.
 
     Args:
         model: see :func:`bgrpo.decoding.fast_layers.fast_layers`.
-        prompts: none of them empty; those of one token have nothing to store.
+        prompts: none of them empty; those of one token have nothing to store, unless an encoder reads them.
         store: for exactly these prompts.
     """
+    if model.config.is_encoder_decoder:
+        _read_by_encoder(model, prompts, store)
+        return
     for first, batch in _batches([prompt[:-1] for prompt in prompts]):
         ids_1R = torch.tensor([[token for prompt in batch for token in prompt]], device=model.device)
         positions_1R = torch.tensor([[place for prompt in batch for place in range(len(prompt))]], device=model.device)
@@ -86,6 +101,18 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]], store: Tre
         except _LastLayerReached:
             continue
         raise RuntimeError(f"{type(model).__name__} has fewer layers than its configuration says")
+
+
+def _read_by_encoder(model: PreTrainedModel, prompts: Sequence[Sequence[int]], store: TreeStore) -> None:
+    states = encode_apart(model, prompts)
+    states_1PE = torch.cat(states)[None]
+    places = [len(of_prompt) for of_prompt in states]
+    for number, attention in enumerate(T5Decoder(model).cross):
+        key_HPD, value_HPD = (
+            rounded(in_heads(product(states_1PE), attention), store.kept) for product in (attention.k, attention.v)
+        )
+        for prompt, (keys, values) in enumerate(zip(key_HPD.split(places, 1), value_HPD.split(places, 1), strict=True)):
+            store.add_prompts(2 * number + 1, prompt, keys[None], values[None])
 
 
 def _batches(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Sequence[int]]]]:

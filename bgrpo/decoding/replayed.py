@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.paths import FixedPaths
-from bgrpo.decoding.prefill import prefill
+from bgrpo.decoding.prefill import prefill, roots
 from bgrpo.decoding.search import Traces, feed, trace
 from bgrpo.decoding.slots import Chooser, Rows, Slots, root_slots
 from bgrpo.decoding.tree_attention import TorchStore
@@ -60,17 +60,15 @@ class FixedState:
         device = fast.model.device
         self._fast = fast
         self._chooser = chooser
-        self._last_places_R = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device).repeat_interleave(
-            group_size
-        )
-        lengths_G = self._last_places_R[::group_size]
+        places, tokens = roots(fast.model, prompts)
+        places_G, root_G = (torch.tensor(numbers, device=device) for numbers in (places, tokens))
+        self._places_R = places_G.repeat_interleave(group_size)
         self._paths = FixedPaths(len(prompts), group_size, steps, device)
-        self._store = TorchStore(self._paths, lengths_G, max(map(len, prompts)) - 1, fast.kept)
+        self._store = TorchStore(self._paths, places_G, max(places), fast.kept)
         prefill(fast.model, prompts, self._store)
         self._rows = Rows.of(torch.arange(len(prompts) * group_size, device=device), group_size)
-        last_G = torch.tensor([prompt[-1] for prompt in prompts], device=device)
-        roots = root_slots(last_G, group_size, chooser.roots)
-        self._slots = Slots(*(tensor.clone() for tensor in _tensors(roots)))
+        first = root_slots(root_G, group_size, chooser.roots)
+        self._slots = Slots(*(tensor.clone() for tensor in _tensors(first)))
         self._history = [tensor.new_zeros(steps, *tensor.shape) for tensor in _tensors(self._slots)]
         self._step = torch.zeros((), dtype=torch.long, device=device)
 
@@ -79,7 +77,7 @@ class FixedState:
         self._paths.add(self._step)
         self._store.begin_step(self._rows)
         ids_R = self._slots.tokens_GK.flatten().clamp(min=0)
-        logits = feed(self._fast, self._store, ids_R, self._last_places_R + self._step)
+        logits = feed(self._fast, self._store, ids_R, self._places_R + self._step)
         slots = self._chooser.choose(logits, self._rows, self._slots, self._step)
         self._paths.descend(slots.parents_GK)
         for held, new, kept in zip(_tensors(self._slots), _tensors(slots), self._history, strict=True):

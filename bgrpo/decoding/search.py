@@ -17,7 +17,7 @@ from torch.nn import functional
 from bgrpo.decoding.compiled import TreeAttentionKernel
 from bgrpo.decoding.fast_layers import FastModel
 from bgrpo.decoding.paths import ReusingPaths
-from bgrpo.decoding.prefill import prefill
+from bgrpo.decoding.prefill import prefill, roots
 from bgrpo.decoding.slots import Chooser, RowLogits, Rows, Slots, root_slots
 from bgrpo.decoding.tree_attention import CompiledStore, TorchStore, TreeStore
 
@@ -60,16 +60,16 @@ def search(
         steps: T, the most tokens of a completion.
         kernel: compiled attention; None: PyTorch's.
     """
-    lengths_G = torch.tensor([len(prompt) for prompt in prompts], device=fast.model.device)
-    last_G = torch.tensor([prompt[-1] for prompt in prompts], device=fast.model.device)
+    places, tokens = roots(fast.model, prompts)
+    places_G, root_G = (torch.tensor(numbers, device=fast.model.device) for numbers in (places, tokens))
     paths = ReusingPaths(len(prompts), group_size, steps, fast.model.device)
     store: TreeStore
     if kernel is not None:
-        store = CompiledStore(kernel, paths, lengths_G - 1, fast.kept)
+        store = CompiledStore(kernel, paths, places_G, fast.kept)
     else:
-        store = TorchStore(paths, lengths_G - 1, max(map(len, prompts)) - 1, fast.kept)
+        store = TorchStore(paths, places_G, max(places), fast.kept)
     prefill(fast.model, prompts, store)
-    slots = root_slots(last_G, group_size, chooser.roots)
+    slots = root_slots(root_G, group_size, chooser.roots)
     history: list[Slots] = []
     for step in range(steps):
         rows = Rows.live(slots)
@@ -78,7 +78,7 @@ def search(
         paths.add(rows, slots)
         store.begin_step(rows)
         ids_R = slots.tokens_GK.flatten()[rows.flat_R]
-        logits = feed(fast, store, ids_R, lengths_G[rows.prompt_R] - 1 + step)
+        logits = feed(fast, store, ids_R, places_G[rows.prompt_R] + step)
         slots = chooser.choose(logits, rows, slots, torch.tensor(step, device=fast.model.device))
         history.append(slots)
         paths.descend(slots.parents_GK)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from bgrpo.decoding.t5_layers import T5_MODEL_TYPES
 from bgrpo.errors import UserError
 
 EngineName = Literal["auto", "tree", "plain"]
@@ -124,7 +125,7 @@ def _reason_to_refuse(model: PreTrainedModel) -> str:
 
 def _reason_against_the_tree(model: PreTrainedModel) -> str:
     config = model.config
-    if config.model_type not in TREE_MODEL_TYPES:
+    if config.model_type not in (T5_MODEL_TYPES if config.is_encoder_decoder else TREE_MODEL_TYPES):
         return "the fast tree does not know this type"
     layers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if layers:

@@ -2,6 +2,7 @@
 
 The model is called without a cache and with ``tree=``, an object with :class:`Attends`; transformers hands it on to
 every layer's attention function, here :func:`tree_attention`, together with the new tokens' queries, keys and values.
+A decoder that reads its prompt by cross-attention has two attentions per layer, of the path and of the prompt.
 
 Shape letters: G prompts, H heads, P prompt places (a prompt's tokens but the last), N nodes, R rows, D head width.
 """
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from bgrpo.decoding.attention_apart import UNSCALED, AttendsApart, bias_of_path
 from bgrpo.decoding.attention_rules import HIDDEN, AttentionRules, masked_attention, rules_of
 from bgrpo.decoding.compiled import LANES, TILE, TreeAttentionKernel, tiles_of
 from bgrpo.decoding.paths import NodePaths, ReusingPaths
@@ -58,7 +60,7 @@ def rounded(states: Tensor, kept: torch.dtype) -> Tensor:
     return states if kept == states.dtype else states.to(kept).to(states.dtype)
 
 
-class TreeStore(Protocol):
+class TreeStore(AttendsApart, Protocol):
     """Keys and values of all prompts and nodes, and attention over them.
 
     Attributes:
@@ -110,8 +112,10 @@ class CompiledStore:
         self._kernel = kernel
         self._paths = paths
         self._lengths_G = lengths_G.to(torch.int32)
+        self._empty_G = torch.zeros_like(self._lengths_G)
         self._tiles = -(-int(lengths_G.max()) // TILE)
         self._layers: dict[int, _Layer] = {}
+        self._biases: dict[int, Tensor] = {}  # of this step, by the identity of what they are made of
 
     def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
         """See :class:`TreeStore`."""
@@ -125,25 +129,49 @@ class CompiledStore:
         self._paths_RT = self._paths.paths_GKT.flatten(0, 1).index_select(0, rows.flat_R)
         bounds = torch.arange(len(self._lengths_G) + 1)
         self._first_rows_G = torch.searchsorted(rows.prompt_R, bounds).to(torch.int32)
+        self._biases.clear()
 
     def attend(
         self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
     ) -> Tensor:
         """See :class:`Attends`."""
-        kept = self._layer(layer, key_HRD)
-        while len(kept.node_keys) * self._paths.chunk < self._paths.capacity:
-            kept.node_keys.append(self._room(key_HRD, self._paths.chunk))
-            kept.node_values.append(self._room(key_HRD, self._paths.chunk))
+        kept = self._with_nodes(self._layer(layer, key_HRD), key_HRD)
         return self._kernel(
             query_HRD, key_HRD, value_HRD, kept.prompt_keys, kept.prompt_values, kept.node_keys, kept.node_values,
             self._lengths_G, self._first_rows_G, self._paths_RT, self._paths.depth, rules,
         )  # fmt: skip
 
-    def _layer(self, layer: int, like: Tensor) -> _Layer:
+    def attend_path(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, bias_HB: Tensor) -> Tensor:
+        """See :class:`bgrpo.decoding.attention_apart.AttendsApart`."""
+        if id(bias_HB) not in self._biases:
+            self._biases[id(bias_HB)] = bias_of_path(bias_HB, self._paths.depth, self._paths.depth)
+        kept = self._with_nodes(self._layer(layer, key_HRD, tiles=0), key_HRD)
+        return self._kernel(
+            query_HRD, key_HRD, value_HRD, kept.prompt_keys, kept.prompt_values, kept.node_keys, kept.node_values,
+            self._empty_G, self._first_rows_G, self._paths_RT, self._paths.depth, UNSCALED, self._biases[id(bias_HB)],
+        )  # fmt: skip
+
+    def attend_prompt(self, layer: int, query_HRD: Tensor) -> Tensor:
+        """See :class:`bgrpo.decoding.attention_apart.AttendsApart`."""
+        kept = self._layers[layer]
+        return self._kernel(
+            query_HRD, query_HRD, query_HRD, kept.prompt_keys, kept.prompt_values, (), (),
+            self._lengths_G, self._first_rows_G, self._paths_RT, 0, UNSCALED,
+        )  # fmt: skip
+
+    def _with_nodes(self, kept: _Layer, like: Tensor) -> _Layer:
+        """The layer with room for all nodes."""
+        while len(kept.node_keys) * self._paths.chunk < self._paths.capacity:
+            kept.node_keys.append(self._room(like, self._paths.chunk))
+            kept.node_values.append(self._room(like, self._paths.chunk))
+        return kept
+
+    def _layer(self, layer: int, like: Tensor, tiles: int | None = None) -> _Layer:
         if layer not in self._layers:
-            keys, values = (self._room(like, self._tiles * TILE) for _ in range(2))
+            tiles = self._tiles if tiles is None else tiles
+            keys, values = (self._room(like, tiles * TILE) for _ in range(2))
             # the same memory as tiles: [..., places, width] and [..., tiles, width, TILE] are equally many numbers
-            tiled = keys.view(*keys.shape[:2], self._tiles, keys.shape[3], TILE)
+            tiled = keys.view(*keys.shape[:2], tiles, keys.shape[3], TILE)
             self._layers[layer] = _Layer(tiled, values, [], [])
         return self._layers[layer]
 
@@ -175,12 +203,12 @@ class TorchStore:
         self._lengths_G = lengths_G
         self._places = places
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[int | None, Tensor] = {}  # of this step, by window
+        self._masks: dict[tuple[str, int | None], Tensor] = {}  # of this step, by what is seen and by window or bias
 
     def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
         """See :class:`TreeStore`."""
         groups, _, places, _ = keys_GHPD.shape
-        keys, values = self._layer(layer, keys_GHPD)
+        keys, values = self._layer(layer, keys_GHPD, self._places)
         keys[first : first + groups, :, :places] = keys_GHPD
         values[first : first + groups, :, :places] = values_GHPD
 
@@ -188,24 +216,45 @@ class TorchStore:
         """See :class:`TreeStore`."""
         self._masks.clear()
         self._rows = rows
-        self._nodes_R = self._places + self._paths.own_nodes(rows)
+        self._nodes_R = self._paths.own_nodes(rows)
 
     def attend(
         self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
     ) -> Tensor:
         """See :class:`Attends`."""
-        keys, values = self._layer(layer, key_HRD)
+        keys, values = self._with_own(layer, key_HRD, value_HRD, self._places)
+        return self._attended(query_HRD, keys, values, self._mask(rules.window)[:, None], rules)
+
+    def attend_path(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, bias_HB: Tensor) -> Tensor:
+        """See :class:`bgrpo.decoding.attention_apart.AttendsApart`."""
+        keys, values = self._with_own(layer, key_HRD, value_HRD, 0)
+        return self._attended(query_HRD, keys, values, self._path_mask(bias_HB), UNSCALED)
+
+    def attend_prompt(self, layer: int, query_HRD: Tensor) -> Tensor:
+        """See :class:`bgrpo.decoding.attention_apart.AttendsApart`."""
+        keys, values = self._layers[layer]
+        return self._attended(query_HRD, keys, values, self._prompt_mask()[:, None], UNSCALED)
+
+    def _with_own(self, layer: int, key_HRD: Tensor, value_HRD: Tensor, places: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, the rows' own among them: nodes come after so many places of the prompt."""
+        keys, values = self._layer(layer, key_HRD, places + self._paths.capacity)
         rows, count = self._rows, len(self._rows.flat_R)
         for states, new_HRD in ((keys, key_HRD), (values, value_HRD)):
-            states[rows.prompt_R, :, self._nodes_R] = rounded(new_HRD[:, :count].transpose(0, 1), self.kept)
-        mask_GKM = self._mask(rules.window)
-        (groups, key_heads, _, width), slots, heads = keys.shape, mask_GKM.shape[1], query_HRD.shape[0]
+            states[rows.prompt_R, :, places + self._nodes_R] = rounded(new_HRD[:, :count].transpose(0, 1), self.kept)
+        return keys, values
+
+    def _attended(
+        self, query_HRD: Tensor, keys: Tensor, values: Tensor, mask_GHKM: Tensor, rules: AttentionRules
+    ) -> Tensor:
+        """Outputs [R, H, D] under an additive mask, of one head or of all."""
+        rows, count = self._rows, len(self._rows.flat_R)
+        (groups, key_heads, _, width), slots, heads = keys.shape, mask_GHKM.shape[2], query_HRD.shape[0]
         shared = heads // key_heads  # query heads of one key-value head become further rows
         query_SHD = query_HRD.new_zeros(groups * slots, heads, width)
         query_SHD[rows.flat_R] = query_HRD[:, :count].transpose(0, 1)
         query_GHSD = query_SHD.view(groups, slots, key_heads, shared, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask_G1SM = mask_GKM.repeat(1, shared, 1)[:, None]
-        output_GHSD = masked_attention(query_GHSD, keys, values, mask_G1SM, rules)
+        mask_GHSM = mask_GHKM if shared == 1 else mask_GHKM.repeat(1, 1, shared, 1)
+        output_GHSD = masked_attention(query_GHSD, keys, values, mask_GHSM, rules)
         output_GHSD = output_GHSD.unflatten(2, (shared, slots)).permute(0, 3, 1, 2, 4)
         output_RHD = query_HRD.new_zeros(query_HRD.shape[1], heads, width)
         output_RHD[:count] = output_GHSD.reshape(groups * slots, heads, width)[rows.flat_R]
@@ -213,7 +262,7 @@ class TorchStore:
 
     def _mask(self, window: int | None) -> Tensor:
         """What each slot sees of its prompt and of its path, [G, K, places + nodes]."""
-        if window not in self._masks:
+        if ("all", window) not in self._masks:
             places_P = torch.arange(self._places, device=self._lengths_G.device)
             paths_GKT = self._paths.known_paths()
             seen_GP = places_P < self._lengths_G[:, None]
@@ -227,11 +276,32 @@ class TorchStore:
             )
             mask_GKM[..., : self._places].masked_fill_(seen_GP[:, None], 0.0)
             mask_GKM.scatter_(2, self._places + paths_GKT, of_path_T.expand_as(paths_GKT))
-            self._masks[window] = mask_GKM
-        return self._masks[window]
+            self._masks["all", window] = mask_GKM
+        return self._masks["all", window]
 
-    def _layer(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        size = self._places + self._paths.capacity
+    def _path_mask(self, bias_HB: Tensor) -> Tensor:
+        """What each slot sees of its path, with the bias of each distance, [G, H, K, nodes]."""
+        name = "path", id(bias_HB)
+        if name not in self._masks:
+            paths_GKT = self._paths.known_paths()
+            (groups, slots, steps), heads = paths_GKT.shape, len(bias_HB)
+            bias_HT = bias_of_path(bias_HB, self._paths.depth, steps)
+            mask_GHKN = torch.full((groups, heads, slots, self._paths.capacity), HIDDEN, device=bias_HB.device)
+            nodes_GHKT = paths_GKT[:, None].expand(-1, heads, -1, -1)
+            self._masks[name] = mask_GHKN.scatter_(3, nodes_GHKT, bias_HT[None, :, None].expand_as(nodes_GHKT))
+        return self._masks[name]
+
+    def _prompt_mask(self) -> Tensor:
+        """What each slot sees of its prompt, [G, K, places]."""
+        if ("prompt", None) not in self._masks:
+            hidden_GP = torch.arange(self._places, device=self._lengths_G.device) >= self._lengths_G[:, None]
+            mask_GP = torch.zeros(hidden_GP.shape, device=self._lengths_G.device).masked_fill_(hidden_GP, HIDDEN)
+            slots = self._paths.known_paths().shape[1]
+            self._masks["prompt", None] = mask_GP[:, None].expand(-1, slots, -1)
+        return self._masks["prompt", None]
+
+    def _layer(self, layer: int, like: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, with room for so many places and nodes, or more."""
         if layer not in self._layers:
             shape = (len(self._lengths_G), like.shape[-3], size, like.shape[-1])
             self._layers[layer] = like.new_zeros(shape), like.new_zeros(shape)

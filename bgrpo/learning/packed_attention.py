@@ -117,7 +117,7 @@ def packed_attention_forward(
     if query.device.type == "cpu" and rules.cap is None:
         out_THD = _FlashPacked.apply(q_THD, k_THD, v_THD, packed_layout, rules)
     else:
-        out_THD, _ = _forward(q_THD, k_THD, v_THD, packed_layout, rules, _attend_written_out)
+        out_THD, _ = _forward(q_THD, k_THD, v_THD, packed_layout, rules, attend_written_out)
     return out_THD[None], None
 
 
@@ -129,16 +129,16 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Output [T, H, D] and log-sum-exp [T, H] of the three parts."""
     biases = _Biases.of(layout, rules.window, q_THD)
-    prompt_k, prompt_v = _batch(k_THD, layout.prompt_GP), _batch(v_THD, layout.prompt_GP)
-    out, lse = attend(_batch(q_THD, layout.prompt_GP), prompt_k, prompt_v, True, biases.prompt, rules)
-    prompt_out, prompt_lse = _rows(out)[layout.prompt_slot], _rows(lse)[layout.prompt_slot]
+    prompt_k, prompt_v = batched(k_THD, layout.prompt_GP), batched(v_THD, layout.prompt_GP)
+    out, lse = attend(batched(q_THD, layout.prompt_GP), prompt_k, prompt_v, True, biases.prompt, rules)
+    prompt_out, prompt_lse = as_rows(out)[layout.prompt_slot], as_rows(lse)[layout.prompt_slot]
     if not len(layout.node_slot):
         return _joined(prompt_out, prompt_out[:0], len(q_THD)), _joined(prompt_lse, prompt_lse[:0], len(q_THD))
-    out, lse = attend(_batch(q_THD, layout.node_GM), prompt_k, prompt_v, False, biases.above, rules)
-    above_out, above_lse = _rows(out)[layout.node_slot], _rows(lse)[layout.node_slot]
-    path = [_batch(tensor, layout.path_RC) for tensor in (q_THD, k_THD, v_THD)]
+    out, lse = attend(batched(q_THD, layout.node_GM), prompt_k, prompt_v, False, biases.above, rules)
+    above_out, above_lse = as_rows(out)[layout.node_slot], as_rows(lse)[layout.node_slot]
+    path = [batched(tensor, layout.path_RC) for tensor in (q_THD, k_THD, v_THD)]
     out, lse = attend(path[0], path[1], path[2], True, biases.path, rules)
-    path_out, path_lse = _rows(out)[layout.path_slot], _rows(lse)[layout.path_slot]
+    path_out, path_lse = as_rows(out)[layout.path_slot], as_rows(lse)[layout.path_slot]
     node_lse = torch.logaddexp(above_lse, path_lse)
     share = (path_lse - node_lse).exp()[..., None].to(path_out.dtype)
     node_out = torch.lerp(above_out, path_out, share)
@@ -175,12 +175,12 @@ class _FlashPacked(torch.autograd.Function):
                 saved, ctx.rules.scale, layout.node_GM, prompts, layout.node_slot, of_node, biases.above
             )
             path = _part_backward(saved, ctx.rules.scale, paths, paths, layout.path_slot, of_node, biases.path)
-            totals[0][of_nodes] = _rows(above[0])[layout.node_slot].add_(_rows(path[0])[layout.path_slot])
+            totals[0][of_nodes] = as_rows(above[0])[layout.node_slot].add_(as_rows(path[0])[layout.path_slot])
             for total, of_prompt, of_above, of_path in zip(totals[1:], prompt[1:], above[1:], path[1:], strict=True):
                 of_prompt.add_(of_above)
-                total.index_add_(0, layout.path_RC.reshape(-1), _rows(of_path))
+                total.index_add_(0, layout.path_RC.reshape(-1), as_rows(of_path))
         for total, of_prompt in zip(totals, prompt, strict=True):
-            total[of_prompts] = _rows(of_prompt)[layout.prompt_slot]
+            total[of_prompts] = as_rows(of_prompt)[layout.prompt_slot]
         dq, dk, dv = totals
         return dq, dk, dv, None, None
 
@@ -199,11 +199,11 @@ def _part_backward(
     padded = grad.new_zeros(queries.numel(), *grad.shape[1:]).index_copy_(0, slots, grad)
     return _flash_backward(
         padded.view(*queries.shape, *grad.shape[1:]).transpose(1, 2),
-        _batch(q_THD, queries),
-        _batch(k_THD, keys),
-        _batch(v_THD, keys),
-        _batch(out_THD, queries),
-        _batch(lse_TH, queries),
+        batched(q_THD, queries),
+        batched(k_THD, keys),
+        batched(v_THD, keys),
+        batched(out_THD, queries),
+        batched(lse_TH, queries),
         0.0,
         queries is keys and bias is None,
         attn_mask=bias,
@@ -217,9 +217,10 @@ def _attend_flash(
     return _flash(q_BHLD, k_BHSD, v_BHSD, 0.0, causal and bias is None, attn_mask=bias, scale=rules.scale)
 
 
-def _attend_written_out(
+def attend_written_out(
     q_BHLD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, causal: bool, bias: Tensor | None, rules: AttentionRules
 ) -> tuple[Tensor, Tensor]:
+    """Attention by its formula, on any device; differentiable, its bias too."""
     scores_BHLS = (q_BHLD @ k_BHSD.mT).to(torch.promote_types(q_BHLD.dtype, torch.float32)) * rules.scale
     if rules.cap is not None:
         scores_BHLS = rules.cap * (scores_BHLS / rules.cap).tanh()
@@ -238,11 +239,11 @@ def _joined(prompts: Tensor, nodes: Tensor, size: int) -> Tensor:
     return torch.cat((prompts, nodes, prompts.new_zeros(size - len(prompts) - len(nodes), *prompts.shape[1:])))
 
 
-def _batch(rows: Tensor, places: Tensor) -> Tensor:
+def batched(rows: Tensor, places: Tensor) -> Tensor:
     """[T, H, …] at [B, L] places, as [B, H, L, …]."""
     return rows.index_select(0, places.reshape(-1)).view(*places.shape, *rows.shape[1:]).transpose(1, 2)
 
 
-def _rows(batch: Tensor) -> Tensor:
+def as_rows(batch: Tensor) -> Tensor:
     """[B, H, L, …] as [B * L, H, …]."""
     return batch.transpose(1, 2).flatten(0, 1)

@@ -58,7 +58,7 @@ class PackedGroups:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trie:
+class Trie:
     """One group's completions as a tree; parents come before their children.
 
     Attributes:
@@ -87,7 +87,7 @@ def pack_groups(
         rows: least number of completion rows B; those beyond the completions are masked out and cost nothing.
     """
     sizes = [len(prompt) for prompt, _ in groups]
-    tries = [_build_trie(completions) for _, completions in groups]
+    tries = [build_trie(completions) for _, completions in groups]
     ends = np.cumsum(sizes)
     starts = ends[-1] + np.cumsum([0, *(len(trie.tokens) for trie in tries)])  # of each group's nodes, and the end
     tokens = [token for prompt, _ in groups for token in prompt] + [token for trie in tries for token in trie.tokens]
@@ -97,13 +97,13 @@ def pack_groups(
     completions = [completion for _, of_group in groups for completion in of_group]
     source_BC, tokens_BC, mask_BC = _scatter_map(completions, tries, starts - ends[-1] + len(groups), rows)
     return PackedGroups(
-        input_ids_1T=torch.tensor([_rounded(tokens)], device=device),
-        position_ids_1T=torch.tensor([_rounded(positions)], device=device),
+        input_ids_1T=torch.tensor([rounded_up(tokens)], device=device),
+        position_ids_1T=torch.tensor([rounded_up(positions)], device=device),
         layout=_attention_layout(sizes, tries, ends, starts, device),
-        scored_S=torch.tensor(_rounded(scored), device=device),
-        source_BC=_tensor(source_BC, device),
-        tokens_BC=_tensor(tokens_BC, device),
-        mask_BC=_tensor(mask_BC, device),
+        scored_S=torch.tensor(rounded_up(scored), device=device),
+        source_BC=to_tensor(source_BC, device),
+        tokens_BC=to_tensor(tokens_BC, device),
+        mask_BC=to_tensor(mask_BC, device),
     )
 
 
@@ -148,8 +148,9 @@ def _packed_attention(model: nn.Module) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def _build_trie(completions: Sequence[Sequence[int]]) -> _Trie:
-    trie = _Trie(tokens=[], depths=[], owners=[], paths=[])
+def build_trie(completions: Sequence[Sequence[int]]) -> Trie:
+    """Of one group; the last token of a completion is no node unless another goes on from it."""
+    trie = Trie(tokens=[], depths=[], owners=[], paths=[])
     children: dict[tuple[int, int], int] = {}
     for owner, completion in enumerate(completions):
         node, path = -1, []
@@ -167,51 +168,57 @@ def _build_trie(completions: Sequence[Sequence[int]]) -> _Trie:
 
 def _attention_layout(
     sizes: Sequence[int],
-    tries: Sequence[_Trie],
+    tries: Sequence[Trie],
     ends: np.ndarray,
     starts: np.ndarray,
     device: torch.device | str,
 ) -> AttentionLayout:
     """From the length of each prompt, the tries, where in the row each prompt ends, and where its nodes start."""
-    prompt_GP, prompt_slot = _padded([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
+    prompt_GP, prompt_slot = padded([np.arange(end - size, end) for end, size in zip(ends, sizes, strict=True)])
     nodes = [np.arange(start, end) for start, end in itertools.pairwise(starts)]
-    node_GM, node_slot = _padded(nodes, ends - 1)
+    node_GM, node_slot = padded(nodes, ends - 1)
     node_position_GM = np.zeros(node_GM.shape, np.int64)
     for row, size, trie in zip(node_position_GM, sizes, tries, strict=True):
         row[: len(trie.depths)] = size - 1 + np.asarray(trie.depths, np.int64)
+    path_RC, path_slot = paths_of(tries, starts)
+    return AttentionLayout(
+        prompt_GP=to_tensor(prompt_GP, device),
+        prompt_valid_GP=to_tensor(np.arange(prompt_GP.shape[1]) < np.array(sizes)[:, None], device),
+        node_GM=to_tensor(node_GM, device),
+        node_position_GM=to_tensor(node_position_GM, device),
+        path_RC=to_tensor(path_RC, device),
+        prompt_slot=to_tensor(prompt_slot, device),
+        node_slot=to_tensor(node_slot, device),
+        path_slot=to_tensor(path_slot, device),
+        ragged=len(set(sizes)) > 1,
+        longest=max(max(sizes), int(node_position_GM.max(initial=0)) + 1),
+    )
+
+
+def paths_of(tries: Sequence[Trie], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``path_RC`` and ``path_slot`` of :class:`AttentionLayout`; each trie's nodes begin in the row at ``starts``."""
     paths: list[np.ndarray] = []
     owning: list[np.ndarray] = []  # for each node, which path
     for trie, start in zip(tries, starts, strict=False):
         owners = sorted(set(trie.owners))
         owning.append(len(paths) + np.searchsorted(owners, trie.owners))
         paths += [start + np.asarray(trie.paths[owner]) for owner in owners]
-    path_RC, _ = _padded(paths)
+    path_RC, _ = padded(paths)
     depths = np.concatenate([np.asarray(trie.depths, np.int64) for trie in tries])
-    path_slot = np.concatenate(owning) * path_RC.shape[1] + depths - 1
-    return AttentionLayout(
-        prompt_GP=_tensor(prompt_GP, device),
-        prompt_valid_GP=_tensor(np.arange(prompt_GP.shape[1]) < np.array(sizes)[:, None], device),
-        node_GM=_tensor(node_GM, device),
-        node_position_GM=_tensor(node_position_GM, device),
-        path_RC=_tensor(path_RC, device),
-        prompt_slot=_tensor(prompt_slot, device),
-        node_slot=_tensor(node_slot, device),
-        path_slot=_tensor(path_slot, device),
-        ragged=len(set(sizes)) > 1,
-        longest=max(max(sizes), int(node_position_GM.max(initial=0)) + 1),
-    )
+    return path_RC, np.concatenate(owning) * path_RC.shape[1] + depths - 1
 
 
-def _rounded(entries: list[int]) -> list[int]:
+def rounded_up(entries: list[int]) -> list[int]:
     """Filled up to a multiple of :data:`ROUND` with its first entry."""
     return entries + entries[:1] * (-len(entries) % ROUND)
 
 
-def _tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
+def to_tensor(array: np.ndarray, device: torch.device | str) -> Tensor:
+    """On the device."""
     return torch.from_numpy(array).to(device)
 
 
-def _padded(rows: Sequence[np.ndarray], fills: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence[np.ndarray], fills: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Rows of unequal length as one array, filled with ``fills`` or their last entries, and the flat place of each."""
     width = max((len(row) for row in rows), default=0)
     padded = np.empty((len(rows), width), np.int64)
@@ -223,7 +230,7 @@ def _padded(rows: Sequence[np.ndarray], fills: np.ndarray | None = None) -> tupl
 
 
 def _scatter_map(
-    completions: Sequence[Sequence[int]], tries: Sequence[_Trie], first_scored: np.ndarray, rows: int
+    completions: Sequence[Sequence[int]], tries: Sequence[Trie], first_scored: np.ndarray, rows: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``source_BC``, ``tokens_BC``, ``mask_BC``; ``first_scored``: where each group's nodes start in ``scored_S``."""
     paths = [

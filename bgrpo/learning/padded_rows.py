@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bgrpo.decoding.support import Service
 from bgrpo.learning.encoder_groups import Groups, pad_answers
 from bgrpo.learning.forward_pass import ChosenTokens, Scoring
+from bgrpo.learning.packed_answers import pack_answers
 from bgrpo.learning.packing import pack_groups
 
 
@@ -41,8 +42,8 @@ class LaidOutGroups(Protocol):
 
 
 class LayOut(Protocol):
-    """:func:`bgrpo.learning.packing.pack_groups`, :func:`pad_groups` or
-    :func:`bgrpo.learning.encoder_groups.pad_answers`."""
+    """:func:`bgrpo.learning.packing.pack_groups` or :func:`pad_groups`; with an encoder
+    :func:`bgrpo.learning.packed_answers.pack_answers` or :func:`bgrpo.learning.encoder_groups.pad_answers`."""
 
     def __call__(self, groups: Groups, device: torch.device | str, rows: int = 0) -> LaidOutGroups: ...
 
@@ -83,7 +84,7 @@ class PaddedGroups:
 def lay_out_of(service: Service) -> LayOut:
     """How a model's groups are laid out for its forward passes."""
     if service.encoder:
-        return pad_answers
+        return pack_answers if service.engine == "tree" else pad_answers
     return pack_groups if service.engine == "tree" else pad_groups
 
 

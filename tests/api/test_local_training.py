@@ -82,6 +82,36 @@ def test_a_run_from_objects_in_memory_and_what_it_tells(
     assert len(measured.categories) == len(rows) and "greedy_reward" in measured.table()
 
 
+def test_a_reward_that_rises_while_what_is_watched_falls_is_told_at_the_end(
+    tmp_path: Path, policy_folder: Path, rows: list[dict[str, Any]], small: dict[str, Any]
+) -> None:
+    def variety(prompt: str, completion: str) -> float:
+        words = completion.split()
+        return len(set(words)) / max(len(words), 1)
+
+    def says_w3(prompt: str, completion: str) -> float:
+        return float(completion.split().count("w3"))
+
+    parts = {"w3": {"function": says_w3, "score_truncated": True}}
+    run = bgrpo.train(
+        policy_folder,
+        rows,
+        parts | {"variety": ({"function": variety, "score_truncated": True}, 0)},
+        algorithm="grpo",
+        steps=21,
+        group_size=8,
+        config=small,
+        runs=tmp_path,
+        name="hacked",
+        local=True,
+        progress=False,
+        overrides={"learner.beta": 0},
+    )
+    rewards = [step["score_mean"] for step in run.metrics()]
+    assert sum(rewards[-7:]) > sum(rewards[:7])
+    assert any("this may be reward hacking: variety" in line for line in run.conclusions())
+
+
 @pytest.mark.parametrize(
     "keys",
     [

@@ -89,6 +89,57 @@ def test_equals_masked_attention(
             break
 
 
+@needs_kernel
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    width=st.integers(1, 35),
+    heads=st.integers(1, 3),
+    head_width=st.sampled_from([8, 24, 64]),
+    steps=st.integers(1, 20),
+    distances=st.integers(1, 30),
+    kept=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_path_and_prompt_apart_equal_masked_attention(
+    seed: int,
+    lengths: list[int],
+    width: int,
+    heads: int,
+    head_width: int,
+    steps: int,
+    distances: int,
+    kept: torch.dtype,
+) -> None:
+    """As a decoder beside an encoder attends: to the path with a bias, and to the prompt."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths_G = torch.tensor(lengths)
+    paths = ReusingPaths(len(lengths), width, steps, torch.device("cpu"))
+    stores = [CompiledStore(load_kernel(), paths, lengths_G, kept), TorchStore(paths, lengths_G, max(lengths), kept)]
+    for g, length in enumerate(lengths):
+        keys, values = rounded(torch.randn(2, 1, heads, length, head_width, generator=draw), kept)
+        for store in stores:
+            store.add_prompts(1, g, keys, values)
+    bias_HB = torch.randn(heads, distances, generator=draw)
+    live_GK = torch.zeros(len(lengths), width, dtype=torch.bool)
+    live_GK[:, 0] = True
+    for _ in range(steps):
+        slots = slots_of(live_GK)
+        rows = Rows.live(slots)
+        paths.add(rows, slots)
+        query, key, value = torch.randn(3, heads, len(rows.flat_R) + 2, head_width, generator=draw)  # 2 fillers
+        found = []
+        for store in stores:
+            store.begin_step(rows)
+            found.append((store.attend_path(0, query, key, value, bias_HB), store.attend_prompt(1, query)))
+        torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=2e-5)
+        order_GK = torch.rand(live_GK.shape, generator=draw) + live_GK
+        paths.descend(order_GK.argmax(1, keepdim=True).expand(-1, width))
+        live_GK = (torch.rand(live_GK.shape, generator=draw) < 0.8) & live_GK.any(1, keepdim=True)
+        if not live_GK.any():
+            break
+
+
 def slots_of(live_GK: Tensor) -> Slots:
     zeros = torch.zeros_like(live_GK, dtype=torch.long)
     return Slots(zeros, zeros, zeros.float(), zeros.double(), live_GK)

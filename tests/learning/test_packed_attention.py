@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bgrpo.decoding.attention_rules import AttentionRules
-from bgrpo.learning.packed_attention import _attend_written_out, _forward, packed_attention_forward
+from bgrpo.learning.packed_attention import _forward, attend_written_out, packed_attention_forward
 from bgrpo.learning.packing import PackedGroups, pack_groups
 
 HEADS, WIDTH = 2, 4
@@ -92,7 +92,7 @@ def test_the_form_for_other_devices_equals_it_too(groups: Groups, window: int) -
     rows = [row.requires_grad_() for row in random_rows(packed)]
     expected = masked_attention(*rows, allowed(groups, window))
     rules = AttentionRules(WIDTH**-0.5, window).within(packed.layout.longest)
-    out, _ = _forward(*rows, packed.layout, rules, _attend_written_out)
+    out, _ = _forward(*rows, packed.layout, rules, attend_written_out)
     assert torch.allclose(out, expected, atol=1e-10)
     for gradient, wanted in zip(gradients(out, rows), gradients(expected, rows), strict=True):
         assert torch.allclose(gradient, wanted, atol=1e-9)

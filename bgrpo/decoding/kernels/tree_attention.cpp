@@ -1,6 +1,7 @@
 // Attention of the rows of search trees: each row attends to its prompt, which all rows of the prompt share, and to its
 // own path of nodes. Exact softmax over both. Keys and values are kept as `Kept`, fp32 or bf16 (the upper half of an fp32);
-// all arithmetic is fp32. A layer may cap its scores, and may see no further back than a window.
+// all arithmetic is fp32. A layer may cap its scores, and may see no further back than a window. Scores of the path may get
+// a bias for each head and place; prompts may be empty, and so may paths (`depth` 0: nothing is stored).
 //
 // Rows of one prompt that read the same key-value head are taken together: scores and outputs over the prompt are
 // register-blocked matrix products, the path is read node by node. Vectors of 16 floats are split by the compiler where the
@@ -370,6 +371,7 @@ struct TreeAttention {
     const int32_t* prompt_lengths;  // [prompts]
     const int32_t* first_rows;      // [prompts + 1]: rows of a prompt follow each other
     const int32_t* paths;           // [rows, path_stride]: nodes of the row from the root on, its own last
+    const float* bias;              // [heads, depth]: added to the scores of a path's nodes; null: nothing
     int64_t prompts, heads, key_heads, head_width, width, places, chunks, chunk, path_stride;
     int64_t depth;                  // nodes on each row's path
     int64_t window;                 // places that a row sees, its own the last of them; 0: all
@@ -402,9 +404,12 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
     const int64_t first = a->first_rows[g], count = a->first_rows[g + 1] - first;
     if (!count) return;
     const int64_t first_node = (g * a->key_heads + h) * a->chunk * a->width;
-    const Nodes<Kept> node_keys{static_cast<Kept*>(a->node_keys[0]) + first_node, key_places};
-    const Nodes<Kept> node_values{static_cast<Kept*>(a->node_values[0]) + first_node, value_places};
-    for (int64_t row = first; row < first + count; ++row) {
+    Nodes<Kept> node_keys{nullptr, key_places}, node_values{nullptr, value_places};
+    if (a->depth) {
+        node_keys.first = static_cast<Kept*>(a->node_keys[0]) + first_node;
+        node_values.first = static_cast<Kept*>(a->node_values[0]) + first_node;
+    }
+    for (int64_t row = first; row < first + count && a->depth; ++row) {
         const int32_t own = a->paths[row * a->path_stride + a->depth - 1];
         const float* key = a->key + row * a->key_row + h * a->key_head;
         const float* value = a->value + row * a->value_row + h * a->value_head;
@@ -448,6 +453,10 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
             const int32_t* path = a->paths + (first + (start + r) / shared) * a->path_stride;
             float* own = scores + r * score_stride;
             score_any_path(queries + r * a->width, node_keys, a->width, path, a->depth, own + length);
+            if (a->bias) {
+                const float* bias = a->bias + (h * shared + (start + r) % shared) * a->depth;
+                for (int64_t j = 0; j < a->depth; ++j) own[length + j] += bias[j];
+            }
             const int64_t read = length + a->depth - start_place;
             if (a->cap > 0) soften_peaks(own + start_place, read, a->cap);
             std::fill(own + start_place, own + from, -std::numeric_limits<float>::infinity());
