@@ -534,7 +534,7 @@ def bench_task(
 def bench_rollouts(
     case: Annotated[
         list[str] | None,
-        typer.Option("--case", help="Name of a case, 'standard' (the default) or 'extra'; may be repeated."),
+        typer.Option("--case", help="Name of a case, or standard (the default), extra, language-models."),
     ] = None,
     engine: Annotated[
         list[str] | None, typer.Option("--engine", help="Only this engine; may be repeated. Default: all.")
