@@ -47,7 +47,7 @@ test: install
 	@$(MAKE) --no-print-directory --keep-going $(SIDE_BY_SIDE) $(PARTS)
 
 test-all: install
-	@$(MAKE) --no-print-directory --keep-going $(PARTS) SHORT=
+	@$(MAKE) --no-print-directory --keep-going $(PARTS) SHORT= PYTEST='$(PYTEST) --hypothesis-profile=new'
 
 docs: install
 	$(BIN)/python -m sphinx -W -n --keep-going -E -q -b html docs docs/_build/html

@@ -136,3 +136,17 @@ def applies_to_its_trial(prompt: str, completion: str) -> float | None:
     global _calls
     _calls += 1
     return None if _calls > 1 else 1.0
+
+
+def forgets_to_return(prompt: str, completion: str) -> None:
+    """As ends a function whose author has forgotten the last line."""
+    _ = float(len(completion))
+
+
+def never_differs(prompt: str, completion: str) -> float:
+    return 1.0
+
+
+def applies_now_and_then(prompts: list[str], completions: list[str], **columns: object) -> list[float | None]:
+    """Only to prompts that end so, of which the first is none."""
+    return [1.0 if prompt.endswith("7") else None for prompt in prompts]

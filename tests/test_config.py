@@ -117,7 +117,7 @@ def test_overrides_are_typed_by_yaml() -> None:
     config = load_config(
         TrainConfig,
         None,
-        ["rollout.group_size=7", "learner.learning_rate=1e-5", "evaluation.beam_widths=[2, 4]", "run.name=null",
+        ["rollout.group_size=7", "learner.learning_rate=1e-5", "evaluation.beam_widths=[2, 4]", "advantage.kind=null",
          "task.train.options.degrees=[[2, 3]]", "rollout.skip_uninformative=false", "run.name=a=b"],
     )  # fmt: skip
     assert config.rollout.group_size == 7
@@ -125,7 +125,7 @@ def test_overrides_are_typed_by_yaml() -> None:
     assert config.evaluation.beam_widths == [2, 4]
     assert config.task.train.options == {"degrees": [[2, 3]]}
     assert config.rollout.skip_uninformative is False
-    assert config.run.name == "a=b"
+    assert config.run.name == "a=b" and config.advantage.kind is None
 
 
 SECTIONS = [TrainConfig, PretrainConfig, SweepConfig, SpaceEntry]

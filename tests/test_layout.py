@@ -16,7 +16,7 @@ from bgrpo.tasks.base import shipped_tasks
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bgrpo"
 FLOORS = {
-    1: "errors seeds groups files settings",
+    1: "errors seeds groups files waits settings",
     2: "config policies decoding",
     3: "tasks",
     4: "scoring",

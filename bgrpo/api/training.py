@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bgrpo.api.given import Given, Problems, Rewards
 from bgrpo.api.policy import PolicyLike
 from bgrpo.api.run import Run
-from bgrpo.config import TrainConfig, load_config
+from bgrpo.config import TrainConfig, dotted_keys, load_config, refuse_repeated
 from bgrpo.errors import Stopped, UserError, representation
 from bgrpo.runs.run_folder import RunFolder, load_new_config, load_resumed_config, settle_runs
 from bgrpo.runs.stopping import INTERRUPTED_STATUS, status_of, stop_signals
@@ -100,9 +100,11 @@ def train(
     values = dict(zip(_ARGUMENTS, (algorithm, steps, epochs, group_size, seed, name, runs), strict=True))
     keys: dict[str, Any] = {_ARGUMENTS[key]: value for key, value in values.items() if value is not None}
     if lora is not None:
-        keys["learner.lora"] = check_keys("lora", lora) if isinstance(lora, Mapping) else {"rank": lora}
+        keys["learner.lora"] = _mapping("lora", lora) if isinstance(lora, Mapping) else {"rank": lora}
     base, config_keys = split_config(config)
-    given = Given(keys=config_keys | check_keys("overrides", overrides) | keys)
+    over = check_keys("overrides", overrides)
+    refuse_repeated((key.split("."), value, f"{key}={value}") for key, value in [*over.items(), *keys.items()])
+    given = Given(keys=config_keys | over | keys)
     if resume is not None:
         arguments = {"policy": policy, "problems": problems, "rewards": rewards, "config": base, "name": name}
         if extra := [key for key, value in arguments.items() if value is not None]:
@@ -113,6 +115,8 @@ def train(
         given.add_policy(policy)
         given.add_problems(problems, names_task(base, given.keys))
         given.add_rewards(rewards)
+        if twice := [key for key in over if given.keys[key] is not over[key]]:
+            raise UserError(f"overrides: {twice[0]} is given as an argument too: leave one of them out")
         loaded = load_new_config(TrainConfig, base, [], given.keys)
     write = given.write if given.has_objects else None
     with given.in_their_words():
@@ -132,11 +136,17 @@ def split_config(config: str | PathLike[str] | Keys | None) -> tuple[str | None,
 
 
 def check_keys(what: str, keys: Keys | None) -> dict[str, Any]:
-    """A copy.
+    """Dotted key -> value, of sections too.
 
     Raises:
-        UserError: they are no mapping.
+        UserError: they are no mapping, or one key has two values.
     """
+    found = [(".".join(path), value) for path, value in dotted_keys(TrainConfig, _mapping(what, keys))]
+    refuse_repeated((key.split("."), value, f"{key}={value}") for key, value in found)
+    return dict(found)
+
+
+def _mapping(what: str, keys: Keys | None) -> dict[str, Any]:
     if keys is not None and not isinstance(keys, Mapping):
         raise UserError(f"{what}: is a {type(keys).__name__}: expected a mapping as {{'learner.learning_rate': 1e-5}}")
     return dict(keys or {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
 
-_PACKAGES = ("torch", "transformers", "ctranslate2")
+_PACKAGES = ("torch", "transformers", "ctranslate2", "openvino-genai")
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
 
 

@@ -1,7 +1,8 @@
 """The ``bgrpo`` command. Only parsing happens here: everything heavy is imported when a command runs.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 stopped by Ctrl-C, 141 nobody reads the output any more, 143
-stopped by SIGTERM or the file stop. A run that was stopped goes on with --resume.
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 129 stopped because its terminal was closed, 130 stopped by
+Ctrl-C, 141 nobody reads the output any more, 143 stopped by SIGTERM or the file stop. A run that was stopped goes on
+with --resume.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import typer
 from bgrpo.cli.arguments import (
     MANY,
     AsJson,
+    CommandLine,
     ConfigName,
     DataFile,
     GeneratorCommand,
@@ -45,14 +47,14 @@ from bgrpo.settings.spelling import nearest
 INTERRUPTED, UNREAD = 130, 141
 WITH_OVERRIDES = ("train", "pretrain", "sweep", "evaluate", "decode", "filter", "chaos")
 
-app = typer.Typer(
+app = CommandLine(
     help="Reinforcement learning with beam groups (BGRPO), as a service on Ray.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench_app = typer.Typer(help="Measure the speed of one part.")
+bench_app = CommandLine(help="Measure the speed of one part.")
 app.add_typer(bench_app, name="bench")
-cluster_app = typer.Typer(help="An autoscaling Ray cluster on this machine, to submit to.")
+cluster_app = CommandLine(help="An autoscaling Ray cluster on this machine, to submit to.")
 app.add_typer(cluster_app, name="cluster")
 
 
@@ -193,10 +195,13 @@ def evaluate(
     --config runs/RUN/config.yaml judges as that run did; widths, samples and seed come from it too, unless given.
     Of several files there is one table. With --out an interrupted evaluation goes on where it was.
     """
-    from bgrpo.cli.measure import Decoding, evaluate_policy
+    from bgrpo.cli.measure import Decoding, evaluate_policy, refuse_both
     from bgrpo.cli.task_options import task_overrides
 
     words = overrides or []
+    options = {"evaluation.beam_widths": beam_width, "evaluation.samples": samples, "seed": seed}
+    names = {"evaluation.beam_widths": "--beam-width", "evaluation.samples": "--samples", "seed": "--seed"}
+    refuse_both({key: names[key] for key, value in options.items() if value is not None}, words)
     files = [*(data or []), *(Path(word) for word in words if "=" not in word and data)]
     given = [*task_overrides(task, task_option or []), *(word for word in words if "=" in word or not data)]
     given += [] if temperature is None else [f"evaluation.temperature={temperature}"]
@@ -544,7 +549,7 @@ def bench_task(
 def bench_rollouts(
     case: Annotated[
         list[str] | None,
-        typer.Option("--case", help="Name of a case, 'standard' (the default) or 'extra'; may be repeated."),
+        typer.Option("--case", help="Name of a case, or standard (the default), extra, language-models."),
     ] = None,
     engine: Annotated[
         list[str] | None, typer.Option("--engine", help="Only this engine; may be repeated. Default: all.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from bgrpo.errors import UserError
 from bgrpo.settings.paths import expanded
 
 MANY = 10**6
@@ -73,7 +75,35 @@ Png = Annotated[Path | None, typer.Option("--png", parser=path_of, metavar="FILE
 Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Torch threads; 0: one per core.")]
 
 
-class _TaskCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command that refuses an option given twice, of which the last would count without a word."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """The parser says in which order options came, each as often as it was given."""
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> Any:
+            found = parse(args=args)
+            counts = Counter(id(param) for param in found[2])
+            for param in found[2]:
+                if counts[id(param)] > 1 and not getattr(param, "multiple", False) and not ctx.resilient_parsing:
+                    raise UserError(f"{param.opts[0]} is given {counts[id(param)]} times: give it once")
+            return found
+
+        parser.parse_args = parse_once
+        return parser
+
+
+class CommandLine(typer.Typer):
+    """Commands that are :class:`Command` where nothing else is said."""
+
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] = Command, **options: Any) -> Any:
+        """See :meth:`typer.Typer.command`."""
+        return super().command(name, cls=cls, **options)
+
+
+class _TaskCommand(Command):
     """A command with further options, which are the task's; its help lists them."""
 
     heading = ""

@@ -30,7 +30,8 @@ def run_chaos_command(
     if calm is None:
         config = prepare_config(load_new_config(TrainConfig, config_name, overrides))
     else:
-        overrides = [f"run.name={_new_name()}", *overrides]
+        named = any(text.partition("=")[0].strip() == "run.name" for text in overrides)
+        overrides = [*overrides, *([] if named else [f"run.name={_new_name()}"])]
         config = prepare_config(load_config(TrainConfig, str(calm.config_path), overrides))
         calm.check_same_result(config)
     from bgrpo.chaos.disturbed_run import run_chaos

@@ -21,8 +21,10 @@ from bgrpo.files import atomic_file, check_target
 from bgrpo.groups import Completion
 from bgrpo.runs.redaction import remember_secrets_in
 from bgrpo.scoring.failed_checks import describe_failures, first_details, truncation
+from bgrpo.settings.messages import shown
 from bgrpo.tasks.base import Problem, Task, load_task
 from bgrpo.tasks.splits import load_test, place_of_split
+from bgrpo.waits import LIBRARIES, waiting
 
 SHOWN_RANKS = (1, 2, 3, 5, 10, 15, 25, 50, 100)
 
@@ -52,7 +54,14 @@ class Decoding:
     def chosen(
         cls, policy: str, config: str | None, overrides: Sequence[str], max_new_tokens: int | None, threads: int
     ) -> Decoding:
-        """What a command line asks for; without a configuration, answers may have 64 tokens."""
+        """What a command line asks for; without a configuration, answers may have 64 tokens.
+
+        Raises:
+            UserError: a key that an option gives too, which alone would count.
+        """
+        refuse_both({"policy.path": "--policy NAME"}, overrides)
+        if max_new_tokens is not None:
+            refuse_both({"rollout.max_new_tokens": "--max-new-tokens"}, overrides)
         loaded = load_config(TrainConfig, config, overrides)
         remember_secrets_in(loaded.model_dump(mode="json"))
         says = config is not None or "max_new_tokens" in loaded.rollout.model_fields_set
@@ -62,6 +71,18 @@ class Decoding:
     def task(self) -> Task:
         """The configuration's task."""
         return load_task(self.config.task.name, self.config.task.options)
+
+
+def refuse_both(options: Mapping[str, str], overrides: Sequence[str]) -> None:
+    """Refuse overrides in whose place options count.
+
+    Args:
+        options: key -> the option.
+        overrides: ``key.path=value`` each.
+    """
+    for text in overrides:
+        if option := options.get(text.partition("=")[0].strip()):
+            raise UserError(f"{shown(text)}: {option} says that here: leave {shown(text)} out")
 
 
 def evaluate_policy(
@@ -215,10 +236,11 @@ def _decoder(decoding: Decoding, problems: list[Problem], where: str) -> Iterato
 
 def load_decoding_policy(decoding: Decoding) -> LoadedPolicy:
     """The policy, checked, with a line on standard error where it takes the plain path; sets torch's threads."""
-    import torch
+    with waiting(LIBRARIES):
+        import torch
 
-    from bgrpo.decoding.support import service_of
-    from bgrpo.runs.preparation import check_policy
+        from bgrpo.decoding.support import service_of
+        from bgrpo.runs.preparation import check_policy
 
     torch.set_num_threads(decoding.threads or len(os.sched_getaffinity(0)))
     rollout = decoding.config.rollout

@@ -12,6 +12,7 @@ from bgrpo.errors import UserError
 from bgrpo.runs.run_folder import load_new_config, load_run_config
 from bgrpo.runs.stopping import stop_signals
 from bgrpo.settings.strict_yaml import read_text
+from bgrpo.waits import LIBRARIES, waiting
 
 
 def train_policy(
@@ -21,11 +22,13 @@ def train_policy(
     with stop_signals():
         loaded = load_run_config(TrainConfig, config, overrides, resume)
         if local:
-            from bgrpo.training.driver import train_and_announce as train_somewhere
-            from bgrpo.training.in_process import InProcess
+            with waiting(LIBRARIES):
+                from bgrpo.training.driver import train_and_announce as train_somewhere
+                from bgrpo.training.in_process import InProcess
 
             return train_somewhere(InProcess(), loaded, config, resume is not None, as_json)
-        from bgrpo.distributed.train.training_run import train_and_announce
+        with waiting(LIBRARIES):
+            from bgrpo.distributed.train.training_run import train_and_announce
 
         return train_and_announce(loaded, config, resume is not None, as_json)
 
@@ -34,7 +37,8 @@ def pretrain_policy(config: str | None, overrides: list[str], resume: str | None
     """Supervised training. Mistakes in the configuration are told before the slow imports."""
     with stop_signals():
         loaded = load_run_config(PretrainConfig, config, overrides, resume)
-        from bgrpo.distributed.train.pretraining_run import pretrain_and_announce
+        with waiting(LIBRARIES):
+            from bgrpo.distributed.train.pretraining_run import pretrain_and_announce
 
         return pretrain_and_announce(loaded, config, overrides, resume is not None)
 
@@ -48,7 +52,8 @@ def sweep_arms(config: str | None, overrides: list[str], resume: str | None, ret
             sweep, old = load_new_sweep(config, overrides), None
         else:
             sweep, old = load_resumed_sweep(resume, overrides)
-        from bgrpo.sweep.sweep_driver import sweep_and_announce
+        with waiting(LIBRARIES):
+            from bgrpo.sweep.sweep_driver import sweep_and_announce
 
         return sweep_and_announce(sweep, config, old, retry_failed, as_json)
 

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -121,15 +122,16 @@ def private_ray(**options: Any) -> Iterator[None]:
         Config.initialize("")  # reads RAY_AUTH_MODE again
         try:
             try:
-                ray.init(
-                    address="local",
-                    _node_ip_address=HOST,
-                    _temp_dir=str(folder),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    **options,
-                )
+                with _hangup_held():
+                    ray.init(
+                        address="local",
+                        _node_ip_address=HOST,
+                        _temp_dir=str(folder),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        **options,
+                    )
             except Exception as error:  # of no class of its own: "the current node timed out during startup"
                 raise RunError(
                     f"Ray did not start on this machine: {error} Its logs are in {folder}/session_latest/logs; nothing "
@@ -150,6 +152,17 @@ def log_what_ray_says() -> None:
         logger.warning("Ray: %s", " ".join(" ".join(map(str, data["lines"])).split()))
 
     worker.print_to_stdstream = log
+
+
+@contextlib.contextmanager
+def _hangup_held() -> Iterator[None]:
+    """Processes that start in the block never see SIGHUP: a closed terminal sends it to the driver's whole group, and
+    they are needed to save a checkpoint. Here it waits for the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

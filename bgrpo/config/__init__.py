@@ -1,6 +1,14 @@
 """The one typed configuration tree, a module for each part of it; here, what the rest of the package needs of it."""
 
-from bgrpo.config.loading import SHIPPED_CONFIGS, build_config, drop_foreign_options, dump_config, load_config
+from bgrpo.config.loading import (
+    SHIPPED_CONFIGS,
+    build_config,
+    dotted_keys,
+    drop_foreign_options,
+    dump_config,
+    load_config,
+    refuse_repeated,
+)
 from bgrpo.config.pretraining import PretrainConfig
 from bgrpo.config.problems import ProblemSource, TaskSection
 from bgrpo.config.rewards import EMBEDDING_SIMILARITY, ORACLE, RANK_WIDTH, WIN_RATE, PartSection, RewardSection
@@ -24,7 +32,9 @@ __all__ = [
     "TrackingSection",
     "TrainConfig",
     "build_config",
+    "dotted_keys",
     "drop_foreign_options",
     "dump_config",
     "load_config",
+    "refuse_repeated",
 ]

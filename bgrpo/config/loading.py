@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from numbers import Integral, Real
 from pathlib import Path
@@ -38,12 +38,14 @@ def load_config(
 
     Raises:
         UserError: missing file, bad YAML, unknown key (with the one that was probably meant), or a value that does not
-            fit.
+            fit; or two overrides that say the same key.
     """
     source = config or "configuration"
     tree = read_yaml(_find(config)) if config is not None else {}
+    _refuse_dotted_again(tree, source)
     parsed = [_parse(model, text, overrides[i + 1 : i + 2]) for i, text in enumerate(overrides)]
-    parsed += _from_python(model, keys or {})
+    refuse_repeated([(path, value, text) for (path, value), text in zip(parsed, overrides, strict=True)])
+    parsed += dotted_keys(model, keys or {})
     names = {tuple(path[:-1]): value for path, value in parsed if path[-2:] == ["task", "name"]}
     for path, name in names.items():
         _leave_to_its_task(tree, path, name, source)
@@ -64,6 +66,45 @@ def build_config(model: type[C], tree: dict[str, Any], source: str) -> C:
 def dump_config(config: Section, path: Path) -> None:
     """Write the whole tree as YAML, so that loading it again gives an equal configuration."""
     path.write_text(dump_yaml(config.model_dump(mode="json")), "utf-8")
+
+
+def refuse_repeated(given: Iterable[tuple[Sequence[str], Any, str]]) -> None:
+    """Refuse two values for one key, of which the last would count without a word.
+
+    Args:
+        given: path, value and text of each, in the order in which they count. A mapping gives all that is in it, and
+            takes the place of what its section was given before.
+
+    Raises:
+        UserError: names both texts.
+    """
+    seen: dict[str, str] = {}  # every key, and every section that holds one, with the text that gave it
+    for path, value, text in given:
+        key = ".".join(path)
+        if key in seen:
+            raise UserError(f"{key} is given twice, as {shown(seen[key])} and as {shown(text)}: give it once")
+        for leaf in _leaves(path, value):
+            for length in range(1, len(leaf) + 1):
+                seen.setdefault(".".join(leaf[:length]), text)
+
+
+def _refuse_dotted_again(tree: Any, source: str) -> None:
+    """A file's mapping may hold dotted keys, as a sweep's ``train`` does, but no key both dotted and in a section."""
+    if isinstance(tree, dict):
+        try:
+            refuse_repeated((key.split("."), value, key) for key, value in tree.items())
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+    for inner in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        _refuse_dotted_again(inner, source)
+
+
+def _leaves(path: Sequence[str], value: Any) -> Iterator[Sequence[str]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves([*path, *str(name).split(".")], inner)
+    else:
+        yield path
 
 
 def drop_foreign_options(tree: dict[str, Any], name: str, source: str) -> None:
@@ -125,20 +166,32 @@ def _parse(model: type[Section], override: str, following: Sequence[str]) -> tup
     name, equals, text = override.partition("=")
     path = name.strip().split(".")
     if not equals:
+        if name.endswith((".yaml", ".yml")) or os.path.isfile(SHIPPED_CONFIGS / f"{name}.yaml"):  # noqa: PTH113
+            word = one_line(name, 100)
+            raise UserError(f"override {shown(override)}: expected key=value; for a configuration, --config {word}")
         values = [word for word in following if "=" not in word] or ["…"]
         example = "rollout.group_size=10" if below(model, name) is UNKNOWN else f"{name}={values[0]}"
         raise UserError(f"override {shown(override)}: expected key=value, for example {example}")
     return path, override_value(text, reduce(below, path, model), one_line(override, 100))
 
 
-def _from_python(model: type[Section], keys: Mapping[str, Any], above: str = "") -> Iterator[tuple[list[str], Any]]:
-    """The paths of keys, and their values as YAML could hold them: lists for tuples, text for paths."""
+def dotted_keys(model: type[Section], keys: Mapping[str, Any], above: str = "") -> Iterator[tuple[list[str], Any]]:
+    """The paths of keys from Python, and their values as YAML could hold them: lists for tuples, text for paths.
+
+    Args:
+        model: the tree's class.
+        keys: dotted keys or nested sections.
+        above: where they lie.
+
+    Raises:
+        UserError: a key is no text.
+    """
     for name, value in keys.items():
         if not isinstance(name, str):
             raise UserError(f"configuration key {shown(name)}: expected text, as 'learner.learning_rate'")
         key = f"{above}{name}"
         if isinstance(value, Mapping) and any(is_section(part) for part in alternatives(below(model, key))):
-            yield from _from_python(model, value, f"{key}.")
+            yield from dotted_keys(model, value, f"{key}.")
         else:
             yield key.split("."), _as_in_yaml(value)
 

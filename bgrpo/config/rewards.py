@@ -144,6 +144,18 @@ class RewardSection(Section):
         return [part.check for part in self.named_parts.values() if part.weight] == [True]
 
     @property
+    def described(self) -> str:
+        """What gives the scores that are learned from, for messages."""
+        learned = {name: part for name, part in self.named_parts.items() if part.weight}
+        texts = [
+            "the task's check" if part.check else f"{part.source} {getattr(part, part.source)}"
+            for part in learned.values()
+        ]
+        return (
+            ", ".join(f"{name} ({text})" for name, text in zip(learned, texts, strict=True)) if self.parts else texts[0]
+        )
+
+    @property
     def says_what_is_correct(self) -> bool:
         """Whether there are solved problems to count."""
         return any(part.check for part in self.named_parts.values()) or self.least_correct is not None

@@ -4,6 +4,7 @@
   these products are, and the keys and values that attention keeps: residual stream, norms, the arithmetic of attention,
   head and scores stay fp32. A processor without bf16 products multiplies the rounded values in fp32: products of two
   bf16 numbers are exact in fp32, so the roundings are the same.
+- Small fp32 products run on weights as they are: packed ones would take longer to start than to multiply.
 - The head is cut into blocks of the vocabulary, so that only the logits of one block need to exist at a time.
 - ``gelu_new`` is computed in one pass instead of eight; where it follows a matrix product, within that.
 - Attention is the search tree's, see :mod:`bgrpo.decoding.tree_attention`.
@@ -39,6 +40,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1024, 16384  # tokens; larger ones leave the processor's cache for nothing
 _GELU_ROWS = 256  # see _in_pieces
+_FEW_PRODUCTS = 1 << 22
+"""Multiplications of a call up to which oneDNN's 45 microseconds per call outweigh its higher rate."""
+_FEWEST_ROWS = 16  # of a call, see bgrpo.decoding.search.feed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,14 @@ class FastModel:
         model: see :func:`fast_layers`.
         head: its head, in blocks.
         kept: see :class:`bgrpo.decoding.tree_attention.TreeStore`.
+        plain_rows: most rows of a pass whose products are all small, so that any number of rows costs no set-up.
         hidden_states: the model's pass over a step's rows, where there is a shorter way than transformers'; else None.
     """
 
     model: PreTrainedModel
     head: Head
     kept: torch.dtype
+    plain_rows: int
     hidden_states: HiddenStates | None
 
 
@@ -80,8 +86,9 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
                 module.forward = forward  # hides the class's method
                 replaced.append(module)
         blocks = _in_blocks(head, rows, LogitTreatment.of(model.config))
+        plain_rows = _plain_rows(modules, precision)
         direct = direct_t5(model) if model.config.is_encoder_decoder else direct_gpt2(model, modules)
-        yield FastModel(model, blocks, _DTYPES[precision], direct)
+        yield FastModel(model, blocks, _DTYPES[precision], plain_rows, direct)
     finally:
         for module in replaced:
             del module.forward
@@ -101,6 +108,13 @@ def _in_blocks(head: nn.Linear, rows: int, treatment: LogitTreatment) -> Head:
         block = matrix_product(weight_OI, bias_O, "fp32", then_gelu=False)
         blocks.append(block if treatment == LogitTreatment() else _then(block, treatment))
     return Head(tuple(blocks), vocabulary)
+
+
+def _plain_rows(modules: Sequence[nn.Module], precision: Precision) -> int:
+    weights = [module.weight for module in modules if isinstance(module, nn.Linear | Conv1D)]
+    if not _packs(weights[0]) or (precision == "bf16" and onednn_multiplies(torch.bfloat16)):
+        return 0
+    return _FEW_PRODUCTS // max(weight.numel() for weight in weights)
 
 
 def _fused_with_gelu(model: PreTrainedModel, modules: Sequence[nn.Module]) -> dict[nn.Module, nn.Module]:
@@ -150,16 +164,40 @@ def matrix_product(
     weight = weight_OI.detach().to(rounded).to(dtype)
     bias = None if bias_O is None else bias_O.detach().to(rounded).to(dtype)
     if _packs(weight):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
-        multiply = torch.ops.mkldnn._linear_pointwise
-        if then_gelu:  # the next product takes what this one gives, without a detour through fp32
-            return lambda inputs: _in_pieces(
-                lambda piece: multiply(piece, packed, bias, "gelu", [], "tanh"), inputs.to(rounded).to(dtype)
-            ).to(rounded)
-        if rounded == torch.float32:
-            return lambda inputs: multiply(inputs, packed, bias, "none", [], "")
-        return lambda inputs: multiply(inputs.to(rounded).to(dtype), packed, bias, "none", [], "").to(rounded).float()
-    return lambda inputs: functional.linear(inputs.to(rounded).to(dtype), weight, bias).to(rounded).float()
+        packed = _packed_product(weight, bias, rounded, then_gelu)
+        if dtype != torch.float32 or weight.numel() * _FEWEST_ROWS > _FEW_PRODUCTS:
+            return packed
+        plain = _plain_product(weight, bias, rounded, then_gelu)
+        most_rows = _FEW_PRODUCTS // weight.numel()
+        return lambda inputs: plain(inputs) if inputs.shape[-2] <= most_rows else packed(inputs)
+    return _plain_product(weight, bias, rounded, then_gelu)
+
+
+def _plain_product(
+    weight: Tensor, bias: Tensor | None, rounded: torch.dtype, then_gelu: bool
+) -> Callable[[Tensor], Tensor]:
+    linear, dtype = functional.linear, weight.dtype
+    if then_gelu:
+        return lambda inputs: functional.gelu(
+            linear(inputs.to(rounded).to(dtype), weight, bias), approximate="tanh"
+        ).to(rounded)
+    if rounded == torch.float32:
+        return lambda inputs: linear(inputs, weight, bias)
+    return lambda inputs: linear(inputs.to(rounded).to(dtype), weight, bias).to(rounded).float()
+
+
+def _packed_product(
+    weight: Tensor, bias: Tensor | None, rounded: torch.dtype, then_gelu: bool
+) -> Callable[[Tensor], Tensor]:
+    dtype, multiply = weight.dtype, torch.ops.mkldnn._linear_pointwise
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+    if then_gelu:  # the next product takes what this one gives, without a detour through fp32
+        return lambda inputs: _in_pieces(
+            lambda piece: multiply(piece, packed, bias, "gelu", [], "tanh"), inputs.to(rounded).to(dtype)
+        ).to(rounded)
+    if rounded == torch.float32:
+        return lambda inputs: multiply(inputs, packed, bias, "none", [], "")
+    return lambda inputs: multiply(inputs.to(rounded).to(dtype), packed, bias, "none", [], "").to(rounded).float()
 
 
 def _in_pieces(multiply: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from bgrpo.decoding.prefill import prefill, roots
 from bgrpo.decoding.slots import Chooser, RowLogits, Rows, Slots, root_slots
 from bgrpo.decoding.tree_attention import CompiledStore, TorchStore, TreeStore
 
-_ROW_STEPS = 16  # numbers of rows are rounded up to multiples: every new number costs set-up time in the matrix library
+_ROW_STEPS = 16
+"""Numbers of rows are rounded up to multiples where every new number costs set-up time in the matrix library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def search(
 
 def feed(fast: FastModel, store: TreeStore, ids_R: Tensor, positions_R: Tensor) -> RowLogits:
     """Put one token of each row through the model; what follows it, as logits."""
-    fillers = -len(ids_R) % _ROW_STEPS
+    fillers = 0 if len(ids_R) <= fast.plain_rows else -len(ids_R) % _ROW_STEPS
     ids_1R, positions_1R = (functional.pad(places, (0, fillers))[None] for places in (ids_R, positions_R))
     if fast.hidden_states is not None:
         return RowLogits(fast.hidden_states(ids_1R, positions_1R, store)[0], fast.head)

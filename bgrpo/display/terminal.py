@@ -12,6 +12,8 @@ from typing import IO, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bgrpo.waits import waiting
+
 PLAIN_WIDTH = 160
 
 
@@ -58,9 +60,20 @@ def table_console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def progress_bar(title: str, shown: bool = True) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on a terminal's standard error, gone when done; yields what moves it: (done, total)."""
+    """A progress bar on a terminal's standard error, gone when done; yields what moves it: (done, total).
+
+    Elsewhere a line now and then, see :mod:`bgrpo.waits`.
+    """
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     console = PlainConsole(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
+    if shown and not console.is_terminal:
+        with waiting(title) as wait:
+
+            def tell(done: int, total: int | None) -> None:
+                wait.what = f"{title}, {done:,}{'' if total is None else f' of {total:,}'}"
+
+            yield tell
+        return
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         bar = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)

@@ -169,19 +169,21 @@ class Measures:
         graded: completions have scores beyond correct and wrong.
         parts: names of the reward's parts.
         wrong_reward: score of a completion that was cut off.
+        reward: what gives the scores, for messages.
     """
 
     solved: bool = True
     graded: bool = False
     parts: tuple[str, ...] = ()
     wrong_reward: float = 0.0
+    reward: str = field(default="the reward", compare=False)
 
     @classmethod
     def of(cls, config: TrainConfig) -> Self:
         """What a run's reward lets be measured."""
         reward = config.reward
         parts = tuple(reward.parts) if reward.is_graded else ()
-        return cls(reward.says_what_is_correct, reward.is_graded, parts, reward.wrong_reward)
+        return cls(reward.says_what_is_correct, reward.is_graded, parts, reward.wrong_reward, reward.described)
 
     def searches(self, beam_widths: Sequence[int], samples: int) -> list[tuple[DecodeMode, int]]:
         """(mode, group size) of the searches that the metrics need."""
@@ -271,7 +273,7 @@ def evaluate(
         outcomes[f"{mode} {group_size}"] = count_outcomes([[verdict.outcome for verdict in row] for row in verdicts])
         values |= measures.of_search(mode, group_size, verdicts, set(beam_widths))
         found[mode] = [first_correct([verdict.outcome for verdict in row]) for row in verdicts]  # widest last
-    refuse_unscored_evaluation(counts)
+    refuse_unscored_evaluation(counts, measures.reward)
     categories = [problem.category for problem in problems]
     ranks: dict[str, list[int | None]] = {}
     if measures.solved:

@@ -198,7 +198,9 @@ def split_update(groups: Sequence[LearningGroup], config: TrainConfig, rank: int
 
 
 def _is_used(group: ScoredGroup, config: TrainConfig) -> bool:
-    return not config.rollout.skip_uninformative or is_informative(group.rewards, config.advantage_kind)
+    if not config.rollout.skip_uninformative:
+        return any(reward is not None for reward in group.rewards)
+    return is_informative(group.rewards, config.advantage_kind)
 
 
 def best_and_worst(rewards: Sequence[float | None], share: float) -> list[int]:

@@ -195,7 +195,7 @@ class OuterLoop(TrainerCallback):
     def _draw(self, step: int) -> list[ScoredGroup]:
         groups = draw_groups(self._source, self._config, step, self._planned_version(step), self._problems)
         completions = [each for group in groups for each in group.completions]
-        refuse_failed_step(completions, self._config.reward.max_failures, f"step {step + 1}")
+        refuse_failed_step(completions, self._config.reward, f"step {step + 1}")
         return groups
 
     def _publish(self, model: PreTrainedModel) -> None:

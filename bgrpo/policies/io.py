@@ -24,6 +24,7 @@ from bgrpo.policies.flat_weights import flatten_parameters, load_flat_parameters
 from bgrpo.policies.folder import PolicyFolder, model_class, read_folder
 from bgrpo.policies.source import SHIPPED_POLICY, find_policy, is_policy
 from bgrpo.policies.text import set_end_tokens, set_has_encoder
+from bgrpo.waits import waiting
 
 __all__ = [
     "SHIPPED_POLICY",
@@ -109,7 +110,8 @@ def loading(what: str, path: str) -> Iterator[Path]:
     Raises:
         UserError: there is no such model, or the block raised anything; the message begins with kind and path.
     """
-    with reading(f"{what} {one_line(path)}: cannot be loaded"), _quiet_transformers():
+    told = waiting(f"{what} {one_line(path)} to be loaded")
+    with told, reading(f"{what} {one_line(path)}: cannot be loaded"), _quiet_transformers():
         folder = find_policy(path, what)
         try:
             yield folder

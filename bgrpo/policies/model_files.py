@@ -63,6 +63,13 @@ _TOKENIZER_SETTINGS = {
     "model_input_names": list,
 }
 _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_COPY_AGAIN = "copy it again from where it is whole"
+_OTHER_FILES = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself (git lfs pull fetches that)",
+    b"PK\x03\x04": "a file of PyTorch, a pickle, which can run code when read",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+}
 _IGNORED = re.compile(  # masks and counters, not weights
     r"(^|\.)(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)(position|token_type)_ids$"
 )
@@ -186,13 +193,42 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in sorted(set(names.values())))
 
 
+def check_weight_file(path: Path) -> None:
+    """Refuse what is no complete file of weights: its header says how long it is.
+
+    Raises:
+        UserError: what is wrong with it, in words, and what would be right.
+    """
+    size = readable_file(path, _MOST_WEIGHT_BYTES).stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64)
+        length = int.from_bytes(start[:8], "little")
+        for begins, kind in _OTHER_FILES.items():
+            if start.startswith(begins):
+                raise UserError(f"{path.name} is {kind}; expected weights as safetensors")
+        if size < 8 or (start[8:9] == b"{" and 8 + length > size and length <= _MOST_HEADER_BYTES):
+            raise UserError(f"{path.name} has {size:,} bytes, less than its header: it was cut short; {_COPY_AGAIN}")
+        if start[8:9] != b"{" or length > _MOST_HEADER_BYTES:
+            raise UserError(f"{path.name} is no safetensors file, or its first bytes are damaged; {_COPY_AGAIN}")
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            needed = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{path.name}: its header is damaged ({one_line(str(error), 80)}); {_COPY_AGAIN}"
+            ) from error
+    if size != needed:
+        how = "it was cut short" if size < needed else "it was damaged, or something was added"
+        raise UserError(f"{path.name} has {size:,} bytes, its header says {needed:,}: {how}; {_COPY_AGAIN}")
+
+
 def weight_shapes(shards: tuple[Path, ...]) -> dict[str, tuple[int, ...]]:
     """The shape of every weight, from the headers of the files."""
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards:
-        with readable_file(shard, _MOST_WEIGHT_BYTES).open("rb") as opened:
-            if int.from_bytes(opened.read(8), "little") > _MOST_HEADER_BYTES:
-                raise UserError(f"{shard.name} cannot be loaded: its header is damaged, or it is no safetensors file")
+        check_weight_file(shard)
         with (
             reading(f"{shard.name} cannot be loaded"),
             safe_open(shard, framework="pt") as file,

@@ -139,8 +139,9 @@ def _in_fork(work: Callable[[], int], bounds: Bounds, seconds: int) -> int:
 
 
 def _bound_this_process(seconds: int, data_bytes: int | None) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
-        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     gc.freeze()  # what was there before is not looked at, and its pages stay shared
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lower(resource.RLIMIT_CPU, seconds)

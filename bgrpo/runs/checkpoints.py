@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bgrpo.errors import UserError
-from bgrpo.files import UNFINISHED, atomic_path, parse_object, read_file, sha256
+from bgrpo.files import UNFINISHED, atomic_path, parse_object, read_file, sha256, write_atomically
 
 MARKER = "COMPLETE.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -76,7 +77,7 @@ class CheckpointStore:
             LostRunError: the run has another owner, or its folder is gone.
         """
         self._check_owner()
-        final = self.directory / f"step-{step:08d}"
+        final = self._path(step)
         try:
             self.directory.mkdir(exist_ok=True)
             self._remove_leftovers()
@@ -85,6 +86,7 @@ class CheckpointStore:
                 write(new)
                 _mark_complete(new, step, metrics or {})
                 self._check_owner()  # writing takes a while
+            write_atomically(self._record, json.dumps({"step": step}) + "\n")
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{final}: checkpoint of step {step} could not be written ({_reason(error)}); older checkpoints are "
@@ -102,20 +104,29 @@ class CheckpointStore:
             tell: called with one line about each newer one that is damaged, and passed over.
 
         Raises:
-            UserError: there are checkpoints, and all are damaged.
+            UserError: there are checkpoints, and all are damaged; or there were some, and all have gone.
         """
+        saved = self._saved_step()
         damaged: list[str] = []
         for path in self._newest_first():
             reason = self._damage(path)
             if not reason:
                 for line in damaged:
                     tell(f"{line}, passed over: going on from step {self.step_of(path)}")
+                if saved > self.step_of(path) and not os.path.lexists(self._path(saved)):
+                    tell(
+                        f"{self._path(saved)}: the newest checkpoint has gone: going on from step {self.step_of(path)}"
+                    )
                 return path
-            damaged.append(f"{self.directory}: checkpoint of step {self.step_of(path)} is damaged ({reason})")
+            damaged.append(f"{path}: checkpoint of step {self.step_of(path)} is damaged ({reason})")
         if damaged:
             raise UserError(
-                f"{'; '.join(damaged)}: none is left to go on from; start a new run, or remove the folder to begin "
-                f"this one again from its first step"
+                f"{'; '.join(damaged)}: none is left to go on from; put back what was there, or start a new run"
+            )
+        if saved:
+            raise UserError(
+                f"{self._path(saved)}: the run saved this checkpoint, and it has gone, as has every other: put it back,"
+                f" or start a new run"
             )
         return None
 
@@ -147,6 +158,22 @@ class CheckpointStore:
         if match is None:
             raise UserError(f"{path}: not a checkpoint folder; expected a name like step-00000050")
         return int(match[1])
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}"
+
+    @property
+    def _record(self) -> Path:
+        """Beside the folder: says that there was a checkpoint, where all have gone."""
+        return self.directory.with_name(f"{self.directory.name}-newest.json")
+
+    def _saved_step(self) -> int:
+        """Step of the checkpoint that was saved last; 0 where nothing says so."""
+        try:
+            step = parse_object(read_file(self._record)).get("step")
+        except (OSError, ValueError):  # of an earlier bgrpo, or damaged: it only tells of others that have gone
+            return 0
+        return step if type(step) is int and 0 < step < 10**15 else 0
 
     def _newest_first(self) -> list[Path]:
         if not self.directory.is_dir():
@@ -208,7 +235,11 @@ def find_damage(path: Path, required: Sequence[str] = ()) -> str:
                 return f"{name} has {size} bytes, not {_size(entry)}"
             if isinstance(entry, dict) and sha256(path / name) != entry["sha256"]:
                 return f"{name} is not what was written: its SHA-256 differs"
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        return f"{Path(error.filename or MARKER).name} is missing"
+    except OSError as error:
+        return f"{Path(error.filename or MARKER).name} cannot be read: {error.strerror or error}"
+    except ValueError as error:
         return str(error)
     return ""
 

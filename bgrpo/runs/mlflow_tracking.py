@@ -19,6 +19,7 @@ from bgrpo.config import TrackingSection
 from bgrpo.errors import UserError
 from bgrpo.runs.further_trackers import FurtherTrackers
 from bgrpo.runs.redaction import redact_credentials, redact_tree
+from bgrpo.waits import waiting
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,6 +68,7 @@ class Tracker:
         self._further: FurtherTrackers | None = None
 
     @classmethod
+    @waiting("MLflow, and whatever else the run is recorded in")
     def start(
         cls,
         config: TrackingSection,

@@ -227,6 +227,8 @@ def _beat(claim: Claim, over: threading.Event) -> None:
     while not over.wait(BEAT_S):
         try:
             os.utime(_record(claim.folder, claim.owner.number))
+        except FileNotFoundError:  # the folder has gone: the next write ends the run, and says so
+            return
         except OSError as error:  # the next write says what it means
             logger.warning("%s: the owner's heartbeat cannot be written: %s", claim.folder, error)
 

@@ -106,7 +106,8 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
             )
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
-    judge.start(trial_of(splits.train)).close()
+    with judge.start(trial_of(splits.train)) as scorer:
+        judge.check_applies(scorer, splits.train)
     return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()}, reference)
 
 

@@ -7,6 +7,7 @@ environment hold whose name says that it is secret. A library that echoes only a
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO, cast
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+from bgrpo.runs.stopping import hung_up, leave_dead_outputs
 
 REDACTED = "***"
 SHORTEST_KNOWN = 6
@@ -111,12 +114,27 @@ class _Redacted:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._stream.write(redact_credentials(text))
+        with self._outliving_terminal():
+            self._stream.write(redact_credentials(text))
         return len(text)
+
+    def flush(self) -> None:
+        with self._outliving_terminal():
+            self._stream.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
+
+    @contextmanager
+    def _outliving_terminal(self) -> Iterator[None]:
+        """A terminal that was closed takes nothing any more (EIO), nor does what stood between it and this process."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO and not (isinstance(error, BrokenPipeError) and hung_up()):
+                raise
+            leave_dead_outputs()
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -234,9 +234,13 @@ class RunFolder:
     @property
     def status(self) -> str:
         """What ``run.json`` says, but ``interrupted`` where the owner of a run that is running was killed."""
-        status = str(self.info().get("status", "unknown"))
-        killed = newest_owner(self.path) is not None and not has_owner(self.path)
-        return "interrupted" if status == "running" and killed else status
+        return "interrupted" if self.was_killed else str(self.info().get("status", "unknown"))
+
+    @property
+    def was_killed(self) -> bool:
+        """The run's last owner ended without a word."""
+        running = self.info().get("status") == "running"
+        return running and newest_owner(self.path) is not None and not has_owner(self.path)
 
     def update(self, **fields: Any) -> None:
         """Set fields of ``run.json``, complete or not at all.

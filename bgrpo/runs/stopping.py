@@ -1,13 +1,15 @@
-"""SIGTERM and Ctrl-C, in every phase of a command: answered soon, and with a documented status.
+"""SIGTERM, SIGHUP and Ctrl-C, in every phase of a command: answered soon, and with a documented status.
 
 The first signal ends what the main thread does by raising :class:`bgrpo.errors.Stopped` there, so that everything is
 closed on the way out. In a phase that has something to save it asks for that instead (:meth:`StopSignals.gently`).
 A thread that sees signals even while the main thread is in native code ends the process when it has not ended in time.
+SIGHUP comes when a terminal is closed: what is printed then goes nowhere, and ends nothing.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,6 +23,8 @@ from bgrpo.errors import Stopped
 
 INTERRUPTED_STATUS = 130  # as a shell reports a process ended by SIGINT
 STOPPED_STATUS = 143  # and by SIGTERM
+HUNG_UP_STATUS = 129  # and by SIGHUP
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAVE_S = 10.0
 """What a phase may take to save what it has, before it is ended without; see :meth:`StopSignals.gently`."""
 
@@ -29,13 +33,13 @@ END_S, CLOSE_S = 13.0, 3.0
 
 ENDED_LATE = "stopped: something did not end in time, and was left; complete checkpoints are kept"
 
-Words = Callable[[str, str], None]
+Words = Callable[[str, str], str | None]
 _words: list[Words] = []
 
 
 @contextmanager
 def last_words(say: Words) -> Iterator[None]:
-    """While the block runs, :func:`end_process` calls ``say(status, cause)`` first."""
+    """While the block runs, :func:`end_process` calls ``say(status, cause)`` first, and tells what that returns too."""
     _words.append(say)
     try:
         yield
@@ -52,15 +56,33 @@ def end_process(status: str, cause: str, exit_status: int, terminal: TextIO | No
         exit_status: of the process.
         terminal: where the line goes; default: the standard error.
     """
-    for say in reversed(_words):
-        say(status, cause)
-    print(f"error: {cause}", file=terminal or sys.stderr, flush=True)
+    told = [say(status, cause) for say in reversed(_words)]
+    with suppress(OSError):
+        print(f"error: {'; '.join([cause, *filter(None, told)])}", file=terminal or sys.stderr, flush=True)
     os._exit(exit_status)
 
 
 def status_of(name: str | None) -> int:
     """Exit status of a process that ends for a signal, or was asked to stop in another way."""
-    return INTERRUPTED_STATUS if name == signal.SIGINT.name else STOPPED_STATUS
+    statuses = {signal.SIGINT.name: INTERRUPTED_STATUS, signal.SIGHUP.name: HUNG_UP_STATUS}
+    return statuses.get(str(name), STOPPED_STATUS)
+
+
+def hung_up() -> bool:
+    """Whether SIGHUP has asked this process to end: nobody may read what it prints any more."""
+    return any(signals.hung_up for signals in _active)
+
+
+def leave_dead_outputs() -> None:
+    """Standard output and error whose terminal, or reader, has gone lead nowhere from here on."""
+    ends = select.poll()
+    for descriptor in (1, 2):
+        ends.register(descriptor, 0)
+    for descriptor, event in ends.poll(0):
+        if event & (select.POLLERR | select.POLLHUP):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
 
 
 def end_of(status: int) -> int:
@@ -69,7 +91,7 @@ def end_of(status: int) -> int:
     What it was stopped in may still be at work in a thread, in native code, and the interpreter's own end would take
     away what that stands on: the process would abort.
     """
-    if status in (INTERRUPTED_STATUS, STOPPED_STATUS):
+    if status in (INTERRUPTED_STATUS, STOPPED_STATUS, HUNG_UP_STATUS):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
@@ -78,10 +100,11 @@ def end_of(status: int) -> int:
 
 
 class StopSignals:
-    """What the main thread does with SIGTERM and Ctrl-C.
+    """What the main thread does with SIGTERM, SIGHUP and Ctrl-C.
 
     Attributes:
         asked: name of the first signal that came; None before.
+        hung_up: SIGHUP came, first or later.
         insisted: a second signal came, and was Ctrl-C: nothing more is to be saved. Further ones change nothing.
 
     Args:
@@ -91,13 +114,14 @@ class StopSignals:
     def __init__(self, ends_process: bool = True) -> None:
         self._ends_process = ends_process
         self.asked: str | None = None
-        self.insisted = False
+        self.insisted = self.hung_up = False
         self._raised: Stopped | None = None
         self._gently: Callable[[str], float] | None = None
         self._to_ask = False
         self._deadline: float | None = None
         self._end_at = 0.0
         self._over = threading.Event()
+        self._numbers: list[signal.Signals] = []
 
     @contextmanager
     def gently(self, ask: Callable[[str], float]) -> Iterator[None]:
@@ -120,6 +144,8 @@ class StopSignals:
         Raises:
             Stopped: the time to save is over.
         """
+        if self.hung_up:
+            leave_dead_outputs()
         if self._to_ask and self._gently is not None and self.asked is not None:
             self._to_ask = False
             save_s = self._gently(self.asked)
@@ -141,6 +167,9 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         first, self.asked = self.asked is None, self.asked or name
+        if number == signal.SIGHUP:
+            self.hung_up = True
+            leave_dead_outputs()
         if not first:
             if number == signal.SIGINT and not self.insisted:  # SIGTERM is repeated by some that send it
                 self.insisted = True  # once: what it raises must come to its end, and further ones are in its way
@@ -173,7 +202,8 @@ class StopSignals:
 
     @contextmanager
     def _installed(self) -> Iterator[None]:
-        handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._numbers = [number for number in NUMBERS if not _is_ignored(number)]
+        handlers = {number: signal.signal(number, self._handle) for number in self._numbers}
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -196,13 +226,13 @@ class StopSignals:
 
     def again(self) -> None:
         """Take the signals back from a library that has set handlers of its own, as ``ray.init`` does."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in self._numbers:
             signal.signal(number, self._handle)
 
     def _watch(self, reader: int) -> None:
         """See the first signal, and end the process when it has not ended long after."""
         while byte := os.read(reader, 1):
-            if byte[0] in (signal.SIGTERM, signal.SIGINT):
+            if byte[0] in self._numbers:
                 break
         else:
             return
@@ -210,6 +240,11 @@ class StopSignals:
         while not self._over.wait(0.2):
             if time.monotonic() > self._end_at:
                 end_process("stopped", ENDED_LATE, status_of(signal.Signals(byte[0]).name))
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    """``nohup`` has SIGHUP ignored: the command goes on without its terminal."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _no_more(number: int, frame: FrameType | None) -> None:
@@ -228,7 +263,7 @@ _active: list[StopSignals] = []
 
 @contextmanager
 def stop_signals(ends_process: bool = True) -> Iterator[StopSignals]:
-    """SIGTERM and Ctrl-C raise :class:`bgrpo.errors.Stopped` in the block; one inside another is that other one.
+    """These signals raise :class:`bgrpo.errors.Stopped` in the block; one inside another is that other one.
 
     Args:
         ends_process: as of :class:`StopSignals`.

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 
 SHOWN_BYTES = 1 << 20
+"""In a file, as the log of a process of Ray."""
+FEW_BYTES, FEW_LINES = 1 << 12, 20
+"""On a terminal, or in a pipe."""
 _PIECE = 1 << 16
 _JOIN_S = 1.0
 _TOLD_AGAIN = 10  # so many times as much
 
 
 class CheckOutput:
-    """Where the processes of one check print, one after the other: the first bytes are shown, the rest is counted.
+    """Where the processes of one check print, one after the other: what comes first is shown, the rest is counted.
+
+    It goes to this process's standard error: where that is a file, up to :data:`SHOWN_BYTES`, else a few lines.
 
     That bytes are left out is said with the first of them, again whenever they have become ten times as many, and with
     their number at the end.
 
     Args:
         what: names the check.
-        shown_bytes: so many go to this process's standard error.
     """
 
-    def __init__(self, what: str, shown_bytes: int = SHOWN_BYTES) -> None:
+    def __init__(self, what: str) -> None:
         self._what = what
-        self._room = self._shown_bytes = shown_bytes
+        self._few = not _is_file(2)
+        self._room, self._lines = (FEW_BYTES, FEW_LINES) if self._few else (SHOWN_BYTES, SHOWN_BYTES)
+        self._shown = 0
         self._left_out = self._told = 0
         self._readers: list[threading.Thread] = []
 
@@ -46,8 +53,12 @@ class CheckOutput:
     def _read(self, reader: int) -> None:
         with open(reader, "rb", buffering=0) as pipe:
             while piece := pipe.read(_PIECE):
-                shown = piece[: self._room]
+                shown = b"".join(piece[: self._room].splitlines(keepends=True)[: self._lines])
                 self._room -= len(shown)
+                self._lines -= shown.count(b"\n")
+                self._shown += len(shown)
+                if len(shown) < len(piece):
+                    self._room = 0
                 self._write(shown)
                 self._left_out += len(piece) - len(shown)
                 if self._left_out > _TOLD_AGAIN * self._told:
@@ -57,7 +68,7 @@ class CheckOutput:
         self._told = self._left_out
         self._write(
             f"\n{self._what}: {self._left_out:,} bytes of what it printed are left out so far, after the first "
-            f"{self._shown_bytes:,}\n".encode()
+            f"{self._shown:,}{', which would be more in a file: 2> FILE' * self._few}\n".encode()
         )
 
     @staticmethod
@@ -67,3 +78,10 @@ class CheckOutput:
                 data = data[os.write(2, data) :]
         except OSError:  # nobody reads it, or there is no room: checks go on
             pass
+
+
+def _is_file(descriptor: int) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:  # closed
+        return False

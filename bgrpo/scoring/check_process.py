@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Verdict
 from bgrpo.scoring.attempts import Attempt, by_group, to_json
-from bgrpo.scoring.check_child import GROUPS, ITEMS, REFUSED
+from bgrpo.scoring.check_child import GROUPS, ITEMS, REFUSED, TASK_PREFIX
 from bgrpo.scoring.check_link import BrokenLinkError, CheckLink
 from bgrpo.scoring.check_output import CheckOutput
 from bgrpo.scoring.failed_checks import FAILED
+from bgrpo.scoring.kept_functions import PREFIX
 from bgrpo.tasks.base import Outcome
+from bgrpo.waits import waiting
 
 START_LIMIT_S = 120.0  # importing the target, for example a reward model's libraries; and the same for its first call
 CRASHES_PER_ITEM = 2  # the first is forgiven: somebody else may have killed the child
@@ -44,6 +47,9 @@ class CheckProcess:
         memory_bytes: limit of the child's data (RLIMIT_DATA; past it, MemoryError or an abort); None for no limit.
         trial: what to try the target on; None tries nothing.
 
+    Attributes:
+        tried: the verdict on that, once there is one.
+
     Raises:
         UserError: the target cannot be imported, or its check of ``trial`` is an error or takes 120 s.
     """
@@ -62,6 +68,7 @@ class CheckProcess:
         self._output = CheckOutput(f"check {target!r}")
         self._link: CheckLink | None = None
         self._form = ITEMS
+        self.tried: Verdict | None = None
         fault = self._start()
         if fault is not None:
             self.close()
@@ -141,7 +148,8 @@ class CheckProcess:
         """Start the child and try it; what is wrong, None when nothing is. Where it is of no use there is no link."""
         target, answers = self._setup["target"], list[Verdict]()
         self._link = CheckLink(self._output)
-        fault = self._ask(self._setup, 1, answers, START_LIMIT_S)
+        with waiting(f"{self._named()} to be imported", START_LIMIT_S):
+            fault = self._ask(self._setup, 1, answers, START_LIMIT_S)
         if fault is not None:
             return replace(fault, detail=f"{target!r}: on import, {fault.detail}")
         if answers[0].outcome == REFUSED:
@@ -150,13 +158,21 @@ class CheckProcess:
         self._form = answers[0].detail
         if self._trial is None:
             return None
-        fault = self._ask(to_json([self._trial], self._form == GROUPS), 1, answers, START_LIMIT_S)
+        with waiting(f"{self._named()}, which is tried on one prompt", START_LIMIT_S):
+            fault = self._ask(to_json([self._trial], self._form == GROUPS), 1, answers, START_LIMIT_S)
         if fault is None and answers[1].outcome not in FAILED:
+            self.tried = answers[1]
             return None
         texts = (self._trial.problem.prompt, self._trial.text)
         prompt, completion = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…" for text in texts)
         tried = f"{target!r}: tried on prompt {prompt!r} and completion {completion!r}"
         return replace(fault or answers[1], detail=f"{tried}: {(fault or answers[1]).detail}")
+
+    def _named(self) -> str:
+        target = str(self._setup["target"])
+        if target.startswith(TASK_PREFIX):
+            return f"the check of task {target.removeprefix(TASK_PREFIX)!r}"
+        return f"reward function {Path(target).stem if target.startswith(PREFIX) else target!r}"
 
     def _ask(self, content: Any, count: int, results: list[Verdict], limit_s: float) -> Verdict | None:
         """Append the answers to a request; on a fault, end the child and return what the item at hand gets."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bgrpo.config import RewardSection
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion
 from bgrpo.tasks.base import Outcome
@@ -82,18 +83,32 @@ def refuse_failed_evaluation(outcomes: Mapping[str, int], details: Mapping[str, 
         raise UserError(f"no check came to a verdict, so nothing can be measured: {causes}; mend that, then try again")
 
 
-def refuse_unscored_evaluation(outcomes: Mapping[str, int]) -> None:
+def refuse_unscored_evaluation(outcomes: Mapping[str, int], reward: str) -> None:
     """The same where no part of the reward applies to anything that was decoded.
+
+    Args:
+        outcomes: completions by outcome.
+        reward: what gives the scores.
 
     Raises:
         UserError: says so.
     """
     checks = _checks(outcomes)
     if checks and outcomes.get(Outcome.UNSCORED, 0) == checks:
-        raise UserError(
-            f"no part of the reward applies to any of {checks:,} completions (each gave None, or there is no known "
-            "answer), so nothing can be measured: add a part that does"
-        )
+        raise UserError(f"{inapplicable(reward, f'any of {checks:,} completions')}, so nothing can be measured")
+
+
+def inapplicable(reward: str, to: str) -> str:
+    """That no part of a reward gives a score, and what would be right.
+
+    Args:
+        reward: what gives the scores, see ``RewardSection.described``.
+        to: what they were asked about.
+    """
+    return (
+        f"no part of the reward applies to {to}: {reward} gave None each time (of a function: does it end "
+        f"without return? of a metric: there is no known answer); return a number, or add a part that does"
+    )
 
 
 def truncation(outcomes: Mapping[str, int], max_new_tokens: int, option: str, scored: bool) -> str:
@@ -117,12 +132,12 @@ def _checks(outcomes: Mapping[str, int]) -> int:
     return sum(outcomes.values()) - outcomes.get(Outcome.TRUNCATED, 0)
 
 
-def refuse_failed_step(completions: Sequence[Completion], most: float, where: str) -> None:
+def refuse_failed_step(completions: Sequence[Completion], reward: RewardSection, where: str) -> None:
     """Nothing should be learned where checks come to no verdict; truncated completions, which are not checked, aside.
 
     Args:
         completions: of one step.
-        most: share of the checks that may fail.
+        reward: whose parts they are; it says what share of the checks may fail.
         where: the step, for the message.
 
     Raises:
@@ -134,9 +149,9 @@ def refuse_failed_step(completions: Sequence[Completion], most: float, where: st
     failed = sum(outcomes[kind] for kind in FAILED)
     if checks and outcomes[Outcome.UNSCORED] == checks and checks >= min(ENOUGH, outcomes.total() / 2):
         raise UserError(
-            f"{where}: no part of the reward applies to any of {checks:,} completions (each gave None, or there is no "
-            "known answer), so nothing can be learned: add a part that does"
+            f"{where}: {inapplicable(reward.described, f'any of {checks:,} completions')}, so nothing was learned"
         )
+    most = reward.max_failures
     if failed and (failed > most * checks or failed + outcomes[Outcome.UNSCORED] == checks):
         causes = "; ".join(describe_failures(outcomes, first_details(completions)))
         what = "no check came to a verdict" if failed == checks else f"more than reward.max_failures={most:g} failed"

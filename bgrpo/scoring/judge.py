@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,14 @@ from bgrpo.errors import UserError, one_line
 from bgrpo.groups import Group, ScoredGroup, Verdict
 from bgrpo.scoring.attempts import Attempt, by_group
 from bgrpo.scoring.check_process import CheckProcess
-from bgrpo.scoring.failed_checks import FAILED
+from bgrpo.scoring.failed_checks import FAILED, inapplicable
 from bgrpo.scoring.kept_functions import PREFIX, kept_function
 from bgrpo.scoring.rewards import LARGEST_REWARD, RewardRule, Rewards, group_rewards, ranks_by
 from bgrpo.scoring.scored_text import Item, Score
 from bgrpo.scoring.text_metrics import Metric, TextGroup, text_metric
 from bgrpo.scoring.user_functions import columns_of
-from bgrpo.tasks.base import Outcome
+from bgrpo.tasks.base import Outcome, Problem
+from bgrpo.waits import waiting
 
 Check = Callable[[Sequence[Attempt]], Sequence[Verdict]]
 """Verdicts on attempts, in order, as :meth:`Scorer.judge` gives them."""
@@ -29,6 +31,7 @@ Check = Callable[[Sequence[Attempt]], Sequence[Verdict]]
 PartVerdicts = Mapping[str, Sequence[Verdict]]
 """Part -> one verdict per attempt, in order."""
 
+TRIED_PROBLEMS = 32
 SHIPPED_TASK_MEMORY_BYTES = 4 * 1024**3
 THIS = ""  # in the verdict of one part: its own name, which it does not know
 _NOT_ASKED = Verdict(Outcome.TRUNCATED)
@@ -71,6 +74,32 @@ class Judge:
             UserError: a function, task, metric, model or server is not there, or fails in its trial.
         """
         return Scorer(self, trial, self.parts if names is None else names, tries_templates)
+
+    def check_applies(self, scorer: Scorer, problems: Sequence[Problem]) -> None:
+        """Refuse a reward none of whose parts gives a score on any of several problems: nothing could be learned.
+
+        Where the trial has given no score, problems from all over are tried, with their known answers, until there is
+        one: a part may well not apply to some. Where there is no answer, nothing and the prompt itself are tried.
+
+        Args:
+            scorer: of all parts.
+            problems: of the run.
+
+        Raises:
+            UserError: names what gave no score.
+        """
+        if any(self._weights[name] for name in scorer.applies):
+            return
+        tried = random.Random(0).sample(problems, min(len(problems), TRIED_PROBLEMS))
+        with waiting(f"{self.config.reward.described}, tried on up to {len(tried)} prompts"):
+            for problem in tried:
+                texts = [problem.answer] if problem.answer else ["", problem.prompt]
+                verdicts = scorer.judge([Attempt(problem, text) for text in texts])
+                if any(verdict.score is not None or verdict.outcome in FAILED for verdict in verdicts):
+                    return
+        if tried:
+            told = inapplicable(self.config.reward.described, f"any of {len(tried)} prompts that it was tried on")
+            raise UserError(f"{told}; the first: {one_line(tried[0].prompt, 60)!r}")
 
     def verdicts(self, attempts: Sequence[Attempt], found: PartVerdicts) -> list[Verdict]:
         """Join what the parts say about each attempt."""
@@ -171,11 +200,15 @@ class Scorer:
         names: of the parts.
         tries_templates: of reward models, see :meth:`Judge.start`.
 
+    Attributes:
+        applies: names of the parts that gave the trial a score.
+
     Raises:
         UserError: see :meth:`Judge.start`.
     """
 
     def __init__(self, judge: Judge, trial: Attempt | None, names: Collection[str], tries_templates: bool) -> None:
+        self.applies: list[str] = []
         self._judge = judge
         self._processes = ExitStack()
         self._parts: dict[str, Check] = {}
@@ -183,10 +216,13 @@ class Scorer:
             for name in names:
                 part = judge.parts[name]
                 if part.source in ("check", "function"):
-                    self._parts[name] = stack.enter_context(_process(judge.config, part, trial)).run
+                    process = stack.enter_context(_process(judge.config, part, trial))
+                    self._parts[name], tried = process.run, process.tried
                 else:
                     self._parts[name] = _check_of(judge.config, part, tries_templates)
-                    _try(name, self._parts[name], trial)
+                    tried = _try(name, self._parts[name], trial)
+                if tried is not None and tried.outcome != Outcome.UNSCORED:
+                    self.applies.append(name)
             self._threads = stack.enter_context(ThreadPoolExecutor(len(self._parts)))
             self._processes = stack.pop_all()
 
@@ -274,18 +310,20 @@ def _check_of(config: TrainConfig, part: PartSection, tries_templates: bool) -> 
     return _scores_check(model.score)
 
 
-def _try(name: str, check: Check, trial: Attempt | None) -> None:
-    """Refuse a part that fails on the trial."""
+def _try(name: str, check: Check, trial: Attempt | None) -> Verdict | None:
+    """The verdict on the trial, if there is one; a part that fails on it is refused."""
     if trial is None:
-        return
+        return None
     try:
-        found = check([trial])[0]
+        with waiting(f"reward.parts.{name}, which is tried on one prompt"):
+            found = check([trial])[0]
     except MemoryError as error:
         raise UserError(f"reward.parts.{name}: {error}") from error
     if found.outcome in FAILED:
         raise UserError(
             f"reward.parts.{name}: tried on the prompt {one_line(trial.problem.prompt, 60)!r}: {found.detail}"
         )
+    return found
 
 
 def _scores_check(score: Callable[[Sequence[Item]], Sequence[Score]]) -> Check:

@@ -22,7 +22,7 @@ def inclusion_weights(logprobs_K: np.ndarray, kappa: float | None) -> np.ndarray
     logs_K = logprobs_K.copy()
     if kappa is not None:
         logs_K -= _log_not_none(logprobs_K - kappa)
-    weights_K = np.exp(logs_K - logs_K.max())
+    weights_K = np.exp(logs_K - logs_K.max(initial=-np.inf))
     return weights_K / weights_K.sum()
 
 
@@ -40,7 +40,7 @@ def set_advantages(rewards_K: np.ndarray, logprobs_K: np.ndarray, rest: float) -
     """
     probabilities_K = np.exp(logprobs_K)
     if rest < LEAST_REST:
-        return probabilities_K * (rewards_K - (probabilities_K * rewards_K).sum() / probabilities_K.sum())
+        return probabilities_K * (rewards_K - inclusion_weights(logprobs_K, None) @ rewards_K)
     single_K, pairs_KK, whole = _sets_without(logprobs_K, rest)
     baseline_K = probabilities_K * rewards_K + pairs_KK @ rewards_K / single_K
     if len(rewards_K) == 1:  # nothing is left to estimate it from
@@ -67,6 +67,6 @@ def _sets_without(logprobs_K: np.ndarray, rest: float) -> tuple[np.ndarray, np.n
 
 def _log_not_none(logits: np.ndarray) -> np.ndarray:
     """log(1 - exp(-exp(x))), to full precision."""
-    rates = np.exp(logits)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):  # of no effect: exp(-inf) is 0, and -inf is not taken
+        rates = np.exp(logits)
         return np.where(logits < -30, logits, np.log(-np.expm1(-rates)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
 from bgrpo.settings.key_table import describe, known_keys
 from bgrpo.settings.spelling import nearest_keys
-from bgrpo.settings.typed import MAX_SHOWN, UNKNOWN, below
+from bgrpo.settings.typed import MAX_SHOWN, UNKNOWN, alternatives, below
 from bgrpo.settings.values import Section
 
 MAX_PROBLEMS = 3
+_WITH_COMMAS = re.compile(r"[-+]?[0-9]{1,20}(,[0-9]{1,20}){1,5}")
 
 
 def explain(section: type[Section], error: ValidationError) -> str:
@@ -33,7 +35,20 @@ def _problem(section: type[Section], item: Any) -> str:
         message = item["msg"].removeprefix("Value error, ")
         given = "" if isinstance(item["input"], dict | list) else f"={shown(item['input'])}"
         return f"{key}{given}: {message}" if key else message
-    return f"{key}={shown(item['input'])}: expected {describe(annotation)}"
+    return f"{key}={shown(item['input'])}: expected {describe(annotation)}{_written(item['input'], annotation)}"
+
+
+def _written(given: Any, annotation: Any) -> str:
+    """How numbers with commas are written here."""
+    if not isinstance(given, str) or not _WITH_COMMAS.fullmatch(given):
+        return ""
+    parts = alternatives(annotation)
+    if any(get_origin(part) is list for part in parts):
+        return f"; write [{given}]"
+    kinds = {part for part in parts if part in (int, float)}
+    if not kinds:
+        return ""
+    return f"; write {given.replace(',', '' if float not in kinds or given.count(',') > 1 else '.')}"
 
 
 def _dotted(location: Iterable[Any]) -> str:

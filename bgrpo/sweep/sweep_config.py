@@ -185,6 +185,8 @@ class SweepConfig(Section):
                 )
             _check_sections(arm.set, f"arms.{name}.set")
             _check_comparable([*flat_keys(arm.set), *arm.space], f"arms.{name}")
+            if twice := sorted(flat_keys(arm.set).keys() & self.space_of(name).keys()):
+                raise ValueError(f"arms.{name}.set.{twice[0]} is searched too, so it would count nowhere: leave it out")
         _check_comparable(list(self.space), "space")
         if self.baseline is not None and self.baseline not in self.arms:
             raise ValueError(f"baseline={self.baseline}: expected one of the arms: {', '.join(self.arms)}")

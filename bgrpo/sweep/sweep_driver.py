@@ -36,6 +36,7 @@ from bgrpo.sweep.tune.tune_run import run_on_tune
 from bgrpo.sweep.tune.tune_searcher import PlanSearcher, cluster_nodes, trial_bundles
 from bgrpo.training.metrics_tail import MetricsTail
 from bgrpo.training.run_attempt import Background
+from bgrpo.waits import waiting
 
 POLL_S = 0.5
 SAVE_S = 60.0
@@ -102,8 +103,9 @@ def run_sweep(
         trials_dir = Path(sweep.run.dir) / (str(sweep.run.name) if old is None else old.name) / "trials"
         examples = TrialConfigs(sweep, trials_dir).check()
         if old is None:
-            for config in examples:
-                check_input(config)
+            with waiting("the input of every arm to be checked"):
+                for config in examples:
+                    check_input(config)
         else:
             check_policy(examples[0].policy.path)  # that of all arms
             old.read_plan()  # a damaged one is told before Ray starts
@@ -165,9 +167,9 @@ class _Sweep:
             if report is not None:
                 tracker.artifact(report.parent, "report")
             status = MLFLOW_STATUS[state]
-        except Stopped:
+        except Stopped as stop:
             status = "KILLED"
-            raise
+            raise Stopped(f"{stop.name}: go on with: bgrpo sweep --resume {folder.path}", stop.status) from stop
         finally:
             tracker.finish(status)
         counts = {name: sum(trial.state == name for trial in plan.trials) for name in TRIAL_STATES}

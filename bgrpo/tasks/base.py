@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bgrpo.errors import Stopped, UserError, summary
+from bgrpo.waits import waiting
 
 Progress = Callable[[int, int | None], None]
 """Called now and then with (lines read, lines in all as far as can be told)."""
@@ -287,7 +288,8 @@ def outcome_of(task: Task, problem: Problem, completion: str) -> Outcome:
 def _users_code(doing: str) -> Iterator[None]:
     """A failure of what a user wrote, told in one line that says what was being done, and where it failed."""
     try:
-        yield
+        with waiting(doing):
+            yield
     except (UserError, KeyboardInterrupt, GeneratorExit, Stopped):
         raise
     except BaseException as error:  # it may raise anything; panics of libraries in Rust are no Exceptions

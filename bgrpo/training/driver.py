@@ -42,6 +42,7 @@ from bgrpo.training.run_attempt import (
 )
 from bgrpo.training.run_result import RunResult, announce, result_of, spent_so_far, summary
 from bgrpo.training.watchdog import Watchdog
+from bgrpo.waits import waiting
 
 POLL_S = 0.25
 
@@ -99,7 +100,7 @@ def run_training(
         owned = resumed_owned(config, console) if resume else new_owned(config, config_name, console, write_given)
         with owned as (config, folder, prepared):
             result: RunResult | None = None
-            with recorded_attempt(folder, resume, signals, console) as attempt:
+            with recorded_attempt(folder, resume, signals, console, machinery.command) as attempt:
                 if machinery.begins:
                     say(console, f"starting {machinery.begins}")
                 with machinery.session(config, signals, console):
@@ -162,7 +163,8 @@ class _Run:
                 self._doing = f"waiting for {self._workers.begins}"
                 self._tell_start(self._workers.begins)
                 with self._watchdog:
-                    self._workers.wait()
+                    with waiting(self._workers.begins):
+                        self._workers.wait()
                     before = self._evaluate_before()
                     self._measure_validation_before()
                     stopped = self._train(tracker)
@@ -212,10 +214,11 @@ class _Run:
     ) -> Evaluation:
         decode = self._workers.decoder(policy, version)
         self._begin(doing)
-        with self._console.status(self._doing) as status:
+        with self._console.status(self._doing) as status, waiting(self._doing) as wait:
 
             def show(done: int, total: int) -> None:
                 self._watchdog.moved()
+                wait.what = f"{doing}, {done:,} of {total:,}"
                 if (self._folder.path / STOP_FILE).exists():
                     raise Stopped("the file stop", STOPPED_STATUS)
                 status.update(f"{self._doing}: {done / total:.0%}")

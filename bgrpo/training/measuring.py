@@ -44,6 +44,8 @@ def judged_decoder(
         readable = fitted.problems
         if fitted.note:
             tell(fitted.note)
-    with Judge(config).start(trial_of(readable)) as checks:
+    judge = Judge(config)
+    with judge.start(trial_of(readable)) as checks:
+        judge.check_applies(checks, readable)
         temperature = config.evaluation.temperature
         yield LocalDecoder(policy, checks.judge, max_new_tokens, config.rollout, temperature), readable

@@ -20,7 +20,8 @@ from bgrpo.runs.preparation import (
     save_problems,
 )
 from bgrpo.runs.run_folder import ROOM, RunFolder, check_place
-from bgrpo.training.run_attempt import new_run, resumed_run, say
+from bgrpo.training.run_attempt import new_run, resumed_run, say, say_begins_again
+from bgrpo.waits import waiting
 
 WriteGiven = Callable[[RunFolder, TrainConfig], TrainConfig]
 """Writes what was given as objects into a new run's folder, and names it in the configuration that it returns."""
@@ -34,11 +35,13 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
     with resumed_run(config, console) as folder:
         with progress_bar("reading problems") as show:
             prepared = check_input(config, load_problems(folder), show)
-        check_same_input(folder, prepared.policy, prepared.reference)
+        with waiting("the run's input to be compared with what it began with"):
+            check_same_input(folder, prepared.policy, prepared.reference)
         for note in prepared.splits.notes:
             say(console, note)
-        training_store(config, folder).latest(lambda line: say(console, line))
-        folder.metrics()  # says which lines are damaged
+        with waiting("the newest checkpoint to be checked, byte by byte"):
+            newest = training_store(config, folder).latest(lambda line: say(console, line))
+        say_begins_again(folder, newest, console)
         steps = folder.load_config(TrainConfig).steps
         if config.steps != steps and config.learner.schedule != "constant":
             say(

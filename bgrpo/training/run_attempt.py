@@ -1,4 +1,4 @@
-"""One attempt at a run: its folder, how it ended, and what SIGTERM and Ctrl-C ask of its learners. No Ray here."""
+"""One attempt at a run: its folder, how it ended, and what signals ask of its learners. No Ray here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -77,7 +78,7 @@ def resumed_run(config: TrainConfig | PretrainConfig, console: Console) -> Itera
         UserError: another process owns it, or ``config`` would change its result.
     """
     old = RunFolder.open(config.run.dir, str(config.run.name))
-    if old.status == "interrupted":
+    if old.was_killed:
         say(console, f"run {old.name} was interrupted: {newest_owner(old.path)} was killed")
     with old.owned() as folder:
         folder.check_same_result(config)
@@ -98,23 +99,39 @@ class Attempt:
 
 
 @contextmanager
-def recorded_attempt(folder: RunFolder, resumed: bool, signals: StopSignals, console: Console) -> Iterator[Attempt]:
+def recorded_attempt(
+    folder: RunFolder, resumed: bool, signals: StopSignals, console: Console, command: str
+) -> Iterator[Attempt]:
     """Keep how the block ended in the run's folder. A signal that stopped it ends the block, not the caller.
 
     A new run that could not begin, because Ray did not start or has no room, leaves no folder: its name stays free.
 
+    Args:
+        folder: of the run.
+        resumed: it has begun before.
+        signals: of the process.
+        console: for what cannot be kept.
+        command: that goes on with such a run.
+
     Raises:
-        Stopped: a second Ctrl-C.
+        Stopped: a second Ctrl-C; says how to go on.
     """
     attempt = Attempt(begun=resumed)
     status, cause = "failed", ""
+    how_to_go_on = f"go on with: {command} --resume {folder.path}"
+
+    def end_at_once(status: str, cause: str) -> str:
+        set_status(folder, status, console, cause)
+        return how_to_go_on if status == "stopped" else ""
+
     try:
-        with signals.translated(), last_words(lambda status, cause: set_status(folder, status, console, cause)):
+        with signals.translated(), last_words(end_at_once):
             yield attempt
-    except Stopped:
+    except Stopped as stop:
         status, attempt.begun = "interrupted" if signals.insisted else "stopped", True
         if signals.insisted:
-            raise
+            cause = "a second Ctrl-C, which saves nothing more"
+            raise Stopped(f"{stop.name}, at once: {how_to_go_on}", stop.status) from stop
     except Exception as error:
         cause = str(error) if isinstance(error, UserError | RunError) else summary(error)
         raise
@@ -141,10 +158,23 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def say_begins_again(folder: RunFolder, newest: Path | None, console: Console) -> None:
+    """Tell of a run that goes on without a checkpoint that its steps are done again; and of damaged metrics.
+
+    Args:
+        folder: of the run.
+        newest: its newest checkpoint.
+        console: for the line.
+    """
+    steps = folder.metrics()
+    if newest is None and steps:
+        say(console, f"run {folder.name} has saved no checkpoint: its {len(steps):,} steps are done again, from step 1")
+
+
 def ask_learners_to_stop(
     folder: RunFolder, name: str, last_step: int, saved_step: int, step_s: float, console: Console
 ) -> float:
-    """What SIGTERM and Ctrl-C do while learners learn: have them save what they have learned, if they have.
+    """What a signal does while learners learn: have them save what they have learned, if they have.
 
     Args:
         folder: of the run.

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import bgrpo
 from bgrpo.chaos.faults import wait_until
 from bgrpo.chaos.run_comparison import compare_metrics
+from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,6 +80,36 @@ def test_a_run_from_objects_in_memory_and_what_it_tells(
     measured = bgrpo.evaluate(run.policy, rows, likes_w3, beam_widths=[2], samples=2, config=small, progress=False)
     assert {"greedy_reward", "best_reward@2", "sample_reward"} <= measured.metrics().keys()
     assert len(measured.categories) == len(rows) and "greedy_reward" in measured.table()
+
+
+def test_a_reward_that_rises_while_what_is_watched_falls_is_told_at_the_end(
+    tmp_path: Path, policy_folder: Path, rows: list[dict[str, Any]], small: dict[str, Any]
+) -> None:
+    def variety(prompt: str, completion: str) -> float:
+        words = completion.split()
+        return len(set(words)) / max(len(words), 1)
+
+    def says_w3(prompt: str, completion: str) -> float:
+        return float(completion.split().count("w3"))
+
+    parts = {"w3": {"function": says_w3, "score_truncated": True}}
+    run = bgrpo.train(
+        policy_folder,
+        rows,
+        parts | {"variety": ({"function": variety, "score_truncated": True}, 0)},
+        algorithm="grpo",
+        steps=21,
+        group_size=8,
+        config=small,
+        runs=tmp_path,
+        name="hacked",
+        local=True,
+        progress=False,
+        overrides={"learner.beta": 0},
+    )
+    rewards = [step["score_mean"] for step in run.metrics()]
+    assert sum(rewards[-7:]) > sum(rewards[:7])
+    assert any("this may be reward hacking: variety" in line for line in run.conclusions())
 
 
 @pytest.mark.parametrize(
@@ -210,6 +241,46 @@ def test_ctrl_c_of_the_local_command_saves_and_ends_with_its_status(
     assert "stopped; go on with: bgrpo train --local --resume" in told
     folder = RunFolder(tmp_path / "runs" / "local")
     assert folder.status == "stopped" and len(list(folder.checkpoints.glob("*"))) == 1
+
+
+CLOSED = """
+import os, pty, signal, sys, time
+from pathlib import Path
+metrics, command = Path(sys.argv[1]), sys.argv[2:]
+pid, master = pty.fork()
+if not pid:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.execv(command[0], command)
+while not metrics.exists() or metrics.read_text().count("\\n") < 4:
+    print(os.read(master, 1000).decode("utf-8", "replace"), end="", flush=True)
+os.close(master)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_closed_terminal_saves_what_was_learned(
+    tmp_path: Path, policy_folder: Path, rows: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "bgrpo.cli.app", "train", "--local", "task.name=text",
+               "task.train.file=rows.jsonl",
+               f"policy.path={policy_folder}", "algorithm=grpo", "reward.function=chatty:f", "steps=400", "run.name=x",
+               "rollout.prompts_per_step=4", "rollout.max_new_tokens=5", "rollout.group_size=4",
+               "tracking.enabled=false", "evaluation.final=false"]  # fmt: skip
+    chatty = "def f(prompt, completion):\n    for _ in range(30): print('x' * 99)\n    return len(completion)\n"
+    (tmp_path / "chatty.py").write_text(chatty)
+    metrics = tmp_path / "runs" / "x" / "metrics.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED, str(metrics), *command], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 129, done.stdout + done.stderr
+    assert done.stdout.count("x" * 99) == 40, "20 lines in the trial, 20 in the run"
+    assert "bytes of what it printed are left out so far" in done.stdout
+    folder = RunFolder(metrics.parent)
+    newest = CheckpointStore(folder.checkpoints).latest()
+    assert folder.status == "stopped" and newest is not None
+    assert CheckpointStore.step_of(newest) == folder.metrics()[-1]["step"]
 
 
 def test_local_and_submit_are_not_one_command(capsys: pytest.CaptureFixture[str]) -> None:

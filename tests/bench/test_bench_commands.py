@@ -49,7 +49,10 @@ def test_whole_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["rollouts", "--case", "19M-2x2"], "--case 19M-2x2: expected one of standard, extra, 19M-1x10"),
+        (
+            ["rollouts", "--case", "19M-2x2"],
+            "--case 19M-2x2: expected one of standard, extra, language-models, 19M-1x10",
+        ),
         (["rollouts", "--engine", "vllm"], "--engine vllm: expected one of bgrpo, bgrpo-bf16, generate"),
         (["rollouts", "--memory", "some"], "--memory some: expected one of largest, all, none"),
         (["rollouts", "--png", "/"], "--png /: is a folder; give the name of a file"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bgrpo.bench.rollouts import timed_case
+from bgrpo.bench.rollouts import engines, timed_case
 from bgrpo.bench.rollouts.agreement import compare, differing_share, score, worse_on_average
 from bgrpo.bench.rollouts.cases import ENGINES, EXTRA_CASES, EngineSpec
 from bgrpo.bench.rollouts.decode_workload import Workload, build_workload
@@ -225,9 +225,10 @@ def test_a_slow_engine_is_left_out_and_said() -> None:
 
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timed_case, "ctranslate2_is_installed", lambda: False)
-    (row,) = measure_case("tiny-2x4", ["ctranslate2"], 1, 1.0, 100.0, lambda: None)
-    assert "pip install" in row["skipped"]
+    monkeypatch.setattr(engines, "find_spec", lambda package: None)
+    for case, engine in (("tiny-2x4", "ctranslate2"), ("tiny-llama-2x4", "openvino-genai")):
+        (row,) = measure_case(case, [engine], 1, 1.0, 100.0, lambda: None)
+        assert row["skipped"] == f"{engine} is not installed: pip install 'bgrpo[bench]'"
 
 
 def test_one_prompt_engines_decode_what_fits_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -11,26 +10,35 @@ from decoding.tiny_models import bias_token, ragged_prompts
 from reference.beam_oracle import beam_search, next_logprobs
 
 from bgrpo.bench.rollouts.agreement import score
-from bgrpo.bench.rollouts.cases import ENGINES, EXTRA_CASES, SHAPES
+from bgrpo.bench.rollouts.cases import ENGINES, EXTRA_CASES, OF_LANGUAGE_MODELS, SHAPES, Case
 from bgrpo.bench.rollouts.decode_workload import EOS, PAD, Workload, build_workload, random_model
-from bgrpo.bench.rollouts.engines import Engine, make_engine
+from bgrpo.bench.rollouts.engines import Engine, make_engine, missing_package
 
 CASE = EXTRA_CASES["tiny-2x4"]
 PEERS = ["bgrpo", "generate", "ctranslate2", "ctranslate2-batched", "loop"]
+LANGUAGE_PEERS = [name for name in OF_LANGUAGE_MODELS if ENGINES[name].dtype == "fp32"]
 
 
-def engine_of(name: str, workload: Workload) -> Engine:
-    if name.startswith("ctranslate2") and importlib.util.find_spec("ctranslate2") is None:
-        pytest.skip("ctranslate2, of the optional extra bench, is not installed")
-    return make_engine(ENGINES[name], workload, CASE)
+def engine_of(name: str, workload: Workload, case: Case = CASE) -> Engine:
+    if missing := missing_package(name):
+        pytest.skip(missing)
+    return make_engine(ENGINES[name], workload, case)
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_finds_the_beams_of_a_brute_force(name: str) -> None:
-    workload = build_workload(CASE)
-    found = engine_of(name, workload).completions(workload.prompts, CASE.new_tokens)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        *(("tiny-2x4", name) for name in PEERS),
+        *((f"tiny-{family}-2x4", name) for family in ("llama", "qwen2") for name in LANGUAGE_PEERS),
+    ],
+)
+def test_finds_the_beams_of_a_brute_force(case: str, name: str) -> None:
+    """The model that it decodes is left as it was: the same object gives the oracle's log-probabilities afterwards."""
+    chosen = EXTRA_CASES[case]
+    workload = build_workload(chosen)
+    found = engine_of(name, workload, chosen).completions(workload.prompts, chosen.new_tokens)
     for prompt, group in zip(workload.prompts, found, strict=True):
-        expected = beam_search(next_logprobs(workload.model, prompt), CASE.beam_width, CASE.new_tokens, EOS)
+        expected = beam_search(next_logprobs(workload.model, prompt), chosen.beam_width, chosen.new_tokens, EOS)
         assert expected.margin > 1e-4, "too close a call for float32: choose another seed"
         assert dict(group) == pytest.approx(expected.scores, abs=1e-4)
 
@@ -61,12 +69,18 @@ def test_peers_score_completions_that_end_with_their_end_token(name: str) -> Non
             assert beam.logprob == pytest.approx(score(model, prompt, beam.tokens), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bgrpo", "generate"])
-def test_samples_carry_their_own_log_probability(name: str) -> None:
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        *(("tiny", name) for name in ("bgrpo", "generate", "ctranslate2")),
+        *(("tiny qwen2", name) for name in LANGUAGE_PEERS),
+    ],
+)
+def test_samples_carry_their_own_log_probability(shape: str, name: str) -> None:
     case = EXTRA_CASES["tiny-sample-2x4"]
-    model = bias_token(random_model(SHAPES["tiny"]), EOS, 1.0)
-    prompts = ragged_prompts(4, 19, seed=4)
-    found = make_engine(ENGINES[name], Workload(model, prompts, EOS, PAD), case).completions(prompts, 8)
+    model = bias_token(random_model(SHAPES[shape]), EOS, 1.0)
+    prompts = [[2, 3], *ragged_prompts(4, 19, seed=4)[1:]]  # CTranslate2 takes no prompt of one token apart
+    found = engine_of(name, Workload(model, prompts, EOS, PAD), case).completions(prompts, 8)
     assert len({beam.tokens for group in found for beam in group}) > 4, "samples must differ"
     for prompt, group in zip(prompts, found, strict=True):
         assert len(group) == case.beam_width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -452,6 +453,14 @@ def test_a_failed_run_ends_with_its_cause_alone(
     monkeypatch.setattr(driver, "train_and_announce", fail)
     assert main(["train"]) == 1
     assert capsys.readouterr().err == ("error: training failed.\nlearner 0 (process 62 on node-7): it was killed\n")
+
+
+def test_python_m_bgrpo_is_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bgrpo", "train", "steps=0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("bgrpo", run_name="__main__")
+    assert ended.value.code == 2
+    assert "steps=0: expected a whole number from 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["train", "pretrain", "sweep"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,13 @@ def test_the_update_learns_from_the_kept_share_with_the_advantages_of_the_whole_
         assert kept_of.completions == [all_of.completions[place] for place in places]
         assert kept_of.advantages == [all_of.advantages[place] for place in places]
         assert kept_of.logprobs == [all_of.logprobs[place] for place in places]
+
+
+@pytest.mark.parametrize("kind", ["mean", "std", "batch", "leave_one_out", "probability_weighted", "none"])
+def test_a_group_that_nothing_could_score_teaches_nothing_whatever_the_advantage(kind: str) -> None:
+    config = train_config(advantage={"kind": kind})  # which leaves no group out for equal rewards
+    groups = ScriptedSource(5).collect(0, 0, [0, 1], 0)
+    unscored = replace(groups[0], rewards=[None] * len(groups[0].completions))
+    found = choose_groups([unscored, groups[1]], config)
+    alone = choose_groups([groups[1]], config)
+    assert found.learning == alone.learning and found.advantages == {1: alone.advantages[0]}

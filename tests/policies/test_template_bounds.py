@@ -22,13 +22,13 @@ from bgrpo.tasks.base import Problem
 CHATS = [[{"role": "user", "content": text}] for text in ("hi", "ho", "be brief")]
 NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}"
 ENDS = "{% endfor %}"
-ENDLESS, HUGE, LONG = "does not end", "needs more than 1,073,741,824 bytes", "renders more than 131,072 characters"
+ENDLESS, HUGE, LONG = "does not end", "needs more than 134,217,728 bytes", "renders more than 131,072 characters"
 DOUBLED = "{% set n = namespace(s='xx') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor %}"
 
 
 @pytest.fixture(autouse=True)
 def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_bounds, "BOUNDS", Bounds(first_s=1))
+    monkeypatch.setattr(template_bounds, "BOUNDS", Bounds(first_s=1, memory_bytes=1 << 27))
 
 
 @pytest.mark.parametrize(

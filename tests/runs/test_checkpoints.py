@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -298,3 +299,27 @@ def test_a_foreign_folder_name_and_keep_zero_are_refused(tmp_path: Path) -> None
         CheckpointStore.step_of(tmp_path / "checkpoint-50")
     with pytest.raises(UserError, match=r"checkpoint\.keep=0"):
         CheckpointStore(tmp_path, keep=0)
+
+
+def test_checkpoints_that_have_gone_are_missed(tmp_path: Path) -> None:
+    """A run that had some does not begin again as if it never had."""
+    directory, told = tmp_path / "checkpoints", []
+    store = CheckpointStore(directory, keep=2)
+    for step in (3, 6, 9):
+        store.save(step, writer("x"))
+    shutil.rmtree(directory / "step-00000009")
+    newest = CheckpointStore(directory).latest(told.append)
+    assert newest is not None and store.step_of(newest) == 6
+    assert told == [f"{directory / 'step-00000009'}: the newest checkpoint has gone: going on from step 6"]
+    for remove in (lambda: shutil.rmtree(directory / "step-00000006"), lambda: shutil.rmtree(directory)):
+        remove()
+        with pytest.raises(UserError, match=r"step-00000009: the run saved this checkpoint, and it has gone, as has"):
+            CheckpointStore(directory).latest()
+    CheckpointStore(directory).save(4, writer("x"))  # gone on with all the same
+    assert CheckpointStore(directory).latest(told.append) == directory / "step-00000004" and len(told) == 1
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b'{"step": "x"}', b'{"step": -1}', b'{"step": 1e99}', b"\xff"])
+def test_a_damaged_record_of_the_newest_checkpoint_is_none(record: bytes, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints-newest.json").write_bytes(record)
+    assert CheckpointStore(tmp_path / "checkpoints").latest() is None

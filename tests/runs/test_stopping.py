@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from signal import SIGINT, SIGTERM
+from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGTERM
 
 import pytest
 
@@ -16,6 +17,7 @@ from bgrpo.errors import Stopped
 from bgrpo.runs import stopping
 from bgrpo.runs.stopping import end_of, last_words, stop_signals
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have it ignored
 def say(*words): print(*words, flush=True)
 def work():
     with stop_signals() as signals:
@@ -103,6 +105,9 @@ def run(body: str, *numbers: signal.Signals) -> tuple[int, list[str]]:
     [
         ("raised", [SIGTERM], 143, ["ready", "stopped by SIGTERM"]),
         ("raised", [SIGINT], 130, ["ready", "stopped by SIGINT"]),
+        ("raised", [SIGHUP], 129, ["ready", "stopped by SIGHUP"]),
+        ("gently", [SIGHUP], 129, ["ready", "asked SIGHUP", "stopped by SIGHUP"]),
+        ("waits", [SIGHUP, SIGINT], 130, ["ready", "waits", "stopped by SIGINT"]),
         ("gently", [SIGTERM], 143, ["ready", "asked SIGTERM", "stopped by SIGTERM"]),
         ("gently", [SIGINT], 130, ["ready", "asked SIGINT", "stopped by SIGINT"]),
         ("time to save is over", [SIGTERM], 143, ["ready", "asked SIGTERM", "stopped by SIGTERM"]),
@@ -137,3 +142,50 @@ def test_signals(body: str, numbers: list[signal.Signals], status: int, said: li
     found, lines = run(body, *numbers)
     assert (found, len(lines)) == (status, len(said)), lines
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True)), lines
+
+
+TERMINAL = """
+import os, pty, signal, sys, time
+from pathlib import Path
+record = Path(sys.argv[1])
+pid, master = pty.fork()
+if pid:
+    while b"ready" not in os.read(master, 100): pass
+    os.close(master)  # the terminal is closed: SIGHUP, and nothing can be printed any more
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have it ignored
+from bgrpo.display.terminal import PlainConsole
+from bgrpo.errors import Stopped
+from bgrpo.runs.redaction import redacted_output
+from bgrpo.runs.stopping import end_of, stop_signals
+IGNORED
+with redacted_output():
+    console = PlainConsole()
+    try:
+        with stop_signals() as signals:
+            console.print("ready")
+            with signals.gently(lambda name: console.print("saving") or 9.0):
+                for _ in range(LONG):
+                    time.sleep(0.1)
+                    signals.check()
+                    print("a line", file=sys.stderr, flush=True)
+                    if signals.asked: break
+            record.write_text(f"saved at {signals.asked}")
+            console.print("done")
+            signals.raise_asked()
+    except Stopped as stop:
+        sys.exit(end_of(stop.status))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ignored", "status", "said"),
+    [("", 129, "saved at SIGHUP"), ("signal.signal(signal.SIGHUP, signal.SIG_IGN)", 0, "saved at None")],
+    ids=["closed", "nohup"],
+)
+def test_a_terminal_that_is_closed_ends_nothing_half_way(ignored: str, status: int, said: str, tmp_path: Path) -> None:
+    code = TERMINAL.replace("IGNORED", ignored).replace("LONG", "20" if ignored else "600")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "record")], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, (tmp_path / "record").read_text()) == (status, said), done.stderr

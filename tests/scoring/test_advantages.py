@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bgrpo.errors import UserError
@@ -23,12 +23,18 @@ def batches(draw: st.DrawFn) -> tuple[list[list[float]], list[list[float]]]:
     return rewards, logprobs
 
 
-@given(batches(), st.sampled_from(KINDS), st.floats(0.01, 10))
+@pytest.mark.filterwarnings("error")
+@given(batches(), st.sampled_from(KINDS), st.floats(0.01, 10), st.lists(st.none() | st.floats(-1000, 800), min_size=5))
+@example(([[0.0]], [[-746.0]]), "set_estimator", 1.0, [None] * 5)  # of a probability below the smallest number
+@example(([[10.0]], [[-1.0]]), "set_estimator", 1.0, [-2.0] * 5)  # nothing could be scored
+@example(([[10.0]], [[-1.0]]), "importance_weighted", 1.0, [None] * 5)
+@example(([[1.0, 0.0]], [[-1.0, -2.0]]), "importance_weighted", 1.0, [-1000.0] * 5)
 def test_always_finite_and_shaped_as_the_rewards(
-    batch: tuple[list[list[float]], list[list[float]]], kind: str, alpha: float
+    batch: tuple[list[list[float]], list[list[float]]], kind: str, alpha: float, bounds: list[float | None]
 ) -> None:
     rewards, logprobs = batch
-    values = advantages(rewards, logprobs, kind, alpha)
+    some = [[None if reward > 9 else reward for reward in group] for group in rewards]
+    values = advantages(some, logprobs, kind, alpha, bounds[: len(rewards)])
     assert [len(group) for group in values] == [len(group) for group in rewards]
     assert all(math.isfinite(value) for group in values for value in group)
 

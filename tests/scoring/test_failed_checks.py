@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bgrpo.config import RewardSection
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, Verdict
 from bgrpo.scoring.failed_checks import describe_failures, failures_of_steps, first_details, refuse_failed_step
@@ -73,7 +74,7 @@ def test_a_part_that_is_only_watched_is_told_too() -> None:
     ],
 )
 def test_as_many_failures_as_allowed_do_not_end_a_run(verdicts: list[str], most: float) -> None:
-    refuse_failed_step(completions(*verdicts), most, "step 1")
+    refuse_failed_step(completions(*verdicts), RewardSection(max_failures=most, function="m:f"), "step 1")
 
 
 @pytest.mark.parametrize(
@@ -83,11 +84,19 @@ def test_as_many_failures_as_allowed_do_not_end_a_run(verdicts: list[str], most:
         (["truncated", "timeout: late"], 1.0, "no check came .*timeout in 1 of 1 checks, the first: late"),
         (["timeout: late", "error: why", "error: how"], 1.0, "timeout in 1 of 3 .* late.*error in 2 of 3 .* why"),
         (["error: why", "wrong", "wrong"], 0.3, r"more than reward.max_failures=0.3 failed.*error in 1 of 3"),
-        (["unscored", "truncated", "unscored"], 1.0, "no part of the reward applies to any of 2 completions"),
-        (["unscored"] * 8 + ["truncated"] * 99, 1.0, "no part of the reward applies to any of 8 completions"),
+        (
+            ["unscored", "truncated", "unscored"],
+            1.0,
+            "no part of the reward applies to any of 2 completions: function m:f",
+        ),
+        (
+            ["unscored"] * 8 + ["truncated"] * 99,
+            1.0,
+            "no part of the reward applies to any of 8 completions: function m:f",
+        ),
         (["unscored", "error: why"], 1.0, "error in 1 of 2"),
     ],
 )
 def test_a_step_with_too_few_verdicts_ends_the_run(verdicts: list[str], most: float, causes: str) -> None:
     with pytest.raises(UserError, match=rf"^step 7: .*{causes}"):
-        refuse_failed_step(completions(*verdicts), most, "step 7")
+        refuse_failed_step(completions(*verdicts), RewardSection(max_failures=most, function="m:f"), "step 7")

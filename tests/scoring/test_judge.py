@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -110,6 +111,8 @@ def test_the_check_process_is_what_the_configuration_says(
     asked: list[Any] = []
 
     class Noted:
+        tried = None
+
         def __init__(
             self,
             target: str,
@@ -210,7 +213,9 @@ def test_a_separator_may_be_lines() -> None:
     parts = load_config(TrainConfig, None, keys).reward.parts
     assert (parts["quality"].separator, parts["other"].separator) == ("\n\n", "|")
     assert (
-        load_config(TrainConfig, None, [*keys, 'reward.parts.other.separator="\\t"']).reward.parts["other"].separator
+        load_config(TrainConfig, None, ["reward.parts.m.model=m", 'reward.parts.m.separator="\\t"'])
+        .reward.parts["m"]
+        .separator
         == "\t"
     )
 
@@ -285,3 +290,46 @@ def test_rewards_that_make_no_sense_are_refused(reward: dict[str, Any], message:
 def test_an_unknown_metric_is_refused_at_the_start() -> None:
     with pytest.raises(UserError, match="metric 'bleurt': expected one of exact_match"):
         judge(reward={"parts": {"a": {"metric": "bleurt"}}}).start(None)
+
+
+@pytest.mark.parametrize(
+    ("reward", "problems", "message"),
+    [
+        ({"function": "reward_functions:applies_now_and_then"}, [Problem(f"p{i}", "a") for i in range(90)], ""),
+        (
+            {"function": "reward_functions:applies_now_and_then"},
+            [Problem(f"p{i}0", "a") for i in range(90)],
+            "any of 32 prompts that it was tried on: function reward_functions:applies_now_and_then gave None",
+        ),
+        (
+            {"function": "reward_functions:forgets_to_return"},
+            [Problem("p"), Problem("q")],
+            "any of 2 prompts .*: function reward_functions:forgets_to_return gave None each time",
+        ),
+        (
+            {"parts": {"f": {"function": "reward_functions:forgets_to_return"}, "m": {"metric": "exact_match"}}},
+            [Problem("p")],
+            r"f \(function reward_functions:forgets_to_return\), m \(metric exact_match\) gave None",
+        ),
+        (
+            {"parts": {"f": {"function": "reward_functions:forgets_to_return"}, "m": {"metric": "exact_match"}}},
+            [Problem("p"), Problem("q", "a")],
+            "",
+        ),
+        (
+            {"parts": {"f": {"function": "reward_functions:forgets_to_return"}, "c": {"check": True, "weight": 0}}},
+            [Problem("+ P 1 a", "a")],
+            r"prompts.*: f \(function reward_functions:forgets_to_return\) gave None",
+        ),
+        ({"function": "reward_functions:forgets_to_return"}, [], ""),
+    ],
+)
+def test_a_reward_that_applies_to_nothing_is_refused_after_several_problems(
+    reward: dict[str, Any], problems: list[Problem], message: str
+) -> None:
+    asked = judge(reward=reward)
+    with (
+        asked.start(trial_of(problems)) as scorer,
+        pytest.raises(UserError, match=message) if message else nullcontext(),
+    ):
+        asked.check_applies(scorer, problems)

@@ -9,6 +9,7 @@ import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,18 +88,21 @@ def test_where_neighbours_change_bits_every_text_goes_alone(folders: dict[str, P
     model = RewardModel(str(folders["bert"]))
     plain = type(model.model).forward
 
-    for leak in (lambda logits: logits + logits.mean(), lambda logits: logits + torch.arange(len(logits))[:, None]):
-
-        def leaking(self: Any, *args: Any, leak: Any = leak, **kwargs: Any) -> Any:
-            outputs = plain(self, *args, **kwargs)
-            outputs.logits = leak(outputs.logits) if len(outputs.logits) > 1 else outputs.logits
-            return outputs
+    def found(leak: Callable[[torch.Tensor], torch.Tensor]) -> list[int]:
+        def leaking(self: Any, input_ids: Any, attention_mask: Any) -> Any:
+            """Each row by itself, so that nothing else mixes them on any processor."""
+            rows = zip(input_ids.split(1), attention_mask.split(1), strict=True)
+            logits = torch.cat([plain(self, input_ids=ids, attention_mask=mask).logits for ids, mask in rows])
+            return SimpleNamespace(logits=leak(logits))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(model.model), "forward", leaking)
             shapes = FixedShapes(model.model, 64, rows=4)
-            assert [shapes.rows(length) for length in (32, 48)] == [1, 1]
-    assert FixedShapes(model.model, 64, rows=4).rows(32) == 4
+            return [shapes.rows(length) for length in (32, 48)]
+
+    assert found(lambda logits: logits + logits.mean()) == [1, 1]
+    assert found(lambda logits: logits + torch.arange(len(logits))[:, None]) == [1, 1]
+    assert found(lambda logits: logits) == [4, 4]
 
 
 def test_equal_texts_are_computed_once_and_padded_shapes_are_few(folders: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -53,10 +54,11 @@ def test_how_an_attempt_ended_is_kept(
     signals = StopSignals()
     signals.insisted = insisted
     passes_on = raised is not None and (insisted or not isinstance(raised, Stopped))
+    how = f"go on with: bgrpo train --resume {re.escape(str(made.path))}$" if isinstance(raised, Stopped) else None
     with (
-        pytest.raises(type(raised)) if raised is not None and passes_on else nullcontext(),
+        pytest.raises(type(raised), match=how) if raised is not None and passes_on else nullcontext(),
         made.owned() as run,
-        recorded_attempt(run, False, signals, Console(file=io.StringIO())) as attempt,
+        recorded_attempt(run, False, signals, Console(file=io.StringIO()), "bgrpo train") as attempt,
     ):
         attempt.begun, attempt.ended = begun, ended
         if raised is not None:
@@ -71,7 +73,7 @@ def test_nothing_is_kept_in_a_folder_that_was_lost(made: RunFolder) -> None:
     with (
         pytest.raises(LostRunError),
         made.owned() as run,
-        recorded_attempt(run, True, StopSignals(), Console(file=io.StringIO())),
+        recorded_attempt(run, True, StopSignals(), Console(file=io.StringIO()), "bgrpo train"),
     ):
         shutil.rmtree(run.path)
         run.update(status="running")

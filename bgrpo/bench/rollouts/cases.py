@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
 
 from bgrpo.errors import UserError
 
@@ -29,12 +30,15 @@ ENGINES = {
         EngineSpec("bgrpo", "bgrpo", "fp32", "bgrpo fp32", modes=("beam", "sample")),
         EngineSpec("bgrpo-bf16", "bgrpo", "bf16", "bgrpo bf16", modes=("beam", "sample")),
         EngineSpec("generate", "generate", "fp32", "generate", modes=("beam", "sample")),
-        EngineSpec("ctranslate2", "ctranslate2", "fp32", "CTranslate2", whole_request=False),
+        EngineSpec("ctranslate2", "ctranslate2", "fp32", "CTranslate2", whole_request=False, modes=("beam", "sample")),
         EngineSpec("ctranslate2-batched", "ctranslate2-batched", "fp32", "CT2 batched"),
+        EngineSpec("openvino-genai", "openvino-genai", "fp32", "OpenVINO GenAI", modes=("beam", "sample")),
         EngineSpec("loop", "loop", "fp32", "loop", whole_request=False),
     )
 }
 OURS_AND_GENERATE = ("bgrpo", "bgrpo-bf16", "generate")
+OF_SMALL_MODELS = (*OURS_AND_GENERATE, "ctranslate2", "ctranslate2-batched", "loop")
+OF_LANGUAGE_MODELS = (*OURS_AND_GENERATE, "ctranslate2", "openvino-genai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +52,47 @@ class ModelShape:
     vocabulary: int = 49  # of the shipped policy's tokenizer
 
 
-SHAPES = {
+@dataclass(frozen=True, slots=True)
+class LanguageModelShape:
+    """A published model's configuration; its weights are random, so nothing is downloaded."""
+
+    family: Literal["llama", "qwen2"]
+    vocabulary: int
+    width: int
+    inner_width: int
+    layers: int
+    heads: int
+    key_heads: int
+    options: dict[str, Any] = field(default_factory=dict)  # further ones of transformers' configuration
+
+
+SHAPES: dict[str, ModelShape | LanguageModelShape] = {
     "19M": ModelShape(layers=6, heads=8, width=512, context=320, vocabulary=49),
     "19M, context 2,304": ModelShape(layers=6, heads=8, width=512, context=2304, vocabulary=49),
     "2 x 256, vocabulary 151,936": ModelShape(layers=2, heads=4, width=256, context=320, vocabulary=151_936),
     "tiny": ModelShape(layers=2, heads=2, width=32, context=64, vocabulary=19),
+    "SmolLM2-135M": LanguageModelShape(
+        "llama",
+        49_152,
+        width=576,
+        inner_width=1536,
+        layers=30,
+        heads=9,
+        key_heads=3,
+        options={"rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0}},
+    ),
+    "Qwen2.5-0.5B": LanguageModelShape(
+        "qwen2",
+        151_936,
+        width=896,
+        inner_width=4864,
+        layers=24,
+        heads=14,
+        key_heads=2,
+        options={"rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}},
+    ),
+    "tiny llama": LanguageModelShape("llama", 19, width=32, inner_width=48, layers=2, heads=4, key_heads=2),
+    "tiny qwen2": LanguageModelShape("qwen2", 19, width=32, inner_width=48, layers=2, heads=4, key_heads=2),
 }
 """Models by name; ``shipped`` is the policy that comes with the package."""
 
@@ -68,7 +108,7 @@ class Case:
     prompt_tokens: int | None  # of every prompt, random ones; None: the shipped policy's own problems
     new_tokens: int  # per completion where nothing ends; with the policy's own problems the most
     mode: Mode = "beam"
-    engines: tuple[str, ...] = tuple(ENGINES)  # those that take part
+    engines: tuple[str, ...] = OF_SMALL_MODELS  # those that take part
 
     @property
     def ends(self) -> bool:
@@ -105,20 +145,37 @@ EXTRA_CASES = {
         Case("large-vocabulary-4x10", "2 x 256, vocabulary 151,936", 4, 10, 64, 60, engines=OURS_AND_GENERATE),
         Case("tiny-2x4", "tiny", 2, 4, prompt_tokens=12, new_tokens=6),
         Case("tiny-sample-2x4", "tiny", 2, 4, prompt_tokens=12, new_tokens=6, mode="sample"),
+        *(
+            Case(f"tiny-{family}-2x4", f"tiny {family}", 2, 4, 12, 6, engines=OF_LANGUAGE_MODELS)
+            for family in ("llama", "qwen2")
+        ),
     )
 }
+LANGUAGE_MODEL_CASES = {
+    case.name: case
+    for model, (g, k), tokens, mode in product(
+        ("SmolLM2-135M", "Qwen2.5-0.5B"), ((1, 8), (8, 8), (16, 16)), (256, 1024), ("beam", "sample")
+    )
+    for case in [
+        Case(
+            f"{model}-{'sample-' if mode == 'sample' else ''}{g}x{k}-{tokens}",
+            model, g, k, prompt_tokens=tokens, new_tokens=24, mode=mode, engines=OF_LANGUAGE_MODELS,
+        )
+    ]
+}  # fmt: skip
 
 
-CASES = STANDARD_CASES | EXTRA_CASES
+CASES = STANDARD_CASES | EXTRA_CASES | LANGUAGE_MODEL_CASES
 
 
 def choose_cases(names: Sequence[str]) -> list[Case]:
-    """The cases of these names; ``standard`` and ``extra`` stand for all of a kind.
+    """The cases of these names; ``standard``, ``extra`` and ``language-models`` stand for all of a kind.
 
     Raises:
         UserError: an unknown name.
     """
-    groups = {"standard": STANDARD_CASES, "extra": EXTRA_CASES, **{name: {name: case} for name, case in CASES.items()}}
+    kinds = {"standard": STANDARD_CASES, "extra": EXTRA_CASES, "language-models": LANGUAGE_MODEL_CASES}
+    groups = kinds | {name: {name: case} for name, case in CASES.items()}
     chosen: dict[str, Case] = {}
     for name in names:
         check_name("--case", name, groups)

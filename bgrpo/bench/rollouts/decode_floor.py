@@ -3,7 +3,7 @@
 Counted is a decode that reads every prompt once and every beam once per step: the prefill of G·P rows, then T - 1
 passes of G·K rows (the first token comes from the prefill), the head on the rows whose next token is chosen, and the
 operations of attention, taken to run at the same rate as the matrix products. Nothing else is: no norms, no
-activations, no choosing of beams, no memory traffic of the cache.
+activations, no choosing of beams, no memory traffic of the cache. A long prefill is measured on a part of its rows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ Multiply = Callable[[Tensor], Tensor]
 Way = Callable[[Tensor, int], Multiply]
 """Prepares the product of some number of rows with a weight [inputs, outputs]."""
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TRIALS = 3  # per way of multiplying, to find the fastest
+_TRIED_S = 4.0  # a way that would take longer for its trials leaves some out
+_MOST_TRIED_ROWS = 512
 _PASSES = 3  # of a decode step, per measurement
+_MOST_ROWS = 2048  # of a pass that is measured: the rate of more is the same, and a long prefill takes minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,11 @@ class FloorProbe:
 
     def __init__(self, operations: Operations, dtype: str, plain: bool = False) -> None:
         self._operations = operations
-        kind = _DTYPES[dtype]
+        kind = DTYPES[dtype]
         ways = [_plain] if plain else _ways(kind)
-        layer_rows = (operations.prefill_rows, operations.step_rows)
+        measured_rows = min(operations.prefill_rows, _MOST_ROWS)
+        self._prefills = operations.prefill_rows / measured_rows
+        layer_rows = (measured_rows, operations.step_rows)
         self._prefill, self._step = (_Products(operations.matrices, rows, kind, ways) for rows in layer_rows)
         head_ways = [_plain] if plain else _ways(torch.float32)
         head_rows = (operations.head_rows, operations.step_rows)
@@ -101,7 +106,7 @@ class FloorProbe:
         """The floor of a whole decode, from one prefill and a few steps run now."""
         work = self._operations
         step = min((self._step.turn() for _ in range(_PASSES)), key=lambda turn: turn.seconds)
-        matrices = self._prefill.turn() + step * work.steps
+        matrices = self._prefill.turn() * self._prefills + step * work.steps
         return matrices * (1 + work.attention_flops / work.matrix_flops) + (
             self._first_head.turn() + self._head.turn() * work.steps
         )
@@ -131,12 +136,16 @@ class _Products:
 
 
 def _fastest_way(rows: int, inputs: int, outputs: int, dtype: torch.dtype, ways: Sequence[Way]) -> Way:
-    """The way with the best median over a few trials, taken in turns after one to warm up."""
+    """The way with the best median over a few trials, taken in turns after one to warm up.
+
+    A processor without products of a precision may take a hundred times as long for them: such a way is tried once.
+    """
+    rows = min(rows, _MOST_TRIED_ROWS)
     x, weight = torch.zeros(rows, inputs, dtype=dtype), torch.zeros(inputs, outputs, dtype=dtype)
     with torch.inference_mode():
         calls = {str(place): partial(timed, partial(way(weight, rows), x)) for place, way in enumerate(ways)}
-        turns = interleave(calls, 1 + _TRIALS)
-    medians = [median(turn.seconds for turn in of[1:]) for of in turns.values()]
+        turns = interleave(calls, 1 + _TRIALS, _TRIED_S)
+    medians = [median(turn.seconds for turn in of[1:] or of) for of in turns.values()]
     return ways[medians.index(min(medians))]
 
 

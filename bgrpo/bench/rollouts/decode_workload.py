@@ -5,16 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)  # fmt: skip
 
-from bgrpo.bench.rollouts.cases import SHAPES, Case, ModelShape
+from bgrpo.bench.rollouts.cases import SHAPES, Case, LanguageModelShape, ModelShape
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.policies.io import load_policy
 from bgrpo.policies.text import encode_texts
 from bgrpo.tasks.base import generate_problems, load_task
 
 PAD, EOS = 0, 1
-WEIGHT_STD = {"wte": 0.12, "lm_head": 0.12, "wpe": 0.05}
+WEIGHT_STD = {"wte": 0.12, "lm_head": 0.12, "wpe": 0.05, "embed_tokens": 0.12}
 OTHER_WEIGHTS_STD = 0.02
 """Embeddings and head, which are not tied, larger than GPT-2's own 0.02: with that, next-token distributions are nearly
 uniform and every beam is a near-tie, so that rounding decides which beams are found."""
@@ -59,8 +67,41 @@ def build_workload(case: Case) -> Workload:
     return Workload(model, prompts, eos, pad)
 
 
-def random_model(shape: ModelShape) -> GPT2LMHeadModel:
-    """A GPT-2 whose next-token distributions are far from uniform and depend on the whole context."""
+def random_model(shape: ModelShape | LanguageModelShape) -> PreTrainedModel:
+    """A model whose next-token distributions are far from uniform and depend on the whole context."""
+    generator = torch.Generator().manual_seed(_SEED)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model: PreTrainedModel = _gpt2(shape) if isinstance(shape, ModelShape) else _language_model(shape)
+        for name, parameter in model.eval().named_parameters():
+            if parameter.ndim == 2 or name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
+                std = WEIGHT_STD.get(name.split(".")[-2], OTHER_WEIGHTS_STD)
+                parameter.normal_(std=std, generator=generator)
+    return model
+
+
+def _language_model(shape: LanguageModelShape) -> PreTrainedModel:
+    config_class, model_class = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }[shape.family]
+    config = config_class(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner_width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        max_position_embeddings=8192,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        tie_word_embeddings=False,
+        **shape.options,
+    )
+    return model_class(config)  # type: ignore[arg-type]
+
+
+def _gpt2(shape: ModelShape) -> PreTrainedModel:
     config = GPT2Config(
         vocab_size=shape.vocabulary,
         n_positions=shape.context,
@@ -73,14 +114,7 @@ def random_model(shape: ModelShape) -> GPT2LMHeadModel:
         pad_token_id=PAD,
         tie_word_embeddings=False,
     )
-    generator = torch.Generator().manual_seed(_SEED)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model = GPT2LMHeadModel(config).eval()
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                std = WEIGHT_STD.get(name.split(".")[-2], OTHER_WEIGHTS_STD)
-                parameter.normal_(std=std, generator=generator)
-    return model
+    return GPT2LMHeadModel(config)
 
 
 def _forbid_token(model: PreTrainedModel, token: int) -> None:

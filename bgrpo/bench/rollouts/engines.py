@@ -1,26 +1,32 @@
-"""The engines that are compared: ours, transformers' ``generate``, CTranslate2, and one beam at a time."""
+"""The engines that are compared: ours, transformers' ``generate``, CTranslate2, OpenVINO, and one beam at a time."""
 
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from bgrpo.bench.rollouts.cases import Case, EngineSpec
 from bgrpo.bench.rollouts.decode_workload import Workload
+from bgrpo.bench.rollouts.openvino_graph import openvino_graph
 from bgrpo.decoding import DecodeEngine, DecodeSettings
 from bgrpo.seeds import rollout_seed
 
 Prompts = Sequence[Sequence[int]]
 
-HOW_TO_INSTALL = "ctranslate2 is not installed: pip install 'bgrpo[bench]'"
+_PACKAGES = {"ctranslate2": "ctranslate2", "ctranslate2-batched": "ctranslate2", "openvino-genai": "openvino_genai"}
+"""What an engine needs; of the optional extra ``bench``."""
+
 _SAMPLE_SEED = 7
 
 
@@ -124,7 +130,7 @@ class GenerateEngine(Engine):
 
 
 class CTranslate2Engine(Engine):
-    """CTranslate2's beam search in fp32, ranked by summed log-probability. Optional extra ``bench``.
+    """CTranslate2's beam search and sampling in fp32, beams ranked by summed log-probability. Optional extra ``bench``.
 
     The same weights, converted to its own format. Ended beams leave the search and K others go on, as in ``generate``.
     """
@@ -142,12 +148,13 @@ class CTranslate2Engine(Engine):
     def decode(self, prompts: Prompts, new_tokens: int) -> list[Any]:
         tokens = [[_token(i) for i in prompt] for prompt in prompts]
         calls = [tokens] if self._spec.whole_request else [[prompt] for prompt in tokens]
+        search = {"beam_size": self._width} if self._mode == "beam" else {"beam_size": 1, "sampling_topk": 0}
         return [
             result
             for call in calls
             for result in self._generator.generate_batch(
                 call,
-                beam_size=self._width,
+                **search,
                 num_hypotheses=self._width,
                 length_penalty=0.0,
                 max_length=new_tokens,
@@ -165,9 +172,57 @@ class CTranslate2Engine(Engine):
         ]
 
 
-def ctranslate2_is_installed() -> bool:
-    """Whether the optional package is there; does not import it."""
-    return find_spec("ctranslate2") is not None
+class OpenVinoEngine(Engine):
+    """openvino-genai's continuous batching with paged attention, its default, in fp32 throughout. Optional package.
+
+    Its beams and samples of a prompt share the prompt's keys and values. Log-probabilities are ranked as ours are.
+    """
+
+    def __init__(self, spec: EngineSpec, workload: Workload, case: Case) -> None:
+        super().__init__(spec, workload, case)
+        import openvino
+        import openvino_genai
+
+        self._openvino, self._genai = openvino, openvino_genai
+        exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        with tempfile.TemporaryDirectory(prefix="bgrpo-bench-") as folder:
+            graph = openvino_graph(workload.model)
+            openvino.save_model(graph, f"{folder}/openvino_model.xml", compress_to_fp16=False)
+            ids = {"eos_token_id": self._eos, "pad_token_id": self._pad, "bos_token_id": self._eos}
+            Path(folder, "generation_config.json").write_text(json.dumps(ids))
+            Path(folder, "config.json").write_text(json.dumps({"model_type": workload.model.config.model_type}))
+            self._pipeline = openvino_genai.LLMPipeline(
+                folder, "CPU", INFERENCE_NUM_THREADS=torch.get_num_threads(), ATTENTION_BACKEND="PA", **exact
+            )
+
+    def decode(self, prompts: Prompts, new_tokens: int) -> Any:
+        longest = max(map(len, prompts))
+        ids = np.array([[self._pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = np.array([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens, config.num_return_sequences = new_tokens, self._width
+        config.set_eos_token_id(self._eos)
+        config.logprobs = 1
+        if self._mode == "beam":
+            config.num_beams, config.length_penalty = self._width, 0.0
+            config.stop_criteria = self._genai.StopCriteria.NEVER
+        else:
+            config.do_sample, config.temperature, config.top_p, config.rng_seed = True, 1.0, 1.0, _SAMPLE_SEED
+        tensors = (self._openvino.Tensor(array) for array in (ids, mask))
+        return self._pipeline.generate(self._genai.TokenizedInputs(*tensors), config)
+
+    def completions(self, prompts: Prompts, new_tokens: int) -> list[list[Beam]]:
+        out = self.decode(prompts, new_tokens)
+        beams = [Beam(tuple(ids), score) for ids, score in zip(out.tokens, out.scores, strict=True)]
+        return [beams[start : start + self._width] for start in range(0, len(beams), self._width)]
+
+
+def missing_package(engine: str) -> str | None:
+    """What to say where the optional package of an engine is not there; does not import it."""
+    package = _PACKAGES.get(engine)
+    if package is None or find_spec(package) is not None:
+        return None
+    return f"{package.replace('_', '-')} is not installed: pip install 'bgrpo[bench]'"
 
 
 def _token(index: int) -> str:
@@ -178,13 +233,20 @@ def _token(index: int) -> str:
 def _converter(workload: Workload) -> Any:
     """A converter of the model at hand; the library's own reads a folder, which would lose the bias of the head."""
     from ctranslate2.converters.converter import Converter
-    from ctranslate2.converters.transformers import GPT2Loader
+    from ctranslate2.converters.transformers import GPT2Loader, LlamaLoader, Qwen2Loader
+
+    loaders = {"gpt2": GPT2Loader, "llama": LlamaLoader, "qwen2": Qwen2Loader}
+    config = workload.model.config
 
     class InMemoryConverter(Converter):
         def _load(self) -> Any:
+            # loaders take the layers out of the model they are given: a copy that shares all weights
+            own = copy.deepcopy(workload.model, {id(weight): weight for weight in workload.model.parameters()})
             with torch.no_grad():
-                spec = GPT2Loader().get_model_spec(workload.model)
-            spec.register_vocabulary([_token(i) for i in range(workload.model.config.vocab_size)])
+                spec = loaders[config.model_type]().get_model_spec(own)
+            spec.register_vocabulary([_token(i) for i in range(config.vocab_size)])
+            if config.model_type != "gpt2":
+                spec.config.layer_norm_epsilon = config.rms_norm_eps
             spec.config.eos_token = spec.config.bos_token = _token(workload.eos_token_id)
             spec.config.unk_token = _token(workload.pad_token_id)
             return spec
@@ -235,5 +297,7 @@ class LoopEngine(Engine):
 
 def make_engine(spec: EngineSpec, workload: Workload, case: Case) -> Engine:
     """The engine of this name."""
-    classes: dict[str, type[Engine]] = {"bgrpo": BgrpoEngine, "generate": GenerateEngine, "loop": LoopEngine}
+    classes: dict[str, type[Engine]] = {
+        "bgrpo": BgrpoEngine, "generate": GenerateEngine, "loop": LoopEngine, "openvino-genai": OpenVinoEngine
+    }  # fmt: skip
     return classes.get(spec.engine, CTranslate2Engine)(spec, workload, case)

@@ -19,6 +19,7 @@ COLORS = {
     "generate": "#d1742b",
     "ctranslate2": "#7a9a01",
     "ctranslate2-batched": "#b5c95a",
+    "openvino-genai": "#7b5aa6",
     "loop": "#999999",
 }
 FLOOR_STYLES = {"fp32": "-", "bf16": ":"}

@@ -13,7 +13,13 @@ from bgrpo.bench.rollouts.cases import ENGINES, Case
 BUSY = 1.15
 """Wall clock over processor time from which a row is marked: something else took the processor."""
 
-_COMPARED = {"generate": "×gen", "ctranslate2": "×CT2", "ctranslate2-batched": "×CT2b", "loop": "×loop"}
+_COMPARED = {
+    "generate": "×gen",
+    "ctranslate2": "×CT2",
+    "ctranslate2-batched": "×CT2b",
+    "openvino-genai": "×OV",
+    "loop": "×loop",
+}
 
 
 def case_table(case: Case, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -52,7 +58,8 @@ def notes(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> list
         f"{cpu}; {machine['threads']} thread(s); {versions}",
         f"allocator of every engine: {malloc}",
         "seq/s: completions per second, median of the rounds, in which the engines take turns; ±: half the range; "
-        "×: times as fast as that peer (CT2b: CTranslate2 batched; CTranslate2 and loop: one prompt per call); gap: "
+        "×: times as fast as that peer (CT2b: CTranslate2 batched; OV: OpenVINO GenAI; CTranslate2 and loop: one "
+        "prompt per call); gap: "
         "time over that of the matrix products alone, at their measured rate in the engine's precision; MB: peak above "
         "model and libraries, in a process of its own; other: share of our fp32 beams that the engine does not have",
         *(f"not measured: {row['case']}, {ENGINES[row['name']].label}: {row['skipped']}" for row in skipped),

@@ -10,11 +10,12 @@ from typing import Any
 
 from bgrpo.bench.rollouts.agreement import Agreement, Groups, compare
 from bgrpo.bench.rollouts.cases import CASES, ENGINES, Case, EngineSpec
-from bgrpo.bench.rollouts.decode_floor import FloorProbe, count_operations
+from bgrpo.bench.rollouts.decode_floor import DTYPES, FloorProbe, count_operations
 from bgrpo.bench.rollouts.decode_workload import Workload, build_workload
-from bgrpo.bench.rollouts.engines import HOW_TO_INSTALL, Engine, ctranslate2_is_installed, make_engine
+from bgrpo.bench.rollouts.engines import Engine, make_engine, missing_package
 from bgrpo.bench.rollouts.peak_memory import peak_above_start
 from bgrpo.bench.turns import DisagreementError, Turn, interleave, timed
+from bgrpo.decoding.onednn import onednn_multiplies
 
 TURN_S = 10.0
 """Engines that take one prompt at a time decode as many of the prompts per turn as fit into this, at least one."""
@@ -95,8 +96,8 @@ def measure_peak(case: str, engine: str, on_turn: Callable[[], None]) -> int:
 
 def _admit(spec: EngineSpec, case: Case, workload: Workload, reference: Groups, longest: float) -> _Contender | str:
     """Warm an engine up and compare it with the reference; or the reason why it cannot be timed."""
-    if spec.engine.startswith("ctranslate2") and not ctranslate2_is_installed():
-        return HOW_TO_INSTALL
+    if missing := missing_package(spec.engine):
+        return missing
     engine = make_engine(spec, workload, case)
     one_prompt = timed(lambda: engine.decode(workload.prompts[:1], case.new_tokens)).seconds
     expected = one_prompt * (case.prompts if spec.whole_request else 1)
@@ -111,14 +112,17 @@ def _admit(spec: EngineSpec, case: Case, workload: Workload, reference: Groups, 
 
 
 def _floors(case: Case, workload: Workload, dtypes: set[str]) -> dict[str, Callable[[], Turn]]:
-    """Measurements of the floor of each precision; none where the work is not known beforehand."""
+    """Measurements of the floor of each precision; none where the work is not known beforehand.
+
+    With ``torch.mm`` only where it has fast products of the precision.
+    """
     if case.ends:
         return {}
     operations = count_operations(workload.model, case)
     return {
         floor_name(dtype, plain): FloorProbe(operations, dtype, plain).turn
         for dtype in sorted(dtypes)
-        for plain in (False, True)
+        for plain in ((False, True) if onednn_multiplies(DTYPES[dtype]) else (False,))
     }
 
 

@@ -4,10 +4,10 @@
 // a bias for each head and place; prompts may be empty, and so may paths (`depth` 0: nothing is stored).
 //
 // Rows of one prompt that read the same key-value head are taken together: scores and outputs over the prompt are
-// register-blocked matrix products, the path is read node by node. Vectors of 16 floats are split by the compiler where the
-// machine's are narrower. Head width is padded to a multiple of 16 by zeros (`width`).
+// register-blocked matrix products, the path is read node by node. Vectors are the machine's: a wider one would be split
+// into pieces that lie in memory instead of registers. Head width is padded to a multiple of 16 by zeros (`width`).
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -20,7 +20,23 @@
 
 namespace {
 
-constexpr int LANES = 16;
+constexpr int PADDING = 16;     // floats to a multiple of which widths and numbers of scores are padded
+#if defined(__AVX512F__)
+constexpr int LANES = 16;       // floats of a vector
+constexpr int BLOCK_VECTORS = 4;  // vectors of each of a block's rows: 24 sums in 32 registers
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif defined(__aarch64__)
+constexpr int LANES = 4;
+constexpr int BLOCK_VECTORS = 4;
+#define EVEN_LANES 0, 2, 4, 6
+#define ODD_LANES 1, 3, 5, 7
+#else
+constexpr int LANES = 8;
+constexpr int BLOCK_VECTORS = 2;  // 12 sums in 16 registers
+#define EVEN_LANES 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD_LANES 1, 3, 5, 7, 9, 11, 13, 15
+#endif
 constexpr int BLOCK_ROWS = 6;   // rows whose sums are held in registers
 constexpr int PANEL_ROWS = 30;  // rows that use a tile of keys or values while it is in the first-level cache
 constexpr int TILE = 64;        // prompt places in a tile
@@ -38,6 +54,8 @@ inline Vector load(const uint16_t* from) {
 #ifdef __AVX512F__  // one instruction, which the compiler does not find
     const __m512i bits =
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))), 16);
+#elif defined(__AVX2__)
+    const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))), 16);
 #else
     uint16_t __attribute__((vector_size(LANES * sizeof(uint16_t)))) halves;
     std::memcpy(&halves, from, sizeof halves);
@@ -71,8 +89,7 @@ inline float sum(Vector value) {
 
 // Sums of neighbouring lanes: those of `a`, then those of `b`.
 inline Vector add_neighbours(Vector a, Vector b) {
-    return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return __builtin_shufflevector(a, b, EVEN_LANES) + __builtin_shufflevector(a, b, ODD_LANES);
 }
 
 // Lane i of the result is the sum of values[i].
@@ -136,10 +153,10 @@ struct Ahead {
     }
 };
 
-// scores[r][0 .. 16 V) = queries[r] . keys, keys transposed [width][TILE]
+// scores[r][0 .. LANES V) = queries[r] . keys, keys transposed [width][TILE]
 template <typename Kept, int R, int V>
-void score_tile(const float* queries, int64_t width, const Kept* keys, float* scores, int64_t score_stride,
-                const Ahead<Kept>& requests) {
+inline void score_columns(const float* queries, int64_t width, const Kept* keys, float* scores, int64_t score_stride,
+                          const Ahead<Kept>& requests) {
     Ahead<Kept> ahead = requests;
     Vector sums[R][V] = {};
     for (int64_t chunk = 0; chunk < width; chunk += STEP) {
@@ -157,7 +174,22 @@ void score_tile(const float* queries, int64_t width, const Kept* keys, float* sc
         for (int v = 0; v < V; ++v) store(scores + r * score_stride + v * LANES, sums[r][v]);
 }
 
-// outputs[r][0 .. 16 V) += sum over places of weights[r][place] * values[place]
+// Of the first `places` of a tile, a multiple of LANES.
+template <typename Kept, int R>
+void score_tile(const float* queries, int64_t width, const Kept* keys, int64_t places, float* scores,
+                int64_t score_stride, const Ahead<Kept>& requests) {
+    int64_t p = 0;
+    const auto once = [&] { return p ? Ahead<Kept>{} : requests; };
+    for (; p + BLOCK_VECTORS * LANES <= places; p += BLOCK_VECTORS * LANES)
+        score_columns<Kept, R, BLOCK_VECTORS>(queries, width, keys + p, scores + p, score_stride, once());
+    if constexpr (BLOCK_VECTORS > 2)
+        for (; p + 2 * LANES <= places; p += 2 * LANES)
+            score_columns<Kept, R, 2>(queries, width, keys + p, scores + p, score_stride, once());
+    for (; p < places; p += LANES)
+        score_columns<Kept, R, 1>(queries, width, keys + p, scores + p, score_stride, once());
+}
+
+// outputs[r][0 .. LANES V) += sum over places of weights[r][place] * values[place]
 template <typename Kept, int R, int V>
 inline void mix_columns(const float* weights, int64_t weight_stride, const Kept* values, int64_t width, int64_t places,
                         float* outputs, const Ahead<Kept>& requests) {
@@ -183,10 +215,11 @@ void mix_tile(const float* weights, int64_t weight_stride, const Kept* values, i
               float* outputs, const Ahead<Kept>& requests) {
     int64_t d = 0;
     const auto once = [&] { return d ? Ahead<Kept>{} : requests; };
-    for (; d + 4 * LANES <= width; d += 4 * LANES)
-        mix_columns<Kept, R, 4>(weights, weight_stride, values + d, width, places, outputs + d, once());
-    for (; d + 2 * LANES <= width; d += 2 * LANES)
-        mix_columns<Kept, R, 2>(weights, weight_stride, values + d, width, places, outputs + d, once());
+    for (; d + BLOCK_VECTORS * LANES <= width; d += BLOCK_VECTORS * LANES)
+        mix_columns<Kept, R, BLOCK_VECTORS>(weights, weight_stride, values + d, width, places, outputs + d, once());
+    if constexpr (BLOCK_VECTORS > 2)
+        for (; d + 2 * LANES <= width; d += 2 * LANES)
+            mix_columns<Kept, R, 2>(weights, weight_stride, values + d, width, places, outputs + d, once());
     for (; d < width; d += LANES)
         mix_columns<Kept, R, 1>(weights, weight_stride, values + d, width, places, outputs + d, once());
 }
@@ -225,11 +258,12 @@ inline void mix_path(const float* weights, Nodes<Kept> values, int64_t offset, c
 template <typename Kept>
 void score_any_path(const float* query, Nodes<Kept> keys, int64_t width, const int32_t* path, int64_t length,
                     float* scores) {
-    switch (width / LANES) {
-        case 1: return score_path<Kept, 1>(query, keys, path, length, scores);
-        case 2: return score_path<Kept, 2>(query, keys, path, length, scores);
-        case 4: return score_path<Kept, 4>(query, keys, path, length, scores);
-        case 8: return score_path<Kept, 8>(query, keys, path, length, scores);
+    constexpr int V = PADDING / LANES;
+    switch (width / PADDING) {
+        case 1: return score_path<Kept, 1 * V>(query, keys, path, length, scores);
+        case 2: return score_path<Kept, 2 * V>(query, keys, path, length, scores);
+        case 4: return score_path<Kept, 4 * V>(query, keys, path, length, scores);
+        case 8: return score_path<Kept, 8 * V>(query, keys, path, length, scores);
     }
     for (int64_t j = 0; j < length; ++j) {
         Vector total{};
@@ -241,13 +275,11 @@ void score_any_path(const float* query, Nodes<Kept> keys, int64_t width, const i
 template <typename Kept>
 void mix_any_path(const float* weights, Nodes<Kept> values, int64_t width, const int32_t* path, int64_t length,
                   float* output) {
-    switch (width / LANES) {
-        case 1: return mix_path<Kept, 1>(weights, values, 0, path, length, output);
-        case 2: return mix_path<Kept, 2>(weights, values, 0, path, length, output);
-        case 4: return mix_path<Kept, 4>(weights, values, 0, path, length, output);
-        case 8: return mix_path<Kept, 8>(weights, values, 0, path, length, output);
-    }
-    for (int64_t d = 0; d < width; d += LANES) mix_path<Kept, 1>(weights, values, d, path, length, output + d);
+    int64_t d = 0;
+    for (; d + 8 * LANES <= width; d += 8 * LANES) mix_path<Kept, 8>(weights, values, d, path, length, output + d);
+    for (; d + 4 * LANES <= width; d += 4 * LANES) mix_path<Kept, 4>(weights, values, d, path, length, output + d);
+    for (; d + 2 * LANES <= width; d += 2 * LANES) mix_path<Kept, 2>(weights, values, d, path, length, output + d);
+    for (; d < width; d += LANES) mix_path<Kept, 1>(weights, values, d, path, length, output + d);
 }
 
 // cap * tanh(score / cap), in place, of `count` scores that are followed by room for a vector. Near 0 by the series, where
@@ -292,11 +324,10 @@ float soften(float* scores, int64_t count) {
 // The products of any number of rows up to BLOCK_ROWS.
 template <typename Kept>
 struct Products {
-    using ScoreTile = void (*)(const float*, int64_t, const Kept*, float*, int64_t, const Ahead<Kept>&);
+    using ScoreTile = void (*)(const float*, int64_t, const Kept*, int64_t, float*, int64_t, const Ahead<Kept>&);
     using MixTile = void (*)(const float*, int64_t, const Kept*, int64_t, int64_t, float*, const Ahead<Kept>&);
-#define FOR_ROWS(R) {score_tile<Kept, R, 1>, score_tile<Kept, R, 2>, score_tile<Kept, R, 3>, score_tile<Kept, R, 4>}
-    static constexpr ScoreTile SCORE[BLOCK_ROWS][TILE / LANES] = {FOR_ROWS(1), FOR_ROWS(2), FOR_ROWS(3),
-                                                                  FOR_ROWS(4), FOR_ROWS(5), FOR_ROWS(6)};
+    static constexpr ScoreTile SCORE[BLOCK_ROWS] = {score_tile<Kept, 1>, score_tile<Kept, 2>, score_tile<Kept, 3>,
+                                                    score_tile<Kept, 4>, score_tile<Kept, 5>, score_tile<Kept, 6>};
     static constexpr MixTile MIX[BLOCK_ROWS] = {mix_tile<Kept, 1>, mix_tile<Kept, 2>, mix_tile<Kept, 3>,
                                                 mix_tile<Kept, 4>, mix_tile<Kept, 5>, mix_tile<Kept, 6>};
 };
@@ -351,7 +382,7 @@ void collect_nodes(const int32_t* paths, int64_t rows, int64_t stride, int64_t d
         }
 }
 
-inline int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+inline int64_t padded(int64_t count) { return (count + PADDING - 1) / PADDING * PADDING; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
@@ -424,7 +455,7 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
     // all rows stand at the same place after the prompt, so all see from the same place on
     const int64_t from = a->window ? larger(0, length + a->depth - a->window) : 0;
     const int64_t start_place = smaller(from / TILE * TILE, length);  // of the first tile that is read
-    const int64_t score_stride = padded(length) + padded(a->depth) + LANES;
+    const int64_t score_stride = padded(length) + padded(a->depth) + PADDING;
     static thread_local std::vector<float> scratch;
     scratch.resize(PANEL_ROWS * (score_stride + 2 * a->width));
     float* scores = scratch.data();
@@ -441,12 +472,12 @@ void attend(const TreeAttention* a, int64_t g, int64_t h, const int64_t* key_pla
         }
         Requests<Kept> key_requests(node_keys, found, a->width, blocks, a->width / STEP);
         for (int64_t p = start_place; p < length; p += TILE) {
-            const int64_t vectors = padded(smaller(TILE, length - p)) / LANES;
+            const int64_t places = padded(smaller(TILE, length - p));
             key_requests.start_tile(prompt_keys + (p + TILE) * a->width);
             for (int64_t r = 0; r < rows; r += BLOCK_ROWS)
-                Products<Kept>::SCORE[smaller(BLOCK_ROWS, rows - r) - 1][vectors - 1](
-                    queries + r * a->width, a->width, prompt_keys + p * a->width, scores + r * score_stride + p,
-                    score_stride, key_requests.take());
+                Products<Kept>::SCORE[smaller(BLOCK_ROWS, rows - r) - 1](
+                    queries + r * a->width, a->width, prompt_keys + p * a->width, places,
+                    scores + r * score_stride + p, score_stride, key_requests.take());
         }
         float sums[PANEL_ROWS];
         for (int64_t r = 0; r < rows; ++r) {

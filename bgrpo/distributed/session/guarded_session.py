@@ -11,6 +11,7 @@ from bgrpo.distributed.session.guardian import guardian, remove_train_folders
 from bgrpo.distributed.session.head_watch import own_ray_watch
 from bgrpo.distributed.session.ray_session import Demand, ray_session
 from bgrpo.runs.stopping import StopSignals
+from bgrpo.waits import waiting
 
 
 @contextmanager
@@ -25,7 +26,8 @@ def guarded_ray_session(demands: list[Demand], signals: StopSignals) -> Iterator
         already = ray.is_initialized()
         if not already:
             stack.enter_context(guardian())
-        stack.enter_context(ray_session(demands))
+        with waiting("Ray" if already else "a Ray of this run's own to start, or the cluster to answer"):
+            stack.enter_context(ray_session(demands))
         if not already:
             stack.enter_context(own_ray_watch())
             signals.again()

@@ -39,7 +39,9 @@ from bgrpo.training.run_attempt import (
     recorded_attempt,
     resumed_run,
     say,
+    say_begins_again,
 )
+from bgrpo.waits import waiting
 
 POLL_S = 0.25
 NOT_OF_THE_RESULT = ("run.", "tracking.")  # left out of the command that makes a policy again
@@ -130,7 +132,7 @@ def run_pretrain(
             return done
         with _own(config, config_name, resume, command, console) as (folder, config):
             result: PretrainResult | None = None
-            with recorded_attempt(folder, resume, signals, console) as attempt:
+            with recorded_attempt(folder, resume, signals, console, "bgrpo pretrain") as attempt:
                 say(console, "starting Ray")
                 with guarded_ray_session(pretraining_demand(config), signals):
                     attempt.begun = True
@@ -151,7 +153,9 @@ def _own(
     if resume:
         with resumed_run(config, console) as folder:
             check_same_input(folder, None if config.policy.path is None else check_policy(config.policy.path))
-            pretraining_store(config, folder.path).latest(lambda line: say(console, line))
+            with waiting("the newest checkpoint to be checked, byte by byte"):
+                newest = pretraining_store(config, folder.path).latest(lambda line: say(console, line))
+            say_begins_again(folder, newest, console)
             steps = folder.load_config(PretrainConfig).steps
             if config.steps != steps:
                 say(
@@ -163,7 +167,7 @@ def _own(
             yield folder, config
         return
     check_place(config.run.dir, config.run.name)
-    with console.status("making the training data"):
+    with console.status("making the training data"), waiting("the training data"):
         data = make_data(config)
     config = config.with_steps(len(data.train))
     for note in data.notes:
