@@ -499,16 +499,20 @@ def doctor(
         Path, typer.Option("--runs", parser=path_of, metavar="DIR", help="Folder where runs are to live.")
     ] = Path("runs"),
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Also start a private Ray for a moment.")] = True,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe/--no-probe", help="With a configuration: try for up to a minute how long a step takes."),
+    ] = True,
     as_json: AsJson = False,
 ) -> int:
-    """Is this machine fit to train? With a configuration: what memory the run needs, and what would make it fit here.
+    """Is this machine fit to train? With a configuration: what memory and time the run needs here.
 
     Exit status 1 when something must be mended first, or the run does not fit.
     """
     if config is not None or overrides:
         from bgrpo.cli.doctor_config import examine_config
 
-        return examine_config(config, overrides or [], as_json)
+        return examine_config(config, overrides or [], probe, as_json)
     from bgrpo.cli.doctor import examine_machine
 
     return examine_machine(runs, ray, as_json)

@@ -269,7 +269,9 @@ def published_bytes(config: TrainConfig, size: ModelSize) -> int:
     return 4 * (size.trained if size.adapted else size.weights) * (2 + config.rollout.max_staleness)
 
 
-def local_memory(config: TrainConfig, size: ModelSize, learner: ProcessMemory, actor: ProcessMemory) -> ProcessMemory:
+def local_memory(
+    config: TrainConfig, size: ModelSize, learner: ProcessMemory, actor: ProcessMemory, reward_models: int
+) -> ProcessMemory:
     """A run in one process (``--local``), which decodes and learns in turns and holds the starting policy besides.
 
     What one of the two has freed the C library keeps for its next turn, so that both count in full.
@@ -280,6 +282,7 @@ def local_memory(config: TrainConfig, size: ModelSize, learner: ProcessMemory, a
         "libraries": learner.parts["libraries"],
         "starting policy": held,
         "published weights": published_bytes(config, size),
+        "reward models": reward_models,
         "what decodes": actor.peak - actor.parts["libraries"] - shared,
         "learner": learner.peak - learner.parts["libraries"] - shared,
     }

@@ -12,14 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.config import TrainConfig
-from bgrpo.config.problems import SPLITS
+from bgrpo.config.problems import GENERATED, SPLITS
 from bgrpo.decoding.support import service_of
 from bgrpo.errors import UserError
 from bgrpo.policies.folder import read_folder
 from bgrpo.policies.io import loading
 from bgrpo.policies.model_files import read_model_files
 from bgrpo.scoring.readable_groups import encode_prompts
-from bgrpo.tasks.base import can_generate, load_task
+from bgrpo.tasks.base import Problem, can_generate, load_task
 from bgrpo.tasks.splits import load_splits, place_of_split
 from bgrpo.training.memory_estimate import (
     BatchSize,
@@ -55,12 +55,16 @@ class PolicyShape:
     Attributes:
         model: on the ``meta`` device.
         tokenizer: of the policy.
+        problems: some to train on.
+        steps: that the run is to make.
         prompt: mean tokens of a training prompt.
         reward_models: bytes of the reward models' weights.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    problems: list[Problem]
+    steps: int
     prompt: int
     reward_models: int
 
@@ -114,6 +118,8 @@ def policy_shape(config: TrainConfig) -> PolicyShape:
     """
     with loading("policy", config.policy.path) as folder:
         found = read_folder(folder)
+        if found.config.is_encoder_decoder:
+            raise UserError(f"policy {config.policy.path}: has an encoder; doctor counts causal language models only")
         found.config.vocab_size = min(found.config.vocab_size, len(found.tokenizer))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(found.config, dtype=torch.float32)
@@ -126,12 +132,16 @@ def policy_shape(config: TrainConfig) -> PolicyShape:
             if getattr(section, name).file is None
         }
         section = section.model_copy(update=few)
-    problems = load_splits(task, section).train[:_SAMPLED]
+    known = load_splits(task, section).train
+    problems = known[:_SAMPLED]
     ids = encode_prompts(found.tokenizer, problems, place_of_split(task, section, "train"))
     longest = config.rollout.max_prompt_tokens or math.inf
     prompt = math.ceil(sum(min(len(one), longest) for one in ids) / len(ids))
     held = {part.held_model: part.dtype for part in config.reward.parts.values() if part.held_model is not None}
-    return PolicyShape(model, found.tokenizer, prompt, sum(_model_bytes(*one) for one in held.items()))
+    generated = section.train != config.task.train
+    there_are = (config.task.train.count or GENERATED) if generated else len(known)
+    steps = config.with_steps(there_are).steps
+    return PolicyShape(model, found.tokenizer, problems, steps, prompt, sum(_model_bytes(*one) for one in held.items()))
 
 
 def estimate_run(config: TrainConfig, shape: PolicyShape, libraries: int, available: int | None = None) -> RunEstimate:
@@ -175,7 +185,7 @@ def _estimate(config: TrainConfig, shape: PolicyShape, libraries: int, available
     kept = activation_bytes(shape.model.config, config.learner, batch.tokens, engine)
     learner = learner_memory(config, size, batch, kept, libraries)
     actor = actor_memory(config, size, shape.prompt, plain, libraries)
-    local = local_memory(config, size, learner, actor)
+    local = local_memory(config, size, learner, actor, shape.reward_models)
     policy = {"libraries": libraries, "starting policy": 4 * size.weights}
     processes = [
         learner,

@@ -22,7 +22,7 @@ from bgrpo.decoding.support import EngineName, service_of
 from bgrpo.errors import UserError
 from bgrpo.learning.forward_pass import Scoring
 from bgrpo.learning.packing import PackedGroups
-from bgrpo.learning.padded_rows import PaddedGroups, lay_out_of
+from bgrpo.learning.padded_rows import lay_out_of
 from bgrpo.learning.recomputation import recompute_layers
 from bgrpo.learning.rounded_weights import round_weights
 from bgrpo.policies.io import disable_dropout
@@ -105,7 +105,7 @@ def _peak(config: PretrainedConfig, learner: LearnerSection, layers: int, engine
     with live:
         logps_BC, _ = laid_out.logps(model, scoring)
         logps_BC.sum().backward()
-    return live.peak, _tokens(laid_out)
+    return live.peak, laid_out_tokens(laid_out)
 
 
 def _adapted(model: PreTrainedModel, lora: LoraSection) -> list[str]:
@@ -136,6 +136,7 @@ def _groups() -> list[tuple[list[int], list[list[int]]]]:
     return [(list(range(_PROMPT)), completions)]
 
 
-def _tokens(laid_out: PackedGroups | PaddedGroups) -> int:
-    ids = laid_out.input_ids_1T if isinstance(laid_out, PackedGroups) else laid_out.ids_BL
+def laid_out_tokens(laid_out: Any) -> int:
+    """Tokens that go through the model for groups laid out for it, fillers included."""
+    ids: Tensor = laid_out.input_ids_1T if isinstance(laid_out, PackedGroups) else laid_out.ids_BL
     return ids.numel()

@@ -141,7 +141,7 @@ def test_a_run_that_does_not_fit_is_told_what_would_make_it_fit(
     monkeypatch.setattr(run_estimate, "libraries_bytes", lambda: 10**8)
     memory = type("Memory", (), {"available": 10**12})
     monkeypatch.setattr(run_estimate.psutil, "virtual_memory", lambda: memory)
-    command = ["doctor", "--config", "quickstart", "--json", "learner.workers=2"]
+    command = ["doctor", "--config", "quickstart", "--no-probe", "--json", "learner.workers=2"]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["fits"] == {"ray": True, "local": True} and not found["remedies"]
@@ -153,5 +153,5 @@ def test_a_run_that_does_not_fit_is_told_what_would_make_it_fit(
     peaks = [whole, *(remedy["ray"] for remedy in tight["remedies"])]
     assert peaks == sorted(peaks, reverse=True) and peaks[-1] <= memory.available < peaks[-2]
     memory.available = 10**6
-    assert main([*command[:3], "learner.workers=2"]) == 1
+    assert main([*command[:4], "learner.workers=2"]) == 1
     assert "does not fit bgrpo train --local" in " ".join(capsys.readouterr().out.split())
