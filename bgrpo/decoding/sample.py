@@ -24,14 +24,19 @@ def uniform_streams(seeds: Sequence[int], samples: int, steps: int) -> Tensor:
 
 def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> Tensor:
     """The tokens where the cumulative distribution passes the uniform numbers (inverse-CDF sampling, in fp64)."""
-    return _pass(logits_RV.double() / temperature, uniforms_R)
+    return _pass(_tempered(logits_RV, temperature).softmax(-1), uniforms_R)
 
 
-def _pass(tempered_RV: Tensor, uniforms_R: Tensor) -> Tensor:
-    cumulative_RV = tempered_RV.softmax(-1).cumsum(-1)
+def _tempered(logits_RV: Tensor, temperature: float) -> Tensor:
+    exact_RV = logits_RV.double()
+    return exact_RV if temperature == 1 else exact_RV / temperature
+
+
+def _pass(probabilities_RV: Tensor, uniforms_R: Tensor) -> Tensor:
+    cumulative_RV = probabilities_RV.cumsum(-1)
     thresholds_R1 = (uniforms_R * cumulative_RV[:, -1])[:, None]
     tokens_R = torch.searchsorted(cumulative_RV, thresholds_R1, right=True).squeeze(-1)
-    return tokens_R.clamp_(max=tempered_RV.shape[-1] - 1)
+    return tokens_R.clamp_(max=probabilities_RV.shape[-1] - 1)
 
 
 class SampleChooser:
@@ -80,14 +85,13 @@ class SampleChooser:
         """Tokens, and their log-probabilities in the whole distribution."""
 
         def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
-            drawn_R = draw_tokens(logits_RV, uniforms_R[piece], self._temperature)
-            return drawn_R, self._logps(logits_RV, drawn_R)
+            probabilities_RV = _tempered(logits_RV, self._temperature).softmax(-1)
+            drawn_R = _pass(probabilities_RV, uniforms_R[piece])
+            # a token that is drawn has a probability above 0
+            return drawn_R, probabilities_RV.gather(1, drawn_R[:, None]).squeeze(1).log().float()
 
         drawn_R, logps_R = logits.map(draw, len(rows.flat_R))
         return drawn_R, logps_R
-
-    def _logps(self, logits_RV: Tensor, tokens_R: Tensor) -> Tensor:
-        return (logits_RV / self._temperature).log_softmax(-1).gather(-1, tokens_R[:, None]).squeeze(1)
 
 
 class TruncatedSampleChooser(SampleChooser):
@@ -121,11 +125,12 @@ class TruncatedSampleChooser(SampleChooser):
         self, logits: RowLogits, rows: Rows, uniforms_R: Tensor, live_R: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor]:
         def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor, Tensor]:
-            tempered_RV = logits_RV.double() / self._temperature
+            tempered_RV = _tempered(logits_RV, self._temperature)
             cut_RV = self._truncation.cut(tempered_RV)
-            drawn_R = _pass(cut_RV, uniforms_R[piece])
-            log_kept_R = cut_RV.logsumexp(-1) - tempered_RV.logsumexp(-1)
-            return drawn_R, self._logps(logits_RV, drawn_R), log_kept_R.clamp_(max=0.0).float()
+            drawn_R = _pass(cut_RV.softmax(-1), uniforms_R[piece])
+            log_total_R = tempered_RV.logsumexp(-1)
+            logps_R = tempered_RV.gather(1, drawn_R[:, None]).squeeze(1) - log_total_R
+            return drawn_R, logps_R.float(), (cut_RV.logsumexp(-1) - log_total_R).clamp_(max=0.0).float()
 
         drawn_R, logps_R, log_kept_R = logits.map(draw, len(rows.flat_R))
         log_kept_GK1 = torch.zeros_like(self.log_kept_GKT[:, :, :1])
