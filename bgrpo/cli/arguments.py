@@ -91,14 +91,14 @@ class Command(TyperCommand):
                     raise UserError(f"{param.opts[0]} is given {counts[id(param)]} times: give it once")
             return found
 
-        parser.parse_args = parse_once
+        parser.parse_args = parse_once  # type: ignore[method-assign]
         return parser
 
 
 class CommandLine(typer.Typer):
     """Commands that are :class:`Command` where nothing else is said."""
 
-    def command(self, name: str | None = None, *, cls: type[TyperCommand] = Command, **options: Any) -> Any:
+    def command(self, name: str | None = None, *, cls: Any = Command, **options: Any) -> Any:
         """See :meth:`typer.Typer.command`."""
         return super().command(name, cls=cls, **options)
 

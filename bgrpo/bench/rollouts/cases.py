@@ -10,6 +10,7 @@ from typing import Any, Literal
 from bgrpo.errors import UserError
 
 Mode = Literal["beam", "sample"]
+MODES: tuple[Mode, ...] = ("beam", "sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,12 @@ class EngineSpec:
 ENGINES = {
     spec.name: spec
     for spec in (
-        EngineSpec("bgrpo", "bgrpo", "fp32", "bgrpo fp32", modes=("beam", "sample")),
-        EngineSpec("bgrpo-bf16", "bgrpo", "bf16", "bgrpo bf16", modes=("beam", "sample")),
-        EngineSpec("generate", "generate", "fp32", "generate", modes=("beam", "sample")),
-        EngineSpec("ctranslate2", "ctranslate2", "fp32", "CTranslate2", whole_request=False, modes=("beam", "sample")),
+        EngineSpec("bgrpo", "bgrpo", "fp32", "bgrpo fp32", modes=MODES),
+        EngineSpec("bgrpo-bf16", "bgrpo", "bf16", "bgrpo bf16", modes=MODES),
+        EngineSpec("generate", "generate", "fp32", "generate", modes=MODES),
+        EngineSpec("ctranslate2", "ctranslate2", "fp32", "CTranslate2", whole_request=False, modes=MODES),
         EngineSpec("ctranslate2-batched", "ctranslate2-batched", "fp32", "CT2 batched"),
-        EngineSpec("openvino-genai", "openvino-genai", "fp32", "OpenVINO GenAI", modes=("beam", "sample")),
+        EngineSpec("openvino-genai", "openvino-genai", "fp32", "OpenVINO GenAI", modes=MODES),
         EngineSpec("loop", "loop", "fp32", "loop", whole_request=False),
     )
 }
@@ -154,7 +155,7 @@ EXTRA_CASES = {
 LANGUAGE_MODEL_CASES = {
     case.name: case
     for model, (g, k), tokens, mode in product(
-        ("SmolLM2-135M", "Qwen2.5-0.5B"), ((1, 8), (8, 8), (16, 16)), (256, 1024), ("beam", "sample")
+        ("SmolLM2-135M", "Qwen2.5-0.5B"), ((1, 8), (8, 8), (16, 16)), (256, 1024), MODES
     )
     for case in [
         Case(

@@ -98,7 +98,7 @@ def _language_model(shape: LanguageModelShape) -> PreTrainedModel:
         tie_word_embeddings=False,
         **shape.options,
     )
-    return model_class(config)  # type: ignore[arg-type]
+    return model_class(config)
 
 
 def _gpt2(shape: ModelShape) -> PreTrainedModel:
