@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -38,12 +38,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
+    """Writes the module that is imported."""
     monkeypatch.syspath_prepend(tmp_path)
-    yield lambda text: (tmp_path / "hangs_here.py").write_text(text) and None
+    return (tmp_path / "hangs_here.py").write_text
 
 
-def told_at(spans: list[tuple[float, float]], until: float, capsys: pytest.CaptureFixture[str]) -> list[float]:
+def told_at(spans: Sequence[tuple[float, float]], until: float, capsys: pytest.CaptureFixture[str]) -> list[float]:
     """When lines came, of waits that lasted from one second to another, looked at ten times a second."""
     found, waits_of = [], _Waits()
     every = [Wait(f"{start}", None, start) for start, _ in spans]
@@ -99,7 +100,7 @@ HANGS = {
 def test_a_function_that_hangs_before_the_start_is_named_then_refused(
     where: str,
     impatient: None,
-    module: Callable[[str], None],
+    module: Callable[[str], int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -157,7 +158,7 @@ def test_whatever_comes_before_the_start_is_told(
     wait: Callable[[ExitStack], None],
     told: str,
     impatient: None,
-    module: Callable[[str], None],
+    module: Callable[[str], int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     module(

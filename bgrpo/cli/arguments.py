@@ -78,29 +78,22 @@ Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Torch 
 class Command(TyperCommand):
     """A command that refuses an option given twice, of which the last would count without a word."""
 
-    def make_parser(self, ctx: Any) -> Any:
-        """The parser says in which order options came, each as often as it was given."""
-        parser = super().make_parser(ctx)
-        parse = parser.parse_args
-
-        def parse_once(args: list[str]) -> Any:
-            found = parse(args=args)
-            counts = Counter(id(param) for param in found[2])
-            for param in found[2]:
-                if counts[id(param)] > 1 and not getattr(param, "multiple", False) and not ctx.resilient_parsing:
-                    raise UserError(f"{param.opts[0]} is given {counts[id(param)]} times: give it once")
-            return found
-
-        parser.parse_args = parse_once  # type: ignore[method-assign]
-        return parser
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The parser says which options came, each as often as it was given."""
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for option, count in Counter(given).items():
+                if count > 1 and not getattr(option, "multiple", False):
+                    raise UserError(f"{option.opts[0]} is given {count} times: give it once")
+        return super().parse_args(ctx, args)
 
 
 class CommandLine(typer.Typer):
     """Commands that are :class:`Command` where nothing else is said."""
 
-    def command(self, name: str | None = None, *, cls: Any = Command, **options: Any) -> Any:
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **options: Any) -> Any:
         """See :meth:`typer.Typer.command`."""
-        return super().command(name, cls=cls, **options)
+        return super().command(name, cls=cls or Command, **options)
 
 
 class _TaskCommand(Command):

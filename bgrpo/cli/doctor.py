@@ -158,7 +158,7 @@ def check_runs_folder(runs: Path) -> Check:
     except OSError as error:
         return Check(name, "fail", f"{runs}: {error.strerror}", "set run.dir to a folder that can be written")
     free = shutil.disk_usage(folder).free
-    detail = f"{runs.resolve()}: writable, {free / GIB:.1f} GiB free"
+    detail = f"{os.path.realpath(runs)}: writable, {free / GIB:.1f} GiB free"
     if free < GIB:
         return Check(name, "fail", detail, "free some space, or set run.dir to a larger disk")
     if free < 5 * GIB:

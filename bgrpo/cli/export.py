@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bgrpo.display.terminal import PlainConsole
@@ -23,7 +24,7 @@ def export_policy(name: str, runs: Path, out: Path, merge: bool) -> int:
     from bgrpo.policies.source import is_policy
 
     folder = Path(name) if is_policy(Path(name)) else policy_of_run(RunFolder.open(runs, name))
-    if out.resolve() == folder.resolve():
+    if os.path.realpath(out) == os.path.realpath(folder):  # links in a circle too
         raise UserError(f"--out {out}: is the policy itself; give another folder")
     check_target(out)
     policy = load_policy(str(folder))

@@ -41,6 +41,9 @@ ANSWER_S = 10.0
 DATABASE_RETRIES = 3
 """MLflow waits twice as long each time, about a second in all; its own ten are 101 s."""
 
+DAMAGE = (sqlite3.Error, OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What a damaged store makes of MLflow's libraries, beside their own errors: names that are no text, missing rows."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -121,7 +124,7 @@ class Tracker:
                 f"tracking.uri={redact_credentials(uri)}: its database driver is not installed ({error}); install it, "
                 f"or give the address of an MLflow server"
             ) from error
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (MlflowException, SQLAlchemyError, *DAMAGE) as error:
             if new_file is not None:
                 new_file.unlink(missing_ok=True)  # half a store would be in the way of every later run
             tracker._warn(error, uri, "this run is not recorded there")
@@ -191,7 +194,7 @@ class Tracker:
 
         try:
             getattr(self._client, method)(self.run_id, *arguments, **named)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, SQLAlchemyError, *DAMAGE) as error:
             self._warn(error, self._client.tracking_uri, "it is tried again every minute")
             self._rest_until = self._clock() + RETRY_S
             return False
@@ -220,8 +223,8 @@ def tracking_uri(config: TrackingSection, run_dir: Path | str) -> str:
     if config.uri is None:
         from sqlalchemy.engine import URL
 
-        path = (Path(run_dir) / "mlflow.db").resolve()
-        return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+        path = os.path.realpath(Path(run_dir) / "mlflow.db")  # raises nothing, whatever stands there
+        return URL.create("sqlite", database=path).render_as_string(hide_password=False)
     scheme = urlsplit(config.uri).scheme.partition("+")[0]
     if scheme not in SCHEMES and config.uri != "databricks":
         raise UserError(
@@ -263,7 +266,7 @@ def _experiment(client: MlflowClient, name: str, uri: str, run_dir: Path) -> str
     if found is None:
         try:
             return client.create_experiment(
-                name, artifact_location=None if is_server else (run_dir / "mlartifacts").resolve().as_uri()
+                name, artifact_location=None if is_server else Path(os.path.realpath(run_dir / "mlartifacts")).as_uri()
             )
         except MlflowException:
             found = client.get_experiment_by_name(name)

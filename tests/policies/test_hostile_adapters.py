@@ -98,7 +98,7 @@ def moved(old: str, new: str) -> Change:
         (becomes(CONFIG, os.mkfifo), "pipe, socket or device"),
         (becomes(CONFIG, lambda path: path.write_text("[1]")), "expected an object"),
         (becomes(CONFIG, lambda path: path.write_text("[" * 10**5)), "is not JSON"),
-        (becomes(WEIGHTS, lambda path: path.write_bytes(b"\xff" * 16)), "header is damaged"),
+        (becomes(WEIGHTS, lambda path: path.write_bytes(b"\xff" * 16)), "first bytes are damaged"),
         (becomes(WEIGHTS, os.mkfifo), "pipe, socket or device"),
         (becomes(WEIGHTS, lambda path: path.symlink_to("/dev/zero")), "pipe, socket or device"),
         (becomes(WEIGHTS, lambda path: save_file({}, path)), "holds no weights"),

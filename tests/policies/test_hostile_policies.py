@@ -138,7 +138,7 @@ def test_any_mutation_of_any_file_is_used_or_refused_in_one_line(
         (becomes("tokenizer.json", sparse(500 << 20)), "524,288,000 bytes, expected at most"),
         (becomes("config.json", sparse(1 << 40)), "bytes, expected at most"),
         (becomes("model.safetensors", sparse(1 << 43)), "bytes, expected at most"),
-        (becomes("model.safetensors", lambda path: path.write_bytes(b"\xff" * 16)), "header is damaged"),
+        (becomes("model.safetensors", lambda path: path.write_bytes(b"\xff" * 16)), "first bytes are damaged"),
         (becomes("model.safetensors", lambda path: path.symlink_to("/dev/zero")), "pipe, socket or device"),
         (becomes("model.safetensors", os.mkfifo), "pipe, socket or device"),
         (becomes("tokenizer.json", os.mkfifo), "pipe, socket or device"),

@@ -279,7 +279,7 @@ def test_a_full_disk_costs_a_line_and_the_store_can_be_used_again(tmp_path: Path
     assert _start(tmp_path).run_id is not None
 
 
-@pytest.mark.parametrize("kind", ["a folder", "no folder", "locked", "postgresql", "mysql"])
+@pytest.mark.parametrize("kind", ["a folder", "no folder", "a circle of links", "locked", "postgresql", "mysql"])
 def test_a_store_that_cannot_be_opened_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -295,6 +295,8 @@ def test_a_store_that_cannot_be_opened_is_told_at_once(
     with contextlib.ExitStack() as held:
         if kind == "a folder":
             file.mkdir()
+        elif kind == "a circle of links":
+            file.symlink_to(file)
         elif kind == "no folder":
             section = load_config(TrackingSection, None, [f"uri=sqlite:///{tmp_path}/none/x.db"])
         elif kind == "locked":
@@ -307,6 +309,19 @@ def test_a_store_that_cannot_be_opened_is_told_at_once(
         assert Tracker.start(section, tmp_path, "r", {}).run_id is None
     (record,) = [record for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
     assert "this run is not recorded there" in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_a_database_whose_names_are_no_text_does_not_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE experiments (x)")
+        database.commit()
+    file.write_bytes(file.read_bytes().replace(b"TABLE experiments", b"TABL\xd1 experiments"))
+    assert _start(tmp_path).run_id is None
+    (record,) = [record for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
+    assert "this run is not recorded there" in record.getMessage()
 
 
 def test_a_file_that_is_no_database_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
