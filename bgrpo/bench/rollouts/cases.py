@@ -151,10 +151,11 @@ EXTRA_CASES = {
         ),
     )
 }
+_MODES: tuple[Mode, ...] = ("beam", "sample")
 LANGUAGE_MODEL_CASES = {
     case.name: case
     for model, (g, k), tokens, mode in product(
-        ("SmolLM2-135M", "Qwen2.5-0.5B"), ((1, 8), (8, 8), (16, 16)), (256, 1024), ("beam", "sample")
+        ("SmolLM2-135M", "Qwen2.5-0.5B"), ((1, 8), (8, 8), (16, 16)), (256, 1024), _MODES
     )
     for case in [
         Case(
