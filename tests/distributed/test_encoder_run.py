@@ -20,17 +20,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.ma
 
 
 def config(folder: Path, data: Path, name: str) -> TrainConfig:
-    source = {"file": str(data)}
     tree = {
         "steps": 2,
         "policy": {"path": str(folder)},
-        "task": {
-            "name": "text",
-            "options": {"passages": "stories"},
-            "train": source,
-            "validation": source,
-            "test": source,
-        },
+        "task": {"name": "text", "options": {"passages": "stories"}, "train": {"file": str(data)}},
         "rollout": {"actors": 1, "group_size": 4, "prompts_per_step": 4, "prompts_per_request": 2, "max_new_tokens": 5},
         "reward": {"parts": {"overlap": {"metric": "token_f1", "score_truncated": True}}},
         "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
@@ -46,7 +39,7 @@ def test_ray_and_one_process_come_to_the_same(tmp_path: Path) -> None:
     write_t5(folder)
     rows = [
         {"prompt": f"{WORDS[i]} {WORDS[i + 1]}", "answer": WORDS[i], "stories": [WORDS[i + 2], "w3 w4"][: 1 + i % 2]}
-        for i in range(12)
+        for i in range(20)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     local = driver.run_training(InProcess(), config(folder, data, "local"))
