@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from bgrpo.config import TrainConfig, build_config
 from bgrpo.groups import Completion, ScoredGroup, Verdict, fused
+from bgrpo.learning.sharding import gathered
 from bgrpo.policies.adapter import Adapter
 from bgrpo.scoring.judge import Judge
 from bgrpo.tasks.polynomial.tokenizer import tokenizer_from_tokens
@@ -149,7 +150,7 @@ def row_by_row_loss(
 
 def flat_weights(model: torch.nn.Module | Adapter) -> torch.Tensor:
     tensors = model.tensors().values() if isinstance(model, Adapter) else model.parameters()
-    return torch.cat([tensor.detach().reshape(-1).clone() for tensor in tensors])
+    return torch.cat([gathered(tensor.detach()).reshape(-1).clone() for tensor in tensors])
 
 
 def learned(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -158,7 +159,7 @@ def learned(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def flat_gradient(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.grad.reshape(-1).clone() for parameter in learned(model)])
+    return torch.cat([gathered(parameter.grad).reshape(-1).clone() for parameter in learned(model)])
 
 
 def make_trainer(

@@ -63,6 +63,34 @@ def train_cases(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, Any
     return {name: train(folder, case, 5, ScriptedSource(5, outcome, cut_off=0.3)) for name, case in cases.items()}
 
 
+def sharded_learner(
+    rank: int, world_size: int, port: int, folder: Path, cases: dict[str, dict[str, Any]], resumed: dict[str, Any]
+) -> None:
+    """Process entry: updates by shards; then a run that saves its checkpoints, and one that goes on from another's."""
+    _join(rank, world_size, port)
+    found: dict[str, Any] = train_cases(folder, cases)
+    found["goes on"] = checkpointed(folder / "saved", resumed | {"steps": 2}, None)
+    found["went on"] = checkpointed(folder / "saved here", resumed, folder.parent / "saved by one")
+    torch.save(found, folder / f"learner-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def checkpointed(folder: Path, sections: dict[str, Any], start: Path | None) -> dict[str, Any]:
+    """What a learner publishes that saves each step, from another run's newest checkpoint on if there is one."""
+    resume = None if start is None else CheckpointStore(start, keep=9).latest()
+    source = ScriptedSource()
+    make_trainer(
+        train_config(**sections),
+        source,
+        folder / "trl",
+        policy=(tiny_policy() if resume is None else load_policy(str(policy_folder(resume))).model).double(),
+        reference=tiny_policy().double(),
+        store=CheckpointStore(folder, keep=9),
+        resume=resume,
+    ).run()
+    return source.weights
+
+
 def _join(rank: int, world_size: int, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),

@@ -88,6 +88,10 @@ class LearnerSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="layers keep their inputs only, and are computed again for the backward pass: less memory"
     )
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: every learner holds a share of weights, reference, gradients and optimizer's state (FSDP2)",
+    )
     max_kl: Scale = Field(10.0, description="stop with a message when KL passes this")
     max_failures: NonNegative = Field(
         3, description="crashes of learners or of the rollout service to survive by resuming from the last checkpoint"
@@ -195,6 +199,35 @@ class LearnerSection(Section):
             raise ValueError("rollout_correction has bounds or a level, but kind=none: set kind=truncate or mask")
         if self.loss == "vespo" and correction.level == "sequence":
             raise ValueError("rollout_correction.level=sequence: loss=vespo takes ratios of tokens only; use token")
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_applies(self) -> Self:
+        if self.sharding == "none":
+            return self
+        if self.workers == 1:
+            raise ValueError(
+                "sharding=full shares the weights among learners, but workers=1; take more, or leave it out"
+            )
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(
+                f"sharding=full: optimizer={self.optimizer} reads whole matrices, or keeps its state in a form of its "
+                "own; take adamw or sgd"
+            )
+        if self.dtype == "pure_bf16":
+            raise ValueError(
+                "sharding=full: dtype=pure_bf16 draws its rounding for whole weights; dtype=bf16 computes in bf16"
+            )
+        if self.lora.is_on:
+            raise ValueError(
+                "sharding=full: with lora only the frozen weights are large, and these are shared with the reference; "
+                "leave sharding out"
+            )
+        if self.kl_in_reward:
+            raise ValueError(
+                "sharding=full: with kl_in_reward each learner asks the reference about groups of its own, but its "
+                "weights must be gathered by all at once; take the KL into the loss, or leave sharding out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -95,7 +95,7 @@ class Scoring:
             stack.enter_context(OneDNNProducts())
             if self.arithmetic == "bf16":
                 stack.enter_context(torch.autocast(base.device.type, torch.bfloat16))
-            blocks = (rounded or scored * vocabulary > self.logits_at_once) and _has_plain_head(base)
+            blocks = (rounded or scored * vocabulary > self.logits_at_once) and has_plain_head(base)
             states = stack.enter_context(_caught_states(head)) if blocks else []
             logits = run()
         if not blocks:
@@ -144,7 +144,7 @@ def _caught_states(head: nn.Module) -> Iterator[list[Tensor]]:
         del head.forward
 
 
-def _has_plain_head(model: PreTrainedModel) -> bool:
+def has_plain_head(model: PreTrainedModel) -> bool:
     """Whether logits are those of a linear layer, treated as the configuration says: tried once for each model."""
     if model not in _KNOWN:
         head: Any = model.get_output_embeddings()

@@ -21,6 +21,7 @@ from bgrpo.files import parse_object
 from bgrpo.groups import Completion, ScoredGroup, Verdict
 from bgrpo.learning.batch import check_drawn
 from bgrpo.learning.prompt_order import indices_of_draw
+from bgrpo.learning.sharding import own_state
 from bgrpo.policies.adapter_files import CONFIG as ADAPTER_CONFIG
 from bgrpo.policies.adapter_files import is_adapter, read_adapter
 from bgrpo.policies.io import load_policy, write_policy
@@ -75,7 +76,7 @@ def write_checkpoint(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    optimizer: Optimizer,
+    optimizer_state: Mapping[str, Any],
     scheduler: LRScheduler,
     config: TrainConfig,
     problems: int,
@@ -88,7 +89,7 @@ def write_checkpoint(
         folder: to fill.
         model: the policy; where it learns an adapter, only that is kept, and the optimizer's state of it.
         tokenizer: of the policy.
-        optimizer: its state is kept.
+        optimizer_state: of all weights.
         scheduler: its state is kept.
         config: of the run.
         problems: number of training problems.
@@ -104,7 +105,7 @@ def write_checkpoint(
         (folder / _REFERENCE).mkdir()
         write_policy(reference, tokenizer, folder / _REFERENCE)
     buffer = io.BytesIO()  # torch.save to a file reports a full disk as a bare RuntimeError
-    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, buffer)
+    torch.save({"optimizer": optimizer_state, "scheduler": scheduler.state_dict()}, buffer)
     (folder / _OPTIMIZER_FILE).write_bytes(buffer.getbuffer())
     (folder / _RUN_FILE).write_text(json.dumps(_order_of_prompts(config, problems), indent=1), "utf-8")
     if ahead:
@@ -145,7 +146,7 @@ def load_learner_state(checkpoint: Path, optimizer: Optimizer, scheduler: LRSche
     path = checkpoint / _OPTIMIZER_FILE
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(own_state(state["optimizer"], optimizer))
         scheduler.load_state_dict(state["scheduler"])
     except _DAMAGE as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

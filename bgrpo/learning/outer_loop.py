@@ -17,6 +17,7 @@ from bgrpo.learning.learner_state import load_groups_ahead, load_learner_state, 
 from bgrpo.learning.moving_reference import move_reference
 from bgrpo.learning.prompt_order import epochs_done, indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
+from bgrpo.learning.sharding import is_sharded, whole_model, whole_state
 from bgrpo.learning.step_metrics import LearnerMeter, StepClock, rollout_metrics
 from bgrpo.policies.adapter import adapter_of
 from bgrpo.policies.flat_weights import published_bytes
@@ -125,8 +126,7 @@ class OuterLoop(TrainerCallback):
             state.global_step = self.step * self._config.optimizer_steps_per_step
         self._clock.restart(0)
         self._publishes = state.is_world_process_zero
-        if self._publishes:
-            self._publish(kwargs["model"])
+        self._publish(kwargs["model"])
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the rate of this step; the schedule moves on before the step ends."""
@@ -149,10 +149,10 @@ class OuterLoop(TrainerCallback):
         metrics = self._step_metrics()
         self.step += 1
         self._move_reference(model)
-        if self._publishes:
-            if self._keep_samples is not None and self._scored is not None:  # before the checkpoint: none is missing
-                self._keep_samples(self.step, self._scored.groups, self._scored.advantages)
-            self._publish(model)
+        if self._publishes and self._keep_samples is not None and self._scored is not None:
+            # before the checkpoint: none is missing
+            self._keep_samples(self.step, self._scored.groups, self._scored.advantages)
+        self._publish(model)
         stop = self._settle() or self.is_complete
         control.should_training_stop = control.should_training_stop or stop
         metrics |= self._spent.metrics()
@@ -165,7 +165,12 @@ class OuterLoop(TrainerCallback):
         if self._on_step is not None:
             details = first_details(_completions(self._scored)) | details
             self._on_step(told | ({DETAILS: details} if details else {}))
-        if self._publishes and (control.should_training_stop or self._checkpoint_due(validation)):
+        due = self._publishes and (control.should_training_stop or self._checkpoint_due(validation))
+        if is_sharded(model):  # which all learners must gather
+            answer = [due]
+            broadcast_object_list(answer)
+            due = answer[0]
+        if due:
             self._save(model, kwargs["optimizer"], kwargs["lr_scheduler"], metrics | validation)
 
     def _step_metrics(self) -> dict[str, float]:
@@ -199,8 +204,11 @@ class OuterLoop(TrainerCallback):
         return groups
 
     def _publish(self, model: PreTrainedModel) -> None:
-        weights = adapter_of(model) or model
         with self._clock.measure("weights"):
+            whole = whole_model(model, self._publishes)
+            if whole is None:
+                return
+            weights = adapter_of(whole) or whole
             self._source.publish(self.step, weights)
         self._published_bytes = published_bytes(weights)
 
@@ -226,23 +234,27 @@ class OuterLoop(TrainerCallback):
     def _save(self, model: PreTrainedModel, optimizer: Any, lr_scheduler: Any, metrics: dict[str, float]) -> None:
         if self._store is None:
             return
-        if not self.is_complete:  # of the steps whose weights are not the checkpoint's
+        if self._publishes and not self.is_complete:  # of the steps whose weights are not the checkpoint's
             with self._clock.measure("rollout"):
                 for step in range(self.step, min(self.step + self._config.rollout.max_staleness, self._config.steps)):
                     self._ahead[step] = self._ahead[step] if step in self._ahead else self._draw(step)
         with self._clock.measure("checkpoint"):
+            whole, state = whole_model(model, self._publishes), whole_state(optimizer, self._publishes)
+            reference = None if self.reference is None else whole_model(self.reference, self._publishes)
+            if whole is None:
+                return
             self._store.save(
                 self.step,
                 lambda folder: write_checkpoint(
                     folder,
-                    model,
+                    whole,
                     self._tokenizer,
-                    optimizer,
+                    state,
                     lr_scheduler,
                     self._config,
                     self._problems,
                     self._ahead,
-                    self.reference,
+                    reference,
                 ),
                 metrics,
                 self._config.checkpoint_metric,

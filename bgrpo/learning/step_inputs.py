@@ -21,6 +21,7 @@ from bgrpo.learning.kl import divergence
 from bgrpo.learning.loss_terms import loss_factor, token_weights
 from bgrpo.learning.padded_rows import LaidOutGroups, LayOut
 from bgrpo.learning.rollout_mismatch import RolloutCorrection, laid_out
+from bgrpo.learning.sharding import drop_gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,7 @@ class StepInputs:
 
     def entropies(self, inputs: dict[str, Any]) -> Tensor:
         """Of the policy at this moment, ``entropies_BC`` of a cut."""
-        with torch.no_grad():
-            return inputs["packed"].logps(self.policy, self.scoring())[1]
+        return self._scored(self.policy, inputs["packed"])[1]
 
     def kl_term(self, logps_BC: Tensor, inputs: dict[str, Any], minibatch: Minibatch) -> tuple[Tensor | float, float]:
         """Where TRL's loss of a cut has no KL: what is added to it, and the cut's KL per token over all learners (k3).
@@ -147,5 +147,10 @@ class StepInputs:
         return [of_learners[place % learners][place // learners] for place in range(len(groups))]
 
     def _logps(self, model: PreTrainedModel, packed: LaidOutGroups) -> Tensor:
+        return self._scored(model, packed)[0]
+
+    def _scored(self, model: PreTrainedModel, packed: LaidOutGroups) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return packed.logps(model, self.scoring())[0]
+            found = packed.logps(model, self.scoring())
+        drop_gathered(model)
+        return found

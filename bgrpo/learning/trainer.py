@@ -31,6 +31,7 @@ from bgrpo.learning.recomputation import recompute_layers
 from bgrpo.learning.rollout_mismatch import RolloutCorrection
 from bgrpo.learning.rollout_source import RolloutSource
 from bgrpo.learning.rounded_weights import round_weights
+from bgrpo.learning.sharding import gathered, shard
 from bgrpo.learning.step_inputs import StepInputs
 from bgrpo.learning.step_metrics import UpdateReport
 from bgrpo.learning.stochastic_rounding import StochasticallyRounded
@@ -126,6 +127,10 @@ class BGRPOTrainer(GRPOTrainer):
         _disable_module_dropout(model)
         if config.learner.gradient_checkpointing:
             recompute_layers(model)
+        if config.learner.sharding == "full":
+            shard(model, self.accelerator.device.type, rounds_products=config.learner.dtype == "bf16")
+            sharded: Any = model
+            sharded._is_accelerate_prepared = True  # Trainer would wrap it once more
         self._policy = model
         self._run_config = config
         learner = config.learner
@@ -135,6 +140,8 @@ class BGRPOTrainer(GRPOTrainer):
         self.ref_model = None
         if learner.beta > 0 and reference is not None:
             self.ref_model = reference.to(self.accelerator.device).eval().requires_grad_(False)
+            if config.learner.sharding == "full":
+                shard(self.ref_model, self.accelerator.device.type, rounds_products=config.learner.dtype == "bf16")
         if learner.reference.sync_every:
             self._outer.reference = self.ref_model
         self.use_vllm = config.weighs_rollouts  # which is how TRL's loss is made to read the weights
@@ -247,7 +254,7 @@ class BGRPOTrainer(GRPOTrainer):
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        norm = super()._clip_grad_norm(model)
+        norm = gathered(super()._clip_grad_norm(model))
         update = self._outer.meter.end_optimizer_step(float(norm))
         finite = math.isfinite(update.grad_norm) and math.isfinite(update.loss)
         if not finite or not update.kl <= self._run_config.learner.max_kl:

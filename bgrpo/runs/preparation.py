@@ -82,6 +82,8 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     if config.learner.gradient_checkpointing:
         check_recomputable(policy.model)
     reference = _check_reference(config, policy)
+    if config.learner.sharding == "full" and policy.model.config.is_encoder_decoder:
+        raise UserError("learner.sharding=full: this policy has an encoder, and only decoder-only models are sharded")
     decode_settings_of(config.rollout, config.decode_mode, policy.tokenizer)
     task = load_task(config.task.name, config.task.options)
     splits = splits or load_splits(task, config.task, progress)

@@ -189,6 +189,15 @@ def reference_bytes(learner: LearnerSection, size: ModelSize) -> int:
     return 4 * size.weights - 2 * rounded
 
 
+def gathered_bytes(size: ModelSize) -> int:
+    """Of the weights that a learner of shares holds whole in its passes: embeddings and head, and the layer at hand.
+
+    Embeddings and head have their gradients besides; the layer has those, and the next one is gathered meanwhile.
+    """
+    outer = size.head * (1 if size.tied else 2)
+    return 4 * (2 * outer + 3 * (size.weights - outer) // size.layers)
+
+
 def logits_bytes(learner: LearnerSection, size: ModelSize, scored: int) -> int:
     """Of what is made of logits at once, all of them or a block."""
     logits = scored * size.vocabulary
@@ -211,23 +220,27 @@ def learner_memory(
     """
     learner = config.learner
     each = 2 if learner.dtype == "pure_bf16" else 4
+    shares = learner.workers if learner.sharding == "full" else 1
     parts = {
         "libraries": libraries,
-        "weights": each * (size.weights + (size.trained if size.adapted else 0)),
-        "reference": reference_bytes(learner, size),
-        "gradients": each * size.trained,
-        "optimizer": optimizer_bytes(learner, size),
+        "weights": each * (size.weights + (size.trained if size.adapted else 0)) // shares,
+        "reference": reference_bytes(learner, size) // shares,
+        "gradients": each * size.trained // shares,
+        "optimizer": optimizer_bytes(learner, size) // shares,
+        "gathered": gathered_bytes(size) if shares > 1 else 0,
         "activations": round(_SLACK * activations) + (2 * size.products if learner.dtype == "bf16" else 0),
         "logits": logits_bytes(learner, size, batch.scored),
     }
     lasting = parts["libraries"] + parts["weights"] + parts["reference"] + parts["optimizer"]
-    of_head = 0 if size.adapted else 4 * size.head  # its gradient
-    first = parts["activations"] + parts["logits"] + of_head
+    of_head = 0 if size.adapted or shares > 1 else 4 * size.head  # its gradient; that of shares is gathered
+    first = parts["activations"] + parts["logits"] + of_head + parts["gathered"]
     if batch.cuts > 1:
         first += parts["gradients"]
     last = parts["gradients"] + (of_head if size.tied else 0)
     step = parts["gradients"] + (24 * size.largest if learner.dtype == "pure_bf16" else 0)
-    return ProcessMemory("learner", learner.workers, parts, lasting + max(first, last, step))
+    # learner 0 gathers weights and the optimizer's state to save them, and has a file made of the latter
+    saving = 4 * size.weights + 2 * optimizer_bytes(learner, size) if shares > 1 else 0
+    return ProcessMemory("learner", learner.workers, parts, lasting + max(first, last, step, saving))
 
 
 def actor_memory(config: TrainConfig, size: ModelSize, prompt: int, plain: bool, libraries: int) -> ProcessMemory:

@@ -35,7 +35,7 @@ _HARDLY = 1e-12  # learning rate of a probe
 class ProbeSource(LocalRolloutSource):
     """Decodes as a local run does, completions as long as it is told; learning gets ``given`` in place of rollouts."""
 
-    def __init__(self, problems: Sequence[Problem], config: TrainConfig, check: Check, start: LoadedPolicy):
+    def __init__(self, problems: Sequence[Problem], config: TrainConfig, check: Check, start: LoadedPolicy) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(problems, start.tokenizer, config, check, device, start)
         self.given: list[ScoredGroup] = []

@@ -79,6 +79,20 @@ def test_an_adapter_and_its_state_are_as_large_as_told(tmp_path: Path, optimizer
     assert published_bytes(config, size) == 2 * bytes_of(learned)
 
 
+def test_learners_of_shares_hold_their_share_and_what_they_gather() -> None:
+    size = ModelSize.of(tiny_policy())
+    learner = {"workers": 4, "beta": 0.1, "optimizer": "adamw"}
+    whole, shares = (
+        learner_memory(config, size, BatchSize.of(config, 9, padded=False), 0, 0).parts
+        for config in (train_config(learner=learner), train_config(learner=learner | {"sharding": "full"}))
+    )
+    for name in ("weights", "reference", "gradients", "optimizer"):
+        assert shares[name] == whole[name] // 4 > 0
+    layer = bytes_of(tiny_policy().transformer.h[0].parameters())
+    outer = bytes_of(tiny_policy().get_output_embeddings().parameters())
+    assert whole["gathered"] == 0 and 2 * outer + 3 * layer <= shares["gathered"] < 2 * outer + 4 * layer
+
+
 def test_live_bytes_are_those_that_are_there() -> None:
     with LiveBytes(torch.nn.Linear(3, 5)) as live:
         first = torch.zeros(1000)
