@@ -6,6 +6,7 @@ that is left. What is measured at the largest size is scaled to a step's.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -254,7 +255,7 @@ class _StepSize:
             informative = choose_groups(groups, config).learning
             if informative:  # else too few were tried to tell
                 used, share = informative, len(informative) / min(len(groups), rollout.prompts_per_step)
-                draws = min(1 + rollout.max_extra_draws, -(-1 // share)) if share < 1 else 1
+                draws = min(1 + rollout.max_extra_draws, math.ceil(1 / share))
         laid_out = tokens_of(used, lay_out) / len(used)
         completions = [each for group in groups for each in group.completions]
         length = mean(len(each.tokens) for each in completions)
@@ -264,4 +265,4 @@ class _StepSize:
             length += open_share * more
             laid_out += open_share * more * mean(len(group.completions) for group in used)
         learned = min(1.0, share * draws) * rollout.prompts_per_step
-        return cls(learned * laid_out, int(draws), length)
+        return cls(learned * laid_out, draws, length)
