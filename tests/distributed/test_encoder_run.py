@@ -25,7 +25,7 @@ def config(folder: Path, data: Path, name: str) -> TrainConfig:
         "policy": {"path": str(folder)},
         "task": {"name": "text", "options": {"passages": "stories"}, "train": {"file": str(data)}},
         "rollout": {"actors": 1, "group_size": 4, "prompts_per_step": 4, "prompts_per_request": 2, "max_new_tokens": 5},
-        "reward": {"parts": {"overlap": {"metric": "token_f1", "score_truncated": True}}},
+        "reward": {"parts": {"variety": {"metric": "distinct_1", "score_truncated": True}}},
         "learner": {"warmup_steps": 0, "threads": 1, "learning_rate": 1e-2},
         "evaluation": {"beam_widths": [2], "samples": 0, "every": 0},
         "run": {"dir": str(data.parent / "runs"), "name": name},
