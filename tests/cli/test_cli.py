@@ -42,6 +42,7 @@ COMMANDS = [
     "bench rollouts",
     "bench step",
     "bench scaling",
+    "bench advantages",
     "sweep",
     "report",
 ]
