@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+Search = Literal["beam", "sample", "stochastic_beam", "diverse_beam"]
+"""How the completions of a group are found: the most probable ones, independent ones, distinct ones by chance, or
+probable ones that differ."""
+
+RANKED: tuple[Search, ...] = ("beam", "diverse_beam")
+"""Searches without chance, whose completions are distinct and have a rank."""
 
 NEXT_PASSAGE = -1
 """Stands between the passages of a prompt, which an encoder reads apart. It is no token."""

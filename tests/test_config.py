@@ -319,6 +319,13 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
             r"rollout\.search=sample makes independent samples",
         ),
         ("rollout.search=stochastic_beam advantage.kind=set_estimator advantage.keep=0.5", r"keep=0\.5: set_estimator"),
+        ("rollout.search=diverse_beam rollout.beam_groups=3", r"beam_groups=3: expected a divisor of group_size=10"),
+        ("advantage.kind=pass_at_k rollout.group_size=4", r"advantage\.k=4: .* fewer than rollout\.group_size=4"),
+        ("advantage.kind=sibling learner.loss=vespo", r"sibling judges each token, but learner\.loss=vespo has"),
+        (
+            "advantage.kind=sibling learner.loss=grpo learner.importance_sampling_level=sequence",
+            r"one ratio for a whole completion: take a loss with ratios of tokens",
+        ),
         ("algorithm=bgrpo rollout.temperature=0.5", r"rollout\.temperature=0\.5: beams .* needs temperature 1"),
         ("algorithm=reinforce learner.num_iterations=2", r"on-policy: learner\.num_iterations=2 must be 1"),
         ("rollout.max_actors=1", r"min_actors=2, actors=2, max_actors=1"),

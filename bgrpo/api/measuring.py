@@ -7,23 +7,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bgrpo.api.given import Given, Problems, Rewards
-from bgrpo.api.policy import LARGEST_SEED, MAX_NEW_TOKENS, PolicyLike, Prompt, load_policy, whole
+from bgrpo.api.policy import LARGEST_SEED, MAX_NEW_TOKENS, AllowedLike, PolicyLike, Prompt, load_policy, whole
 from bgrpo.api.run import as_text
 from bgrpo.api.training import Keys, check_keys, names_task, split_config
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.evaluation.metrics import Evaluation, Measures
-from bgrpo.groups import Group
+from bgrpo.groups import Group, Search
 from bgrpo.runs.run_folder import RunFolder, load_new_config
 from bgrpo.scoring.failed_checks import truncation
 from bgrpo.tasks.base import Problem, load_file, load_task, shipped_tasks
 from bgrpo.tasks.splits import load_test
-
-if TYPE_CHECKING:
-    from bgrpo.decoding.settings import Search
 
 WIDEST, MOST_SAMPLES = 10**5, 10**5
 
@@ -52,6 +48,9 @@ def decode(
     stop: str | Sequence[str] = (),
     min_new_tokens: int = 0,
     banned_tokens: Sequence[int | str] = (),
+    allowed: AllowedLike | None = None,
+    beam_groups: int = 0,
+    diversity: float = 0.5,
 ) -> list[Group]:
     """A group of completions for each prompt.
 
@@ -60,7 +59,8 @@ def decode(
             spares loading it again; or a model of transformers with its tokenizer.
         prompts: one or several, each a text; a chat, which the policy's template renders; or token ids as they stand.
         search: ``beam`` for the most probable completions, best first and all distinct; ``sample`` for independent
-            ones; ``stochastic_beam`` for distinct ones, drawn without replacement.
+            ones; ``stochastic_beam`` for distinct ones, drawn without replacement; ``diverse_beam`` for groups of beams
+            that avoid each other's tokens.
         group_size: K, completions of each prompt; fewer beams only where fewer sequences exist.
         max_new_tokens: longest completion, end token included.
         seed: of what is drawn; each prompt's completions depend on the seed and its position alone.
@@ -71,6 +71,11 @@ def decode(
         stop: a text, or several, each of which ends a completion; ``text`` is what comes before.
         min_new_tokens: tokens before an end token may come or a stop text may be completed.
         banned_tokens: that no completion holds: ids, names in the vocabulary, or texts that are one token.
+        allowed: the only completions there may be, as texts; or a function that is given the token ids of a prompt and
+            of its completion so far, and returns the ids that may follow, the end token among them where it may end.
+            Allowed tokens share the whole probability, and log-probabilities are those.
+        beam_groups: of ``diverse_beam``, a divisor of ``group_size``; 0: as many, one beam each.
+        diversity: of ``diverse_beam``: nats that a token loses for each beam of earlier groups that has it there.
 
     Returns:
         For each prompt its group: ``prompt_ids``, and ``completions`` with ``tokens``, ``logprobs``, ``logprob``,
@@ -94,6 +99,9 @@ def decode(
         stop=stop,
         min_new_tokens=min_new_tokens,
         banned_tokens=banned_tokens,
+        allowed=allowed,
+        beam_groups=beam_groups,
+        diversity=diversity,
     )
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgrpo.errors import UserError, representation
-from bgrpo.groups import Group, fused, passages_of
+from bgrpo.groups import Group, Search, fused, passages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from bgrpo.decoding.settings import Search
+    from bgrpo.decoding.allowed import Allowed
     from bgrpo.policies.io import LoadedPolicy
+
+AllowedLike: TypeAlias = "Sequence[str] | Callable[[list[int], list[int]], Iterable[int]]"
+"""Texts; or a function from the token ids of a prompt and of its completion so far to those that may follow."""
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Mapping[str, str]] | Sequence[str]"
 """Text; token ids; a chat: messages ``{"role": …, "content": …}``; or the passages that an encoder reads apart, as a
@@ -111,6 +114,9 @@ class Policy:
         stop: str | Sequence[str] = (),
         min_new_tokens: int = 0,
         banned_tokens: Sequence[int | str] = (),
+        allowed: AllowedLike | None = None,
+        beam_groups: int = 0,
+        diversity: float = 0.5,
     ) -> list[Group]:
         """A group of completions for each prompt, see :func:`bgrpo.decode`.
 
@@ -139,6 +145,9 @@ class Policy:
             banned_tokens=single_tokens(
                 self.tokenizer, _listed("banned_tokens", banned_tokens, (int, str)), "banned_tokens"
             ),
+            allowed=self._allowed(allowed),
+            beam_groups=whole("beam_groups", beam_groups, 0),
+            diversity=_number("diversity", diversity),
         )
         settings.check_vocabulary(len(self.tokenizer))
         whole("seed", seed, 0, LARGEST_SEED)
@@ -149,6 +158,17 @@ class Policy:
             seeds = [rollout_seed(seed, 0, start + position) for position in range(len(part))]
             groups += decode_readable(engine, self.tokenizer, part, settings, seeds)
         return groups
+
+    def _allowed(self, allowed: AllowedLike | None) -> Allowed | None:
+        from bgrpo.decoding.allowed import AllowedByFunction
+        from bgrpo.scoring.allowed_texts import allowed_of_texts
+
+        if allowed is None:
+            return None
+        if callable(allowed):
+            return AllowedByFunction(allowed, len(self.tokenizer))
+        texts = _listed("allowed", allowed, (str,))
+        return allowed_of_texts(self.tokenizer, texts, [f"allowed[{i}]" for i in range(len(texts))], "allowed")
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write it so that :func:`load_policy` and ``from_pretrained`` of transformers read it.

@@ -601,6 +601,18 @@ def bench_scaling(
     return measure_scaling(png, as_json)
 
 
+@bench_app.command("advantages")
+def bench_advantages(
+    groups: Annotated[int, typer.Option("--groups", min=10, max=MANY, help="Groups that each figure rests on.")] = 4000,
+    png: Png = None,
+    as_json: AsJson = False,
+) -> int:
+    """Bias and spread of what each advantage estimates, on a small policy whose gradient is known."""
+    from bgrpo.cli.bench import measure_advantages
+
+    return measure_advantages(groups, png, as_json)
+
+
 @cluster_app.command("local")
 def cluster_local(
     max_nodes: Annotated[int, typer.Option("--max-nodes", min=2, max=10**4, help="Most nodes, the head included.")] = 3,

@@ -98,6 +98,21 @@ def measure_scaling(png: Path | None, as_json: bool) -> int:
     return 0
 
 
+def measure_advantages(groups: int, png: Path | None, as_json: bool) -> int:
+    """Print bias and spread of the gradient estimates that the advantages make, on a policy whose gradient is known."""
+    from dataclasses import asdict
+
+    from bgrpo.bench.gradients.gradient_picture import draw_gradients, gradient_tables, measure_gradients
+
+    output = Output(png, as_json)
+    with PlainConsole(stderr=True).status("measuring"):
+        curves = measure_gradients(groups)
+    output.show(*gradient_tables(curves))
+    result = {name: {str(size): asdict(of) for size, of in curve.items()} for name, curve in curves.items()}
+    output.finish(result, lambda: draw_gradients(curves))
+    return 0
+
+
 @contextmanager
 def _turns(total: int) -> Iterator[Callable[[], None]]:
     """A progress bar; yields what is called after each turn."""

@@ -226,10 +226,15 @@ AdvantageKind = Literal[
     "probability_weighted",
     "importance_weighted",
     "set_estimator",
+    "pass_at_k",
+    "sibling",
 ]
 
 WITHOUT_REPLACEMENT = ("importance_weighted", "set_estimator")
 """Advantages of groups drawn by ``stochastic_beam``."""
+
+OF_TOKENS = ("sibling",)
+"""Advantages that differ from token to token of a completion."""
 
 
 class AdvantageSection(Section):
@@ -238,7 +243,15 @@ class AdvantageSection(Section):
     kind: AdvantageKind | None = Field(
         None, description="default: mean for bgrpo, std for grpo, leave_one_out for reinforce"
     )
-    alpha: Annotated[float, Field(gt=0, le=1000)] = Field(1.0, description="sharpness of probability_weighted")
+    alpha: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0, description="sharpness of probability_weighted, and of sibling with beams"
+    )
+    k: Annotated[int, Field(ge=1, le=10**5)] = Field(
+        4, description="of pass_at_k: answers of which the best counts; fewer than group_size"
+    )
+    duplicates: Literal["count", "once"] = Field(
+        "count", description="samples equal to an earlier one of their group: count like others, or are left out (once)"
+    )
     keep: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="share of a group that is learned from: half of it the best, half the worst by reward"
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bgrpo.groups import Search
 from bgrpo.settings.values import (
     Batch,
     Cores,
@@ -32,10 +33,17 @@ class PolicySection(Section):
 class RolloutSection(Section):
     """How completions are decoded, and by how many actors."""
 
-    search: Literal["beam", "sample", "stochastic_beam"] | None = Field(
+    search: Search | None = Field(
         None,
         description="beam: the K most probable completions; sample: independent ones; stochastic_beam: K distinct ones "
-        "drawn without replacement; default: beam for bgrpo, sample for the others",
+        "drawn without replacement; diverse_beam: groups of beams that avoid each other's tokens; default: beam for "
+        "bgrpo, sample for the others",
+    )
+    beam_groups: Few | None = Field(
+        None, description="of diverse_beam: groups, a divisor of group_size; default: as many, one beam each"
+    )
+    diversity: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.5, description="of diverse_beam: nats that a token loses for each beam of earlier groups that has it there"
     )
     actors: Few = Field(2, description="rollout actors at the start")
     min_actors: Few | None = Field(None, description="fewest rollout actors; default: actors")
@@ -86,6 +94,10 @@ class RolloutSection(Section):
     banned_tokens: Annotated[list[Annotated[int, Field(ge=0, le=10**9)] | FreeText], Field(max_length=100_000)] = Field(
         [], description="ids, names or texts of single tokens that no completion holds"
     )
+    allowed: PathText | None = Field(
+        None, description="file with the only completions that there may be, a text in each line; default: all"
+    )
+    allowed_column: Text | None = Field(None, description="of JSON lines in allowed: the column that holds the text")
     dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="of the layers' matrix products, keys and values in rollouts; norms, attention's arithmetic, head "
@@ -140,6 +152,13 @@ class RolloutSection(Section):
                 f"min_new_tokens={self.min_new_tokens}: expected at most max_new_tokens={self.max_new_tokens}, the "
                 f"longest completion"
             )
+        if self.search == "diverse_beam" and self.group_size % (self.beam_groups or self.group_size):
+            raise ValueError(
+                f"beam_groups={self.beam_groups}: expected a divisor of group_size={self.group_size}: all groups of "
+                f"beams are equally wide"
+            )
+        if self.allowed_column and not self.allowed:
+            raise ValueError(f"allowed_column={self.allowed_column} is of the file allowed: name it, too")
         if self.stand_ins and self.gpus_per_actor:
             raise ValueError(
                 f"stand_ins={self.stand_ins} reserve nothing, but gpus_per_actor={self.gpus_per_actor:g}: an actor "

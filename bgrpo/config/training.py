@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from bgrpo.config.learner import LearnerSection
 from bgrpo.config.problems import TaskSection, steps_of_epochs
-from bgrpo.config.rewards import WITHOUT_REPLACEMENT, AdvantageSection, RewardModelSection, RewardSection
+from bgrpo.config.rewards import OF_TOKENS, WITHOUT_REPLACEMENT, AdvantageSection, RewardModelSection, RewardSection
 from bgrpo.config.rollouts import PolicySection, RolloutSection, VerifierSection
 from bgrpo.config.upkeep import (
     BudgetSection,
@@ -18,6 +18,7 @@ from bgrpo.config.upkeep import (
     TrackingSection,
     WatchdogSection,
 )
+from bgrpo.groups import RANKED, Search
 from bgrpo.settings.spelling import nearest
 from bgrpo.settings.values import Epochs, Positive, Section, Seed
 
@@ -47,7 +48,7 @@ class TrainConfig(Section):
     watchdog: WatchdogSection = WatchdogSection()
 
     @property
-    def decode_mode(self) -> Literal["beam", "sample", "stochastic_beam"]:
+    def decode_mode(self) -> Search:
         """How groups are made: as asked for, or beams for BGRPO and samples for the others."""
         return self.rollout.search or ("beam" if self.algorithm == "bgrpo" else "sample")
 
@@ -56,7 +57,7 @@ class TrainConfig(Section):
         """How rank shapes the score: as asked for, or the algorithm's default."""
         if self.reward.kind is not None:
             return "simple" if self.reward.kind == "function" else self.reward.kind
-        return "rank" if self.decode_mode == "beam" and self.reward.learns_from_check_alone else "simple"
+        return "rank" if self.decode_mode in RANKED and self.reward.learns_from_check_alone else "simple"
 
     @property
     def advantage_kind(self) -> str:
@@ -108,12 +109,12 @@ class TrainConfig(Section):
                 f"{rollout.prompts_per_step % parts}; the nearest that does is "
                 f"{max(1, round(rollout.prompts_per_step / parts)) * parts}"
             )
-        if self.decode_mode != "beam" and self.reward_kind in ("rank", "reverse_rank"):
+        if self.decode_mode not in RANKED and self.reward_kind in ("rank", "reverse_rank"):
             raise ValueError(
                 f"reward.kind={self.reward_kind} needs ranked beams, but {self._search_as_given} draws completions, "
                 f"which have no rank: use reward.kind=simple, or algorithm=bgrpo with rollout.search=beam"
             )
-        if self.decode_mode == "beam" and rollout.temperature != 1:
+        if self.decode_mode in RANKED and rollout.temperature != 1:
             raise ValueError(
                 f"rollout.temperature={rollout.temperature:g}: beams are the policy's own best completions, so "
                 f"{self._search_as_given} needs temperature 1; samples (algorithm=grpo) may be drawn at others"
@@ -121,7 +122,7 @@ class TrainConfig(Section):
         if self.decode_mode != "stochastic_beam" and self.advantage_kind in WITHOUT_REPLACEMENT:
             raise ValueError(
                 f"advantage.kind={self.advantage_kind} weighs completions drawn without replacement, but "
-                f"{self._search_as_given} makes {'beams' if self.decode_mode == 'beam' else 'independent samples'}: "
+                f"{self._search_as_given} makes {'beams' if self.decode_mode in RANKED else 'independent samples'}: "
                 f"use rollout.search=stochastic_beam"
             )
         if self.decode_mode != "sample" and rollout.truncates:
@@ -140,6 +141,16 @@ class TrainConfig(Section):
             raise ValueError(
                 f"advantage.keep={self.advantage.keep:g}: set_estimator has no bias where it learns from whole groups; "
                 f"leave advantage.keep at 1, or take another advantage.kind"
+            )
+        if self.advantage_kind == "pass_at_k" and self.advantage.k >= rollout.group_size:
+            raise ValueError(
+                f"advantage.k={self.advantage.k}: the best of k is compared with others of the group: expected k fewer "
+                f"than rollout.group_size={rollout.group_size}"
+            )
+        if self.advantage_kind in OF_TOKENS and (learner.ratio_level == "sequence" or learner.loss == "vespo"):
+            raise ValueError(
+                f"advantage.kind={self.advantage_kind} judges each token, but learner.loss={learner.loss} has here one "
+                f"ratio for a whole completion: take a loss with ratios of tokens, such as dapo"
             )
         if self.reward.kind == "function" and self.reward.function is None:
             raise ValueError("reward.kind=function needs reward.function='module:function'")

@@ -10,14 +10,16 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from bgrpo.decoding.allowed_chooser import AllowedChooser
 from bgrpo.decoding.batch_search import BatchSearch, TreeSearch
 from bgrpo.decoding.beam import BeamChooser
 from bgrpo.decoding.compiled import compiled_kernel
+from bgrpo.decoding.diverse_beam import DiverseBeamChooser
 from bgrpo.decoding.fast_layers import Precision
 from bgrpo.decoding.plain_search import PlainSearch
 from bgrpo.decoding.sample import SampleChooser, TruncatedSampleChooser, uniform_streams
 from bgrpo.decoding.search import Traces
-from bgrpo.decoding.settings import DecodeSettings, Search
+from bgrpo.decoding.settings import DecodeSettings
 from bgrpo.decoding.slots import NO_TOKEN, Chooser
 from bgrpo.decoding.stochastic_beam import StochasticBeamChooser, noise_streams
 from bgrpo.decoding.stop_strings import StoppingChooser, StopStrings, TextOf
@@ -25,7 +27,7 @@ from bgrpo.decoding.support import EngineName, context_of, service_of
 from bgrpo.decoding.token_mask import ForbiddenTokens, TokenMask
 from bgrpo.decoding.truncation import Truncation
 from bgrpo.errors import NotFiniteError, UserError
-from bgrpo.groups import Completion, Group, passages_of
+from bgrpo.groups import RANKED, Completion, Group, Search, passages_of
 
 
 class DecodeEngine:
@@ -88,7 +90,8 @@ class DecodeEngine:
             text_of: gives the text of a completion's tokens; needed for ``settings.stop``.
 
         Returns:
-            Beams best first, all distinct, fewer than K only where fewer sequences exist; samples in draw order;
+            Beams best first, all distinct, fewer than K only where fewer sequences exist (diverse ones also where
+            several were cut off alike); samples in draw order;
             stochastic beams as both, with their keys, and each group with its kappa.
 
         Raises:
@@ -102,7 +105,8 @@ class DecodeEngine:
         if not prompts:
             return []
         stop = StopStrings(settings.stop, text_of, settings.min_new_tokens) if settings.stop and text_of else None
-        seeds = _checked_seeds(seeds, len(prompts)) if settings.mode != "beam" else [0] * len(prompts)
+        walk = None if settings.allowed is None else settings.allowed.on(self._model.device)
+        seeds = _checked_seeds(seeds, len(prompts)) if settings.mode not in RANKED else [0] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding within a batch
         size = max(1, self._search.most_rows // settings.width)
         groups: dict[int, Group] = {}
@@ -113,8 +117,10 @@ class DecodeEngine:
                 alike = [list(same) for _, same in itertools.groupby(order, key=lambda index: len(prompts[index]))]
             for batch in (part[start : start + size] for part in alike for start in range(0, len(part), size)):
                 own: Chooser = self._chooser(settings, [seeds[index] for index in batch])
-                chooser = own if stop is None else StoppingChooser(own, stop, len(batch), settings.width)
                 ids = [list(prompts[index]) for index in batch]
+                chooser = own if stop is None else StoppingChooser(own, stop, len(batch), settings.width)
+                if walk is not None:
+                    chooser = AllowedChooser(own, walk, walk.roots(ids), settings.width)
                 traces = self._search.run(ids, chooser, settings.width, settings.max_new_tokens)
                 _check_numbers(traces, batch)
                 found = _assemble(traces, ids, settings.mode)
@@ -130,6 +136,10 @@ class DecodeEngine:
         forbidden = ForbiddenTokens(mask, device) if mask is not None else None
         if settings.mode == "beam":
             return BeamChooser(settings.group_size, settings.end_tokens, forbidden)
+        if settings.mode == "diverse_beam":
+            size, groups = settings.group_size, settings.beam_groups or settings.group_size
+            how = (size, groups, settings.diversity, settings.end_tokens, device)
+            return DiverseBeamChooser(len(seeds), *how, forbidden)
         if settings.mode == "stochastic_beam":
             states_GTK = noise_streams(seeds, settings.width, settings.max_new_tokens).to(device)
             return StochasticBeamChooser(states_GTK, settings.end_tokens, settings.temperature, forbidden)
@@ -203,7 +213,9 @@ def _assemble(traces: Traces, prompts: list[list[int]], mode: Search) -> list[Gr
             for k, length in enumerate(group_lengths)
             if exists[g][k]
         ]
-        if mode == "beam":
+        if mode == "diverse_beam":  # groups may be cut off at the same place
+            completions = list({tuple(each.tokens): each for each in completions}.values())
+        if mode in RANKED:
             completions.sort(key=lambda completion: (-completion.logprob, completion.tokens))
         groups.append(Group(prompts[g], completions))
     return groups

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
+from bgrpo.decoding.allowed import Allowed, AllowedCompletions
 from bgrpo.errors import UserError, representation
-
-Search = Literal["beam", "sample", "stochastic_beam"]
+from bgrpo.groups import RANKED, Search
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class DecodeSettings:
 
     Attributes:
         mode: ``beam`` searches for the most probable completions, ``sample`` draws independent ones,
-            ``stochastic_beam`` draws distinct ones, without replacement.
+            ``stochastic_beam`` draws distinct ones, without replacement; ``diverse_beam`` searches in groups that avoid
+            each other's tokens.
         group_size: K, beams or samples per prompt; may exceed the vocabulary size.
         max_new_tokens: longest completion, end token included.
         eos_token_id: the token that ends a completion, or several, each of which does.
@@ -33,6 +34,9 @@ class DecodeSettings:
         min_new_tokens: so many tokens neither end a completion nor complete a stop text that counts.
         banned_tokens: that no completion holds. These, and what ``min_new_tokens`` forbids, have probability 0 in the
             policy's distribution: the log-probabilities returned are those of what is left.
+        beam_groups: of ``diverse_beam``; a divisor of ``group_size``, or 0: as many, one beam each.
+        diversity: of ``diverse_beam``: nats that a token loses for each beam of earlier groups that has it there.
+        allowed: the only completions that may be written, likewise; None: all.
 
     Raises:
         UserError: a value outside its range.
@@ -50,6 +54,9 @@ class DecodeSettings:
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
     banned_tokens: tuple[int, ...] = ()
+    beam_groups: int = 0
+    diversity: float = 0.5
+    allowed: Allowed | None = None
 
     @property
     def truncates(self) -> bool:
@@ -69,6 +76,8 @@ class DecodeSettings:
             UserError: names the option.
         """
         named = [("eos_token_id", self.end_tokens), ("pad_token_id", (self.pad_token_id,))]
+        if isinstance(self.allowed, AllowedCompletions):
+            named.append(("allowed", (int(self.allowed.tokens_E.min()), int(self.allowed.tokens_E.max()))))
         for name, tokens in [*named, ("banned_tokens", self.banned_tokens)]:
             if wrong := [token for token in tokens if not 0 <= token < vocabulary]:
                 raise UserError(f"{name}={wrong[0]}: the model's vocabulary has ids 0 to {vocabulary - 1}")
@@ -99,9 +108,14 @@ class DecodeSettings:
             raise UserError("eos_token_id is empty: expected at least one token that ends a completion")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature}: expected a number above 0")
-        if self.mode == "beam" and self.temperature != 1:
+        if self.mode in RANKED and self.temperature != 1:
             raise UserError(f"temperature={self.temperature}: beams are searched at temperature 1, samples at any")
         self._check_truncation()
+        if self.mode == "diverse_beam" and self.group_size % (self.beam_groups or self.group_size):
+            raise UserError(
+                f"beam_groups={self.beam_groups}: expected a divisor of group_size={self.group_size}: all groups are "
+                f"equally wide"
+            )
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(
                 f"min_new_tokens={self.min_new_tokens}: expected 0 to max_new_tokens={self.max_new_tokens}, the "
@@ -112,6 +126,20 @@ class DecodeSettings:
             raise UserError(
                 f"banned_tokens: token {min(banned)} ends a completion: without it none would; min_new_tokens puts the "
                 f"end off"
+            )
+
+        self._check_allowed()
+
+    def _check_allowed(self) -> None:
+        if self.allowed is None:
+            return
+        given = [name for name in ("stop", "min_new_tokens", "banned_tokens") if getattr(self, name)]
+        if given:
+            raise UserError(f"{given[0]}: where only some completions are allowed, these say it all: leave it out")
+        if isinstance(self.allowed, AllowedCompletions) and self.allowed.longest > self.max_new_tokens:
+            raise UserError(
+                f"max_new_tokens={self.max_new_tokens}: the longest completion allowed has {self.allowed.longest} "
+                f"tokens, end token included"
             )
 
     def _check_truncation(self) -> None:

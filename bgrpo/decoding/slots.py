@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bgrpo.decoding.token_mask import Penalties
+from bgrpo.decoding.token_mask import Forbids
 
 NO_TOKEN = -1
 """Token of a slot that was not extended, because its completion had ended or it holds none."""
@@ -87,17 +87,17 @@ class RowLogits:
     Args:
         hidden_RE: last hidden states; fillers may follow the rows.
         head: makes the logits.
-        penalties: what is added to them; None: nothing.
+        penalties: what is forbidden; None: nothing.
     """
 
-    def __init__(self, hidden_RE: Tensor, head: Head, penalties: Penalties | None = None) -> None:
+    def __init__(self, hidden_RE: Tensor, head: Head, penalties: Forbids | None = None) -> None:
         self._hidden_RE = hidden_RE
         self._head = head
         self._penalties = penalties
         self.vocabulary = head.vocabulary
 
-    def under(self, penalties: Penalties) -> RowLogits:
-        """The same logits, with these added."""
+    def under(self, penalties: Forbids) -> RowLogits:
+        """The same logits, with these forbidden."""
         return RowLogits(self._hidden_RE, self._head, penalties)
 
     def best(self, count: int, rows: int) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class RowLogits:
         for block in self._head.blocks:
             logits_RB = block(self._hidden_RE)[:rows]
             if self._penalties is not None:
-                self._penalties.add_to(logits_RB, start)
+                self._penalties.add_to(logits_RB, start, 0)
             block_best, places = _best(logits_RB, min(count, logits_RB.shape[1]))
             best.append(block_best)
             tokens.append(places + start)
@@ -130,14 +130,14 @@ class RowLogits:
         """Apply ``function(logits_RV, piece)`` to pieces of the first ``rows`` rows, and join the results."""
         size = max(1, LOGITS_AT_ONCE // self.vocabulary)
         pieces = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
-        results = [function(self._whole(self._hidden_RE[piece]), piece) for piece in pieces]
+        results = [function(self._whole(piece), piece) for piece in pieces]
         return results[0] if len(results) == 1 else tuple(torch.cat(parts) for parts in zip(*results, strict=True))
 
-    def _whole(self, hidden_RE: Tensor) -> Tensor:
-        parts = [block(hidden_RE) for block in self._head.blocks]
+    def _whole(self, piece: slice) -> Tensor:
+        parts = [block(self._hidden_RE[piece]) for block in self._head.blocks]
         logits_RV = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         if self._penalties is not None:
-            self._penalties.add_to(logits_RV, 0)
+            self._penalties.add_to(logits_RV, 0, piece.start)
         return logits_RV
 
 

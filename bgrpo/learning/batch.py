@@ -11,10 +11,11 @@ import torch
 
 from bgrpo.config import TrainConfig
 from bgrpo.groups import ScoredGroup
+from bgrpo.learning.group_advantages import counted, group_advantages, repeated
 from bgrpo.learning.kl import divergence
 from bgrpo.learning.prompt_order import indices_of_draw
 from bgrpo.learning.rollout_source import RolloutSource
-from bgrpo.scoring.advantages import advantages, is_informative
+from bgrpo.scoring.advantages import is_informative
 
 ReferenceLogprobs = Callable[[Sequence[ScoredGroup]], list[list[list[float]]]]
 """Log-probabilities that the reference policy gives the tokens of groups, the same on every learner."""
@@ -25,6 +26,7 @@ class LearningGroup:
     """One group as the loss sees it: tokens, what decoding gave each of them, and one advantage per completion.
 
     Attributes:
+        token_advantages: of each token, where tokens are judged apart, and ``advantages`` are their means; else empty.
         reference_logprobs: of each token, where the KL is in the reward; else empty.
         sampled_logprobs: of each token, where it was drawn from a part of the distribution: in that part; else empty.
     """
@@ -35,6 +37,7 @@ class LearningGroup:
     advantages: list[float]
     reference_logprobs: list[list[float]] = field(default_factory=list)
     sampled_logprobs: list[list[float]] = field(default_factory=list)
+    token_advantages: list[list[float]] = field(default_factory=list)
 
     @property
     def drawn_logprobs(self) -> list[list[float]]:
@@ -148,16 +151,10 @@ def choose_groups(
         kls = [_kl_of_completions(group, of_group, config) for group, of_group in zip(used, logps, strict=True)]
         charged = [kl for group in kls for kl in group]
         rewards = [_charged(*pair, config.learner.beta) for pair in zip(rewards, kls, strict=True)]
-    values = advantages(
-        rewards,
-        [[completion.logprob for completion in group.completions] for group in used],
-        config.advantage_kind,
-        config.advantage.alpha,
-        [group.kappa for group in used],
-    )
+    values, of_tokens = group_advantages(used, rewards, config)
     learning = [
-        _learning_group(group, earned, of_group, reference, config)
-        for group, earned, of_group, reference in zip(used, rewards, values, logps, strict=True)
+        _learning_group(group, earned, of_group, each, reference, config)
+        for group, earned, of_group, each, reference in zip(used, rewards, values, of_tokens, logps, strict=True)
     ]
     return LearningStep(
         groups,
@@ -200,7 +197,7 @@ def split_update(groups: Sequence[LearningGroup], config: TrainConfig, rank: int
 def _is_used(group: ScoredGroup, config: TrainConfig) -> bool:
     if not config.rollout.skip_uninformative:
         return any(reward is not None for reward in group.rewards)
-    return is_informative(group.rewards, config.advantage_kind)
+    return is_informative(counted(group, group.rewards, config), config.advantage_kind, config.advantage.k)
 
 
 def best_and_worst(rewards: Sequence[float | None], share: float) -> list[int]:
@@ -219,15 +216,17 @@ def _learning_group(
     group: ScoredGroup,
     rewards: Sequence[float | None],
     values: list[float],
+    of_tokens: list[list[float]],
     reference_logprobs: list[list[float]],
     config: TrainConfig,
 ) -> LearningGroup:
-    """What is learned of a group; what is not learned from counts in its advantages all the same."""
+    """What is learned of a group; what is cut off, or neither best nor worst, counts in its advantages all the same."""
     finished_only = config.learner.mask_truncated
+    left_out = repeated(group) if config.advantage.duplicates == "once" else set()
     kept = [
         place
         for place in best_and_worst(rewards, config.advantage.keep)
-        if group.completions[place].finished or not finished_only
+        if (group.completions[place].finished or not finished_only) and place not in left_out
     ]
     return LearningGroup(
         group.prompt_ids,
@@ -236,6 +235,7 @@ def _learning_group(
         [values[i] for i in kept],
         [reference_logprobs[i] for i in kept] if reference_logprobs else [],
         [group.completions[i].sampled_logprobs for i in kept if group.completions[i].sampled_logprobs],
+        [of_tokens[i] for i in kept] if of_tokens else [],
     )
 
 

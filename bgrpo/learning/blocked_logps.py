@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bgrpo.decoding.logit_treatment import LogitTreatment
-from bgrpo.decoding.token_mask import TokenMask
+from bgrpo.decoding.token_mask import CompletionMask
 from bgrpo.learning.matrix_products import times_transposed
 
 LEARNER_LOGITS_AT_ONCE = 1 << 24
@@ -38,19 +38,19 @@ class LogitUse:
         treatment: what the model does to its logits.
         temperature: divides them afterwards.
         mask: tokens that completions cannot have; None: they can have all.
-        depth_S: of each place, for the mask.
+        place_S: of each place, for the mask.
     """
 
     treatment: LogitTreatment = UNTREATED
     temperature: float = 1.0
-    mask: TokenMask | None = None
-    depth_S: Tensor | None = None
+    mask: CompletionMask | None = None
+    place_S: Tensor | None = None
 
     def __call__(self, logits_RV: Tensor, block: slice) -> Tensor:
         """The logits of the distribution, of the places of a block; in the same memory where there is no mask."""
         treated = self.treatment(logits_RV)
-        if self.mask is not None and self.depth_S is not None:
-            treated = self.mask.scored(treated, self.depth_S[block])
+        if self.mask is not None and self.place_S is not None:
+            treated = self.mask.scored(treated, self.place_S[block])
         return treated if self.temperature == 1 else treated.div_(self.temperature)
 
     def backward(self, grad_RV: Tensor, used_RV: Tensor) -> Tensor:

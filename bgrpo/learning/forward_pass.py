@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bgrpo.decoding.logit_treatment import LogitTreatment
-from bgrpo.decoding.token_mask import TokenMask
+from bgrpo.decoding.token_mask import CompletionMask
 from bgrpo.learning.blocked_logps import LEARNER_LOGITS_AT_ONCE, LogitUse, blocked_logps
 from bgrpo.learning.matrix_products import OneDNNProducts
 
@@ -41,12 +41,9 @@ class ChosenTokens:
     tokens_BC: Tensor
     mask_BC: Tensor
 
-    def depths(self, scored: int) -> Tensor:
-        """Of each of so many scored places: tokens of its completion that come before the one it predicts, [S]."""
-        depth_S = torch.zeros(scored, dtype=torch.long, device=self.source_BC.device)
-        depth_BC = torch.arange(self.source_BC.shape[1], device=self.source_BC.device).expand_as(self.source_BC)
-        depth_S[self.source_BC[self.mask_BC]] = depth_BC[self.mask_BC]
-        return depth_S
+    def places(self, mask: CompletionMask | None, scored: int) -> Tensor | None:
+        """Of each of so many scored places what the mask asks for; None without one."""
+        return None if mask is None else mask.places(self.source_BC, self.tokens_BC, self.mask_BC, scored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class Scoring:
     """
 
     temperature: float = 1.0
-    mask: TokenMask | None = None
+    mask: CompletionMask | None = None
     entropy_gradient: bool = False
     arithmetic: Arithmetic = "fp32"
     logits_at_once: int = LEARNER_LOGITS_AT_ONCE
@@ -107,7 +104,7 @@ class Scoring:
             head.bias,
             chosen.source_BC[mask_BC],
             chosen.tokens_BC[mask_BC],
-            LogitUse(LogitTreatment.of(base.config), self.temperature, self.mask, chosen.depths(scored)),
+            LogitUse(LogitTreatment.of(base.config), self.temperature, self.mask, chosen.places(self.mask, scored)),
             self.entropy_gradient,
             self.logits_at_once,
         )
@@ -117,8 +114,9 @@ class Scoring:
     def _picked(self, logits_SV: Tensor, chosen: ChosenTokens) -> tuple[Tensor, Tensor]:
         """From all logits at once."""
         logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
-        if self.mask is not None:
-            logits_SV = self.mask.scored(logits_SV, chosen.depths(len(logits_SV)))
+        place_S = chosen.places(self.mask, len(logits_SV))
+        if self.mask is not None and place_S is not None:
+            logits_SV = self.mask.scored(logits_SV, place_S)
         logps_SV = (logits_SV if self.temperature == 1 else logits_SV / self.temperature).log_softmax(-1)
         vocabulary = logps_SV.shape[-1]
         logps_BC = logps_SV.view(-1)[chosen.source_BC * vocabulary + chosen.tokens_BC]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bgrpo.config import TrainConfig
-from bgrpo.decoding.token_mask import TokenMask
+from bgrpo.decoding.token_mask import CompletionMask
 from bgrpo.groups import ScoredGroup
 from bgrpo.learning.batch import Minibatch
 from bgrpo.learning.forward_pass import Arithmetic, Scoring
@@ -44,7 +44,7 @@ class StepInputs:
     accelerator: Accelerator
     pad_token_id: int
     lay_out: LayOut
-    mask: TokenMask | None
+    mask: CompletionMask | None
 
     def of_step(self, minibatches: Sequence[Minibatch], correction: RolloutCorrection) -> list[list[dict[str, Any]]]:
         """For each minibatch, for each of its cuts; before the first update of the step."""
@@ -68,6 +68,7 @@ class StepInputs:
         values = [value for group in groups for value in group.advantages]
         advantages_B = torch.zeros(len(nothing_B0), dtype=torch.float32, device=device)
         advantages_B[: len(values)] = torch.tensor(values, dtype=torch.float32)
+        of_tokens = [tokens for group in groups for tokens in group.token_advantages]
         tokens, learners = sum(group.tokens for group in groups), self.accelerator.num_processes
         inputs = {
             "packed": packed,
@@ -75,7 +76,7 @@ class StepInputs:
             "prompt_mask": nothing_B0,
             "completion_ids": packed.tokens_BC,
             "completion_mask": mask_BC,
-            "advantages": advantages_B,
+            "advantages": laid_out(of_tokens, packed) if of_tokens else advantages_B,
             "num_items_in_batch": torch.tensor(minibatch.tokens, device=device),
             "tokens": tokens,
             "factor": loss_factor(learner.loss, minibatch, len(advantages_B), tokens, learners),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bgrpo.config import RewardSection
-from bgrpo.groups import ScoredGroup, Verdict
+from bgrpo.groups import RANKED, ScoredGroup, Verdict
 from bgrpo.learning.batch import LearningStep
 from bgrpo.scoring.advantages import is_informative
 from bgrpo.scoring.rewards import contributions
@@ -33,8 +33,8 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
     Args:
         scored: the step.
         version: policy version that the update starts from.
-        mode: ``beam`` (adds ``top1_accuracy``: rank 1 is correct), ``sample`` (adds ``duplicates``: fraction of
-            completions equal to an earlier one of their group) or ``stochastic_beam``.
+        mode: ``beam`` or ``diverse_beam`` (add ``top1_accuracy``: rank 1 is correct), ``sample`` (adds ``duplicates``:
+            fraction of completions equal to an earlier one of their group) or ``stochastic_beam``.
         reward: of the run.
 
     Returns:
@@ -68,7 +68,7 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
     checked = reward.says_what_is_correct and not counts[Outcome.SCORED]
     if checked:
         metrics["solved_groups"] = float(np.mean([Outcome.CORRECT in group.outcomes for group in groups]))
-    if mode == "beam":
+    if mode in RANKED:
         if checked:
             metrics["top1_accuracy"] = float(np.mean([group.outcomes[0] == Outcome.CORRECT for group in groups]))
     elif mode == "sample":

@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 
 from bgrpo.config import TrainConfig
 from bgrpo.decoding.support import service_of
-from bgrpo.decoding.token_mask import TokenMask
+from bgrpo.decoding.token_mask import mask_of
 from bgrpo.errors import DivergenceError, UserError
 from bgrpo.learning.batch import Minibatch, split_update
 from bgrpo.learning.learner_state import check_resumable, load_reference
@@ -145,7 +145,7 @@ class BGRPOTrainer(GRPOTrainer):
         if learner.reference.sync_every:
             self._outer.reference = self.ref_model
         self.use_vllm = config.weighs_rollouts  # which is how TRL's loss is made to read the weights
-        mask = TokenMask.of(decode_settings_of(config.rollout, config.decode_mode, tokenizer))
+        mask = mask_of(decode_settings_of(config.rollout, config.decode_mode, tokenizer))
         self._make_inputs = StepInputs(
             config, model, self.ref_model, self.accelerator, tokenizer.pad_token_id, lay_out, mask
         )

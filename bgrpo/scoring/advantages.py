@@ -7,14 +7,16 @@ from typing import get_args
 
 import numpy as np
 
-from bgrpo.config.rewards import AdvantageKind
+from bgrpo.config.rewards import OF_TOKENS, AdvantageKind
 from bgrpo.errors import UserError
+from bgrpo.scoring.pass_at_k import pass_at_k_advantages
 from bgrpo.scoring.without_replacement import inclusion_weights, set_advantages
 
 STD_EPSILON = 1e-4
 """Added to a standard deviation before dividing by it, as TRL does."""
 
-KINDS: tuple[str, ...] = get_args(AdvantageKind)
+KINDS: tuple[str, ...] = tuple(kind for kind in get_args(AdvantageKind) if kind not in OF_TOKENS)
+"""Those of whole completions; for tokens see :mod:`bgrpo.scoring.siblings`."""
 
 
 def advantages(
@@ -23,17 +25,19 @@ def advantages(
     kind: str,
     alpha: float = 1.0,
     kappas: Sequence[float | None] | None = None,
+    k: int = 1,
 ) -> list[list[float]]:
     """Advantages of a batch of groups.
 
     Args:
         rewards: one list per group; None for a completion that could not be scored, whose advantage is 0 and which
             counts in no mean, deviation or weight.
-        logprobs: summed log-probability of each completion, same shape; read by the last three kinds only.
+        logprobs: summed log-probability of each completion, same shape; read by the kinds that weigh only.
         kind: ``mean`` r - mean(r); ``std`` the same over the group's standard deviation (n - 1, plus
             :data:`STD_EPSILON`; the deviation of a single completion is 0); ``batch`` the same over the standard
             deviation of all rewards of the batch; ``none`` r; ``leave_one_out`` r_k minus the mean of the others
-            (0 for a single completion: there is nothing to compare with); ``probability_weighted``
+            (0 for a single completion: there is nothing to compare with); ``pass_at_k`` for the best of ``k``, see
+            :func:`bgrpo.scoring.pass_at_k.pass_at_k_advantages`; ``probability_weighted``
             K w_k (r_k - sum_j w_j r_j) with w = softmax(alpha logprob), the gradient of the expected reward over the
             group (minimum-risk training, Shen et al. 2016). Of groups drawn without replacement:
             ``importance_weighted``, the same with the weights of
@@ -41,6 +45,7 @@ def advantages(
             ``bgrpo.scoring.without_replacement.set_advantages``: no bias, and not 0 where all rewards are equal.
         alpha: sharpness of ``probability_weighted``.
         kappas: of each group, see ``kappa`` of :class:`bgrpo.groups.Group`; without them all that exist were drawn.
+        k: of ``pass_at_k``.
 
     Raises:
         UserError: unknown kind.
@@ -52,6 +57,8 @@ def advantages(
     if kind == "batch":
         scale = _deviation(np.concatenate(values) if values else np.zeros(0)) + STD_EPSILON
         found = [_centred(group) / scale for group in values]
+    elif kind == "pass_at_k":
+        found = [pass_at_k_advantages(group, k) for group in values]
     else:
         likely = [np.array([of[i] for i in there], np.float64) for of, there in zip(logprobs, known, strict=True)]
         bounds = kappas or [None] * len(likely)
@@ -75,14 +82,17 @@ def advantages(
     return result
 
 
-def is_informative(rewards: Sequence[float | None], kind: str = "mean") -> bool:
+def is_informative(rewards: Sequence[float | None], kind: str = "mean", k: int = 1) -> bool:
     """Whether a group teaches anything: those of its rewards that are known are not all equal.
 
     Without a baseline that makes them 0 (``none``, ``set_estimator``) equal rewards teach too, unless they are all 0.
+    For the best of ``k`` (``pass_at_k``) so many must be below the best: else it is in any k of them.
     """
     known = [reward for reward in rewards if reward is not None]
     if kind in ("none", "set_estimator"):
         return any(reward != 0 for reward in known)
+    if kind == "pass_at_k":
+        return len(known) > 1 and sum(reward < max(known) for reward in known) >= min(k, len(known) - 1)
     return any(reward != known[0] for reward in known)
 
 

@@ -13,7 +13,7 @@ from typing import Self
 
 from bgrpo.config import PartSection, TrainConfig
 from bgrpo.errors import UserError, one_line
-from bgrpo.groups import Group, ScoredGroup, Verdict
+from bgrpo.groups import RANKED, Group, ScoredGroup, Verdict
 from bgrpo.scoring.attempts import Attempt, by_group
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.scoring.failed_checks import FAILED, inapplicable
@@ -146,7 +146,7 @@ class Judge:
     def _rewards_of(self, group: Group) -> Rewards:
         """Beams are in the order of their log-probability; samples are not, and only the likelier counts for them."""
         logprobs = [completion.logprob for completion in group.completions]
-        ranked = self.config.decode_mode == "beam"
+        ranked = self.config.decode_mode in RANKED
         return self.rewards([completion.judged for completion in group.completions], None if ranked else logprobs)
 
     def _joined(self, attempt: Attempt, found: Mapping[str, Verdict]) -> Verdict:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from bgrpo.config import RolloutSection
 from bgrpo.errors import UserError
-from bgrpo.groups import Completion, Group, fused
+from bgrpo.groups import Completion, Group, Search, fused
+from bgrpo.scoring.allowed_texts import allowed_of_file
 from bgrpo.tasks.base import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bgrpo.decoding import DecodeEngine, DecodeSettings
-    from bgrpo.decoding.settings import Search
 
 
 def complete(
@@ -103,6 +103,9 @@ def decode_settings_of(
         stop=tuple(rollout.stop),
         min_new_tokens=rollout.min_new_tokens,
         banned_tokens=single_tokens(tokenizer, rollout.banned_tokens, "rollout.banned_tokens"),
+        beam_groups=rollout.beam_groups or 0,
+        diversity=rollout.diversity,
+        allowed=allowed_of_file(tokenizer, rollout.allowed, rollout.allowed_column) if rollout.allowed else None,
     )
     settings.check_vocabulary(len(tokenizer))
     return settings

@@ -119,6 +119,8 @@ def test_a_policy_is_saved_and_loaded_again(policy_folder: Path, tmp_path: Path)
         ({"stop": 3}, "stop=3: expected a list of texts"),
         ({"min_new_tokens": 5}, "min_new_tokens=5: expected 0 to max_new_tokens=4"),
         ({"banned_tokens": ["unheard"]}, "banned_tokens='unheard': is no token of the policy's vocabulary"),
+        ({"allowed": ["w1 unheard"]}, "allowed[0]: 'w1 unheard': holds a token"),
+        ({"allowed": "w1"}, "allowed='w1': expected a list of texts"),
         ({"banned_tokens": "w1"}, "banned_tokens='w1': expected a list of token ids and texts"),
         ({"banned_tokens": [97]}, "banned_tokens=97: the policy's vocabulary has ids 0 to 96"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ def test_decoding_and_generating_take_them(policy_folder: Path) -> None:
     assert not policy.generate("w1 w2", max_new_tokens=6, banned_tokens=[word])[0].startswith(word)
     (longer,) = policy.decode("w1 w2", group_size=3, max_new_tokens=6, min_new_tokens=4)
     assert all(len(completion.tokens) > 4 for completion in longer.completions)
+
+
+def test_only_what_is_allowed_is_written(policy_folder: Path) -> None:
+    policy, items = bgrpo.load_policy(policy_folder), ["w3 w4", "w3 w5", "w9"]
+    (group,) = bgrpo.decode(policy, "w1 w2", "beam", 5, 4, allowed=items)
+    assert sorted(each.text for each in group.completions) == items
+    assert sum(math.exp(each.logprob) for each in group.completions) == pytest.approx(1, abs=1e-4)
+    end, word = policy.tokenizer.eos_token_id, policy.tokenizer.get_vocab()["w9"]
+
+    def allow(prompt: list[int], written: list[int]) -> list[int]:
+        assert prompt == group.prompt_ids
+        return [end] if written else [word]
+
+    (only,) = policy.decode("w1 w2", search="sample", group_size=2, max_new_tokens=4, allowed=allow)
+    assert [each.text for each in only.completions] == ["w9", "w9"]
 
 
 def test_bgrpo_decode_takes_them(policy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,7 @@ COMMANDS = [
     "bench rollouts",
     "bench step",
     "bench scaling",
+    "bench advantages",
     "sweep",
     "report",
 ]

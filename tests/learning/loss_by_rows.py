@@ -21,7 +21,7 @@ def row_entropies(model: PreTrainedModel, prompt: Sequence[int], completion: Seq
     return torch.distributions.Categorical(logits=logits[len(prompt) - 1 : -1]).entropy()
 
 
-def policy_terms(new: Tensor, old: Tensor, advantage: float, options: dict[str, Any]) -> Tensor:
+def policy_terms(new: Tensor, old: Tensor, advantage: float | Tensor, options: dict[str, Any]) -> Tensor:
     """What the policy's loss is made of, one term per token, without any mean."""
     loss, log_ratio = options["loss"], new - old
     sequence = options.get("importance_sampling_level") == "sequence" or loss == "luspo"
@@ -58,7 +58,7 @@ def kl_terms(new: Tensor, reference: Tensor, old: Tensor, options: dict[str, Any
 def written_out_loss(
     model: PreTrainedModel,
     groups: Sequence[ScoredGroup],
-    values: Sequence[Sequence[float]],
+    values: Sequence[Sequence[Any]],
     options: dict[str, Any],
     *,
     old: PreTrainedModel,
@@ -71,7 +71,7 @@ def written_out_loss(
     Args:
         model: differentiated.
         groups: of the minibatch.
-        values: their advantages.
+        values: their advantages: of a completion, or of each of its tokens.
         options: of ``learner``; ``loss`` is named.
         old: the policy at the start of the step.
         reference: of the KL.

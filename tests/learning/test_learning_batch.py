@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from learner_cases import ScriptedSource, make_trainer, train_config
+from learner_cases import EOS, ScriptedSource, make_trainer, scored, train_config
 
+from bgrpo.groups import Completion
 from bgrpo.learning.batch import (
     LearningGroup,
     best_and_worst,
@@ -128,3 +129,29 @@ def test_a_group_that_nothing_could_score_teaches_nothing_whatever_the_advantage
     found = choose_groups([unscored, groups[1]], config)
     alone = choose_groups([groups[1]], config)
     assert found.learning == alone.learning and found.advantages == {1: alone.advantages[0]}
+
+
+@pytest.mark.parametrize("kind", ["std", "leave_one_out", "pass_at_k", "sibling"])
+def test_duplicates_that_count_once_are_as_if_they_had_never_been_drawn(kind: str) -> None:
+    answers = [([5, EOS], "correct"), ([6, EOS], "wrong"), ([5, EOS], "correct"), ([7, EOS], "wrong")]
+
+    def chosen(places: list[int], duplicates: str) -> LearningGroup:
+        completions = [Completion(answers[i][0], [-0.5, -0.25 * i], True) for i in places]
+        group = scored(0, [3], completions, [answers[i][1] for i in places], 0)
+        advantage = {"kind": kind, "duplicates": duplicates, "k": 2}
+        config = train_config(algorithm="grpo", advantage=advantage, rollout={"skip_uninformative": True})
+        return choose_groups([group], config).learning[0]
+
+    once, counted = chosen([0, 1, 2, 3], "once"), chosen([0, 1, 2, 3], "count")
+    assert once == chosen([0, 1, 3], "count") and len(counted.completions) == 4
+    assert once.advantages[0] != counted.advantages[0]
+
+
+def test_a_group_of_one_completion_again_and_again_is_not_learned_from_where_that_counts_once() -> None:
+    completions = [Completion([5, EOS], [-0.5, -0.25], True)] * 3
+    group = scored(0, [3], completions, ["correct", "wrong", "wrong"], 0)  # as a check would that is not exact
+    for duplicates, used in (("once", 0), ("count", 1)):
+        config = train_config(
+            algorithm="grpo", advantage={"duplicates": duplicates}, rollout={"skip_uninformative": True}
+        )
+        assert len(choose_groups([group], config).learning) == used

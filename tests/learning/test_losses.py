@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from learner_cases import (
@@ -29,6 +30,8 @@ from transformers import PreTrainedModel
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.learning.trl_arguments import grpo_arguments
+from bgrpo.scoring.siblings import sibling_advantages
+from bgrpo.scoring.without_replacement import inclusion_weights
 
 LONGEST = 8
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
@@ -103,7 +106,7 @@ def policy_with(weights: Tensor) -> PreTrainedModel:
 
 
 def assert_gradients(
-    trainer: Any, groups: list[ScoredGroup], values: list[list[float]], options: dict[str, Any], **more: Any
+    trainer: Any, groups: list[ScoredGroup], values: list[list[Any]], options: dict[str, Any], **more: Any
 ) -> None:
     """Of the first update, and of the last, in the second pass."""
     start, reference = tiny_policy().double(), tiny_policy(seed=1).double()
@@ -127,6 +130,19 @@ def test_every_gradient_is_that_of_the_loss_written_out(tmp_path: Path, options:
         assert "clip_fraction" in steps[0]
         tight = options.get("epsilon", 1) < 0.2 or options.get("epsilon_high", 9) < 2
         assert not tight or 0 < steps[0]["clip_fraction"] < 1
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "cispo"])
+def test_tokens_that_are_judged_apart_have_their_own_advantages(tmp_path: Path, loss: str) -> None:
+    """In the packed update too, where completions share tokens: one advantage is not another's."""
+    trainer, source, _ = trained(tmp_path, {"loss": loss}, advantage={"kind": "sibling"})
+    groups, values = drawn(source), []
+    for group in groups:
+        weights = inclusion_weights(np.array([completion.logprob for completion in group.completions]), None)
+        tokens = [completion.tokens for completion in group.completions]
+        values.append([torch.tensor(of) for of in sibling_advantages(tokens, group.rewards, weights)])
+    assert any(len(set(of.tolist())) > 2 for group in values for of in group)
+    assert_gradients(trainer, groups, values, {"loss": loss})
 
 
 def test_the_loss_by_default_is_the_token_mean() -> None:

@@ -7,7 +7,7 @@ gradient of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bgrpo.decoding import DecodeEngine
-from bgrpo.decoding.token_mask import TokenMask
+from bgrpo.decoding.allowed import AllowedCompletions
+from bgrpo.decoding.token_mask import AllowedMask, CompletionMask, TokenMask
 from bgrpo.errors import UserError
 from bgrpo.groups import ScoredGroup, Verdict
 from bgrpo.learning.forward_pass import Scoring
@@ -186,10 +187,47 @@ def test_the_learner_scores_the_policy_that_cannot_write_some_tokens(
     assert abs(steps[0]["kl"]) < 1e-6 and math.isfinite(steps[0]["entropy"]) and steps[0]["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("engine", ["tree", "plain"])
+@pytest.mark.parametrize("search", ["beam", "sample", "stochastic_beam"])
+def test_the_learner_scores_the_policy_that_can_only_write_some_completions(
+    tmp_path: Path, engine: str, search: str
+) -> None:
+    items = [f"t{a} t{b}" for a in (3, 4, 9) for b in (5, 6)] + ["t4 t7 t8", "t30"]
+    (tmp_path / "items.txt").write_text("\n".join(items) + "\n")
+    config = train_config(
+        algorithm="grpo",
+        steps=1,
+        learner={"rollout_correction": {"kind": "truncate"}, "beta": 0.1, "entropy_coef": 0.1},
+        rollout={"engine": engine, "search": search, "allowed": str(tmp_path / "items.txt")},
+    )
+    source, steps = Decoding(), []
+    make_trainer(config, source, tmp_path, reference=tiny_policy(), on_step=steps.append).run()
+    written = {TOKENIZER.decode(each.tokens[:-1]) for group in source.groups for each in group.completions}
+    assert written <= set(items) and len(written) > 2
+    assert all(each.finished for group in source.groups for each in group.completions)
+    assert steps[0]["mismatch/ratio_mean"] == pytest.approx(1, abs=1e-4)
+    assert abs(steps[0]["kl"]) < 1e-6 and steps[0]["grad_norm"] > 0
+    assert 0 < steps[0]["entropy"] < math.log(4), "four tokens at most are allowed at a place"
+
+
+ITEMS = [[7, 8, 1], [7, 9, 10, 2], [8, 11, 3, 1], [0, 3, 2], [4, 4, 4, 4, 1], [7, 8, 2], [4, 5, 1]]
+MASKS: dict[str, tuple[CompletionMask, Callable[[list[int]], list[int]]]] = {
+    "some tokens": (
+        TokenMask(banned=(5, 6), ends=(1, 2), min_new_tokens=2),
+        lambda before: [t for t in range(12) if t not in (5, 6) and (len(before) >= 2 or t not in (1, 2))],
+    ),
+    "some completions": (
+        AllowedMask(AllowedCompletions.of(ITEMS)),
+        lambda before: sorted({item[len(before)] for item in ITEMS if item[: len(before)] == before}),
+    ),
+}
+
+
 @pytest.mark.parametrize("lay_out", [pack_groups, pad_groups])
-def test_masked_logprobs_entropies_and_gradients(lay_out: Any) -> None:
+@pytest.mark.parametrize("name", MASKS)
+def test_masked_logprobs_entropies_and_gradients(lay_out: Any, name: str) -> None:
     model = tiny_model(vocabulary=12, seed=3).double()
-    mask = TokenMask(banned=(5, 6), ends=(1, 2), min_new_tokens=2)
+    mask, allowed_after = MASKS[name]
     groups = [([3, 4], [[7, 8, 1], [7, 9, 10, 2], [8, 11]]), ([9], [[0, 3, 2], [4, 4, 4, 4]])]
     packed = lay_out(groups, "cpu")
     found_BC, entropies_BC = packed.logps(model, Scoring(1.4, mask, entropy_gradient=True))
@@ -201,7 +239,7 @@ def test_masked_logprobs_entropies_and_gradients(lay_out: Any) -> None:
         for completion in completions:
             logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1] / 1.4
             for place, token in enumerate(completion):
-                allowed = [t for t in range(12) if t not in (5, 6) and (place >= 2 or t not in (1, 2))]
+                allowed = allowed_after(completion[:place])
                 of_place = torch.distributions.Categorical(logits=logits[place, allowed])
                 logp = of_place.log_prob(torch.tensor(allowed.index(token)))
                 assert float(found_BC[row, place]) == pytest.approx(float(logp), abs=1e-9)
@@ -249,6 +287,7 @@ def test_options_that_cannot_apply_are_refused(rollout: dict[str, Any], learner:
             "^banned_tokens are all 31 tokens of the vocabulary but those that end a completion",
         ),
         ({"stop": ["\ufffd"]}, "^stop: .* holds half of a character"),
+        ({"allowed": "no/such/file"}, r"^rollout\.allowed=no/such/file: cannot be read"),
     ],
 )
 def test_what_the_tokenizer_cannot_do_is_refused(rollout: dict[str, Any], message: str) -> None:

@@ -15,7 +15,8 @@ from bgrpo.learning.step_metrics import rollout_metrics
 from bgrpo.runs.learning_signal import STREAK, SignalWatch, conclusions, made_no_update, steps_without_update
 from bgrpo.scoring.advantages import KINDS
 
-OF_SAMPLES = sorted(set(KINDS) - {"importance_weighted", "set_estimator"})  # those weigh what was drawn in another way
+# not those that weigh what was drawn in another way, nor the best of k: unequal rewards may teach nothing there
+OF_SAMPLES = sorted(set(KINDS) - {"importance_weighted", "set_estimator", "pass_at_k"})
 
 
 def step(

@@ -16,7 +16,7 @@ from bgrpo.errors import UserError
 from bgrpo.runs.run_folder import flatten
 from bgrpo.sweep.config_keys import flat_keys, merge, nest
 from bgrpo.sweep.sweep_config import SweepConfig
-from bgrpo.sweep.sweep_plan import Trial
+from bgrpo.sweep.sweep_plan import Plan, Trial
 from bgrpo.sweep.trial_configs import TrialConfigs
 
 NAMES = st.text("abc", min_size=1, max_size=2)
@@ -122,6 +122,21 @@ def test_quick_leaves_the_advantages_at_the_algorithms_own(tmp_path: Path) -> No
     configs = TrialConfigs(load_config(SweepConfig, "quick"), tmp_path)
     kinds = {name: configs.of(trial(name, algorithm=name)).advantage_kind for name in ("bgrpo", "grpo")}
     assert kinds == {"bgrpo": "mean", "grpo": "std"}
+
+
+def test_nine_arms_differ_in_their_groups_and_advantages_and_spend_alike(tmp_path: Path) -> None:
+    sweep = load_config(SweepConfig, "nine_arms")
+    configs = TrialConfigs(sweep, tmp_path)
+    configs.check()
+    built = {name: configs.of(trial(name, **flat_keys(arm.set))) for name, arm in sweep.arms.items()}
+    ways = {
+        (each.decode_mode, each.reward_kind, each.advantage_kind, each.advantage.duplicates) for each in built.values()
+    }
+    assert len(ways) == len(sweep.arms) == 9
+    assert {
+        (each.budget.tokens, each.rollout.prompts_per_step, each.rollout.group_size) for each in built.values()
+    } == {(740_000, 32, 10)}
+    assert Plan(sweep).total == 9 * (4 + 5)
 
 
 def test_the_test_problems_are_for_confirm_trials_only(tmp_path: Path) -> None:

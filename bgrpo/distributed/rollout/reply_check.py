@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from bgrpo.decoding.allowed import AllowedCompletions
 from bgrpo.distributed.rollout.actor import RolloutReply, RolloutRequest
 from bgrpo.groups import Completion, Group
 
@@ -76,6 +77,8 @@ def _completion_fault(completion: Completion, settings: DecodeSettings, vocabula
         return f"it ended after {len(tokens)} tokens, min_new_tokens={settings.min_new_tokens} come first"
     if banned := set(settings.banned_tokens).intersection(tokens):
         return f"it has the banned token {min(banned)}"
+    if isinstance(settings.allowed, AllowedCompletions) and not settings.allowed.holds(tokens):
+        return "it is none of the completions that are allowed"
     if len(logprobs) != len(tokens):
         return f"{len(logprobs)} log-probabilities for {len(tokens)} tokens"
     sampled = completion.sampled_logprobs

@@ -1,0 +1,1 @@
+"""How far estimates of a policy gradient are from the gradient itself."""
