@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Search = Literal["beam", "sample", "stochastic_beam", "diverse_beam"]
-"""How the completions of a group are found: the most probable ones, independent ones, distinct ones by chance, or
+"""How the completions of a group are found. The most probable ones, independent ones, distinct ones by chance, or
 probable ones that differ."""
 
 RANKED: tuple[Search, ...] = ("beam", "diverse_beam")

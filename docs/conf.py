@@ -29,8 +29,11 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|transformers|numpy|np|pydantic|collections|pathlib|typing|Path|enum|tokenizers)(\..*)?"),
     (r"py:.*", r"(PreTrainedModel|PreTrainedTokenizerBase|PreTrainedConfig|PretrainedConfig|GPT2LMHeadModel)"),
     (r"py:.*", r"bgrpo\.(config\.loading\.C|evaluation\.intervals\.Name)"),  # type variables
-    (r"py:.*", r"(Precision|dict\[str|tuple\[str|Message|Scores|Rewards|Keys|Problems|PolicyLike|Prompt|SampledGroup)"),
-    (r"py:.*", r"((os\.)?PathLike|EngineName|Search|RolloutSection)"),
+    (
+        r"py:.*",
+        r"(Precision|dict\[str|tuple\[str|Message|Scores|Rewards|Keys|Problems|PolicyLike|Prompt|SampledGroup)",
+    ),
+    (r"py:.*", r"((os\.)?PathLike|AllowedLike|EngineName|Search|RolloutSection)"),
     (r"py:.*", r"(Any|Sequence|Mapping|Callable|Iterable|Literal|Protocol|Self|StrEnum|NamedTuple|optional)"),
 ]
 

@@ -16,7 +16,7 @@ STD_EPSILON = 1e-4
 """Added to a standard deviation before dividing by it, as TRL does."""
 
 KINDS: tuple[str, ...] = tuple(kind for kind in get_args(AdvantageKind) if kind not in OF_TOKENS)
-"""Those of whole completions; for tokens see :mod:`bgrpo.scoring.siblings`."""
+"""Those of whole completions; for tokens see ``bgrpo.scoring.siblings``."""
 
 
 def advantages(
@@ -37,7 +37,7 @@ def advantages(
             :data:`STD_EPSILON`; the deviation of a single completion is 0); ``batch`` the same over the standard
             deviation of all rewards of the batch; ``none`` r; ``leave_one_out`` r_k minus the mean of the others
             (0 for a single completion: there is nothing to compare with); ``pass_at_k`` for the best of ``k``, see
-            :func:`bgrpo.scoring.pass_at_k.pass_at_k_advantages`; ``probability_weighted``
+            ``bgrpo.scoring.pass_at_k.pass_at_k_advantages``; ``probability_weighted``
             K w_k (r_k - sum_j w_j r_j) with w = softmax(alpha logprob), the gradient of the expected reward over the
             group (minimum-risk training, Shen et al. 2016). Of groups drawn without replacement:
             ``importance_weighted``, the same with the weights of

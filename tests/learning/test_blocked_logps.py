@@ -90,7 +90,7 @@ def test_a_model_learns_the_same_from_blocks(kind: str, tied: bool) -> None:
 
 
 def test_blocks_are_for_models_whose_logits_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    understood = {kind: forward_pass._has_plain_head(tiny_model(kind)) for kind in [*FAMILIES, *PLAIN]}
+    understood = {kind: forward_pass.has_plain_head(tiny_model(kind)) for kind in [*FAMILIES, *PLAIN]}
     assert all(understood.values()), understood
     model = tiny_model("llama")
     call = type(model).forward
@@ -103,7 +103,7 @@ def test_blocks_are_for_models_whose_logits_are_understood(monkeypatch: pytest.M
     monkeypatch.setattr(type(model), "forward", scaled)
     groups: PaddedGroups = pad_groups([([3, 4], [[5, 1], [2, 1]])], "cpu")
     whole, blocked = (groups.logps(model, Scoring(logits_at_once=at_once))[0] for at_once in (1 << 20, 1))
-    assert torch.equal(whole, blocked) and not forward_pass._has_plain_head(model)
+    assert torch.equal(whole, blocked) and not forward_pass.has_plain_head(model)
 
 
 def test_only_one_block_of_logits_is_held() -> None:

@@ -64,9 +64,14 @@ def _start(run_dir: Path, params: Mapping[str, Any] | None = None, **kwargs: Any
     return Tracker.start(SECTION, run_dir, "test run", params or {}, **kwargs)
 
 
+def said_of(text: str) -> list[str]:
+    """The lines, but for those which a slow machine is waited with."""
+    return [line for line in text.splitlines() if not line.startswith("waiting: ")]
+
+
 def test_a_new_store_is_made_without_a_word(first_use: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = first_use
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, said_of(done.stderr)) == (0, "", [])
     assert (folder / "mlflow.db").is_file()
 
 
@@ -274,8 +279,8 @@ def test_a_full_disk_costs_a_line_and_the_store_can_be_used_again(tmp_path: Path
         [sys.executable, "-c", FULL_DISK, str(tmp_path), when], capture_output=True, text=True, timeout=250
     )
     assert (done.returncode, done.stdout) == (0, "")
-    assert len(done.stderr.splitlines()) == lines, done.stderr
-    assert all(line.startswith(f"MLflow at sqlite:///{tmp_path}") for line in done.stderr.splitlines())
+    assert len(said_of(done.stderr)) == lines, done.stderr
+    assert all(line.startswith(f"MLflow at sqlite:///{tmp_path}") for line in said_of(done.stderr))
     assert _start(tmp_path).run_id is not None
 
 
