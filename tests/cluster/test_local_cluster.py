@@ -42,8 +42,8 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunbookShell]:
     """The cluster: up to two nodes of two CPUs. At its end nothing of it may be left."""
     home = tmp_path_factory.mktemp("home")
     shell = RunbookShell.make(home, {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": PASSWORD_CANARY})
-    limits = ("--max-nodes=2", "--cpus-per-node=2", "--idle-minutes=0.1", f"--dashboard-port={shell.port}")
-    shell.run(LOCAL, *limits, limit_s=300)
+    limits = ("--cpus-per-node=2", "--idle-minutes=0.1", f"--dashboard-port={shell.port}")
+    shell.run(LOCAL, *limits, limit_s=300, **{"nodes 3": "nodes 2"})
     state = shell.folder.read()
     assert state is not None
     try:
