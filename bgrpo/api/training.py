@@ -103,7 +103,9 @@ def train(
         keys["learner.lora"] = _mapping("lora", lora) if isinstance(lora, Mapping) else {"rank": lora}
     base, config_keys = split_config(config)
     over = check_keys("overrides", overrides)
-    refuse_repeated((key.split("."), value, f"{key}={value}") for key, value in [*over.items(), *keys.items()])
+    refuse_repeated(
+        (key.split("."), value, f"{key}={representation(value)}") for key, value in [*over.items(), *keys.items()]
+    )
     given = Given(keys=config_keys | over | keys)
     if resume is not None:
         arguments = {"policy": policy, "problems": problems, "rewards": rewards, "config": base, "name": name}
@@ -142,7 +144,7 @@ def check_keys(what: str, keys: Keys | None) -> dict[str, Any]:
         UserError: they are no mapping, or one key has two values.
     """
     found = [(".".join(path), value) for path, value in dotted_keys(TrainConfig, _mapping(what, keys))]
-    refuse_repeated((key.split("."), value, f"{key}={value}") for key, value in found)
+    refuse_repeated((key.split("."), value, f"{key}={representation(value)}") for key, value in found)
     return dict(found)
 
 
