@@ -28,9 +28,13 @@ LINES = "^ a P 4 ⁇ ^ a P 2\n^ a P 4 ⁇ a\n"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
+    """What it says, but for the lines that a busy machine is waited with."""
+    done = subprocess.run(
         [*BGRPO, *arguments], capture_output=True, env=os.environ | environment, timeout=60, check=False
     )
+    said = (line for line in done.stderr.splitlines(keepends=True) if not line.startswith(b"waiting: "))
+    done.stderr = b"".join(said)
+    return done
 
 
 class Option(NamedTuple):
