@@ -71,5 +71,5 @@ def test_mean_pushes_down_a_tail_that_the_gradient_leaves_alone() -> None:
 def test_the_tables_and_the_picture_hold_every_estimator() -> None:
     curves = {each.name: {size: Quality(0.1, 0.0, 0.2) for size in SIZES} for each in ESTIMATORS}
     assert [table.row_count for table in gradient_tables(curves)] == [len(ESTIMATORS)] * 2
-    left = draw_gradients(curves).axes[0]
-    assert [text.get_text() for text in left.get_legend().get_texts()] == [each.name for each in ESTIMATORS]
+    (legend,) = draw_gradients(curves).legends
+    assert [text.get_text() for text in legend.get_texts()] == [each.name for each in ESTIMATORS]

@@ -39,7 +39,7 @@ def draw_gradients(curves: Curves) -> Figure:
     """Bias and spread against K, and what a group of beams does to each completion."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.4), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(13, 4.8), dpi=DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for place, (name, curve) in enumerate(curves.items()):
         style = {"color": f"C{place}", "marker": "o", "markersize": 3.5}
@@ -47,15 +47,15 @@ def draw_gradients(curves: Curves) -> Figure:
         if any(of.spread for of in curve.values()):
             middle.plot(list(curve), [100 * of.spread for of in curve.values()], **style)
     left.set(title="bias", xlabel="completions of a group K", ylabel="% of the gradient's size", ylim=(0, None))
-    left.legend(fontsize=7)
-    middle.set(title="spread of one group's estimate (beams: none)", xlabel="completions of a group K", ylim=(0, None))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8)
+    middle.set(title="spread of one estimate (beams: none)", xlabel="completions of a group K", ylim=(0, None))
     toy = long_tail()
-    right.plot(_push(toy.gradient_N), "k-", label="the gradient")
+    right.plot(_push(toy.gradient_N), "ks-", markersize=6, label="the gradient")
     for kind, color in (("mean", "C2"), ("probability_weighted", "C3")):
         found_N = estimates(toy, Estimator("", beams, kind, True), PUSHED, 1, np.random.default_rng(0))[0]
         right.plot(_push(found_N), "o-", color=color, markersize=3.5, label=f"{PUSHED} beams, {kind}")
     right.axhline(0, color="grey", linewidth=0.6)
-    right.set(title="push on each completion's logit, longest = 1", xlabel="completion, the likeliest first")
+    right.set(title="push on each logit, the strongest 1", xlabel="completion, the likeliest first")
     right.set_xlim(-0.5, 15.5)
     right.legend(fontsize=7)
     for axes in (left, middle, right):
