@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-START_S = 60.0
-ANSWER_S = 30.0
+START_S = 200.0
+ANSWER_S = 120.0
 
 
 def executable() -> str | None:

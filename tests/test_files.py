@@ -105,7 +105,7 @@ def test_a_process_that_is_killed_in_between_leaves_the_old_file(tmp_path: Path,
         "setattr(os, sys.argv[2], die)\n"
         "write_atomically(Path(sys.argv[1]), 'new')"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(path), call], timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, str(path), call], timeout=240)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     (left,) = [other.name for other in tmp_path.iterdir() if other != path]

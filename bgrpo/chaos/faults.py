@@ -115,7 +115,7 @@ def end_leftovers(victims: Sequence[Victim], limit_s: float) -> list[Victim]:
     return left
 
 
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = 60.0, poll_s: float = 0.02) -> float:
+def wait_until(condition: Callable[[], object], what: str, limit_s: float = 200.0, poll_s: float = 0.02) -> float:
     """Seconds until the condition held.
 
     Raises:

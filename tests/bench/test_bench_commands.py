@@ -130,7 +130,7 @@ def test_a_measuring_process_ends_with_its_parent(child: Path) -> None:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == b'{"turn": 1}\n'
         process.stdin.close()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=240) == 1
 
 
 @pytest.mark.parametrize(

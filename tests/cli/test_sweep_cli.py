@@ -49,7 +49,7 @@ from bgrpo.cli.app import main
 assert main(["sweep", "--config", "quick", "confirm_seed=3"]) == 2
 print(sorted(name for name in ("ray", "torch", "transformers", "mlflow", "trl") if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
 
 

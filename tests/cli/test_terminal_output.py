@@ -30,7 +30,7 @@ LINES = "^ a P 4 ⁇ ^ a P 2\n^ a P 4 ⁇ a\n"
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """What it says, but for the lines that a busy machine is waited with."""
     done = subprocess.run(
-        [*BGRPO, *arguments], capture_output=True, env=os.environ | environment, timeout=60, check=False
+        [*BGRPO, *arguments], capture_output=True, env=os.environ | environment, timeout=240, check=False
     )
     said = (line for line in done.stderr.splitlines(keepends=True) if not line.startswith(b"waiting: "))
     done.stderr = b"".join(said)
@@ -88,7 +88,7 @@ def test_every_text_is_shown_in_every_encoding(encoding: str, tmp_path: Path) ->
 
 def test_an_argument_that_is_no_text_is_refused_in_one_line() -> None:
     for arguments in (["train", b"run.name=\xff"], ["verify", "--data", b"/\xff"], ["train", "--config", b"\xfe"]):
-        done = subprocess.run([*BGRPO, *arguments], capture_output=True, timeout=60, check=False)
+        done = subprocess.run([*BGRPO, *arguments], capture_output=True, timeout=240, check=False)
         assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
 
 
@@ -97,7 +97,7 @@ def test_a_reader_that_goes_ends_the_command_quietly(arguments: list[str]) -> No
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
-        done = subprocess.run([*BGRPO, *arguments], stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = subprocess.run([*BGRPO, *arguments], stdout=closed, stderr=subprocess.PIPE, timeout=240, check=False)
     assert done.stderr == b""
     assert done.returncode == 141 or "--help" in arguments, "rich ends its own printing with 1"
 
@@ -112,7 +112,7 @@ def test_closed_streams_are_nothing_to_read_or_write(closed: str, tmp_path: Path
     generate = f"generate-data --degrees 2,2 --coefficients 9 --count 3 --out {made}"
     for command, status in ((generate, 0), (f"verify --data {data}", 0), ("verify --data /nothere", 2)):
         script = f"exec {shlex.join(BGRPO)} {command} >{log} 2>{log} {closed}"
-        done = subprocess.run(["bash", "-c", script], timeout=60, check=False)
+        done = subprocess.run(["bash", "-c", script], timeout=240, check=False)
         assert (done.returncode, "Traceback" in log.read_text()) == (status, False), log.read_text()
     assert len(made.read_text().splitlines()) == 3, "what was opened meanwhile has no line of the terminal"
 
@@ -121,14 +121,14 @@ def test_a_current_folder_that_has_gone_is_one_line(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     for command in ("--version", "verify --data x", "train"):
         script = f"mkdir {gone}; cd {gone}; rmdir {gone}; exec {shlex.join(BGRPO)} {command}"
-        done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False)
+        done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=240, check=False)
         assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
         assert b"current folder cannot be used" in done.stderr
 
 
 def test_a_full_disk_below_the_output_is_one_line() -> None:
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([*BGRPO, "options"], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        done = subprocess.run([*BGRPO, "options"], stdout=full, stderr=subprocess.PIPE, timeout=240, check=False)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1 and b"No space left on device" in done.stderr
 

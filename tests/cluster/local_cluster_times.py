@@ -28,10 +28,10 @@ def grow_and_shrink(shell: RunbookShell, job: str) -> dict[str, float]:
     command = ["ray", "job", "submit", "--address", shell.address, "--submission-id", job, "--no-wait"]
     wanted = ["--entrypoint-resources", '{"rollout": 0.5}', "--", "sleep", "600"]
     started = time.monotonic()
-    subprocess.run([*command, *wanted], env=shell.environment, check=True, capture_output=True, timeout=100)
+    subprocess.run([*command, *wanted], env=shell.environment, check=True, capture_output=True, timeout=240)
     accepted = time.monotonic() - started
     joined = accepted + wait_for(lambda: nodes(shell) == 2, 200, "a node to join")
-    shell.run(f"ray job stop --address {URL} JOB", JOB=job, limit_s=100)
+    shell.run(f"ray job stop --address {URL} JOB", JOB=job, limit_s=240)
     return {
         "accepted_s": accepted,
         "joined_s": joined,

@@ -34,7 +34,7 @@ SYSTEM = {  # a dead raylet is noticed in about two seconds instead of fifteen
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
-LIMIT_S = 60.0
+LIMIT_S = 200.0
 
 
 class Play:

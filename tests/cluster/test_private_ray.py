@@ -140,7 +140,7 @@ def test_nothing_listens_for_other_machines() -> None:
             return os.getpid()
 
     worker = Worker.remote()  # type: ignore[attr-defined]
-    pid = ray.get(worker.pid.remote(), timeout=60)
+    pid = ray.get(worker.pid.remote(), timeout=240)
     this = psutil.Process()
     found = listeners([this, *this.children(recursive=True)])
     assert {"gcs_server", "raylet"} <= {Path(listener.process.split()[0]).name for listener in found}

@@ -203,7 +203,7 @@ def server(page: RunPage) -> Iterator[PageServer]:
 
 
 def ask(server: PageServer, path: str, method: str = "GET", host: str | None = None) -> tuple[int, bytes, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=240)
     connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
     for name in (host or server.hosts[0]).split("|"):
         if name != "none":
@@ -236,7 +236,7 @@ def test_the_pages_files_are_served_and_nothing_may_be_fetched_from_elsewhere(
 def test_nothing_else_is_served(server: PageServer, path: str) -> None:
     token = server.prefix.strip("/")
     asked = path.format(prefix=server.prefix, token=token, other=token[:-1] + "?")
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=240)
     connection.putrequest("GET", "/x", skip_host=True)
     connection._buffer[0] = f"GET {asked} HTTP/1.1".encode("latin-1")  # type: ignore[attr-defined]  # as it is
     connection.putheader("Host", server.hosts[0])
@@ -276,7 +276,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == f"page: {run.path}/show/index.html\n"
         url = process.stdout.readline().split()[1]
-        connection = http.client.HTTPConnection(url.split("/")[2], timeout=10)
+        connection = http.client.HTTPConnection(url.split("/")[2], timeout=240)
         connection.request("GET", f"/{url.split('/', 3)[3]}")
         assert connection.getresponse().status == 200
         process.send_signal(2)

@@ -26,7 +26,7 @@ from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 TOKENIZER = build_tokenizer(0, 0)
 TEXTS = [f"+ {'* P 2 ' * (i % 3)}a P {i % 10} ⁇" for i in range(20)]
 INDICES = [7, 3, 19, 0, 11, 4, 16, 2, 9]
-WAIT_S = 60.0
+WAIT_S = 200.0
 PROBLEMS = [Problem(text) for text in TEXTS]
 NUMBERED = [(index, PROBLEMS[index]) for index in INDICES]
 

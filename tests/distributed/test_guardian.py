@@ -37,8 +37,8 @@ def test_processes_and_folders_of_a_driver_end_with_it(end: str) -> None:
         except psutil.NoSuchProcess:
             left = [int(orphan)]
         driver.kill() if end == "waits" else driver.wait(60)
-    wait_until(lambda: not Path(folder).exists(), "the removal of the folder", 30)
-    wait_until(lambda: not any(_lives(pid) for pid in left), "the end of what was left", 30)
+    wait_until(lambda: not Path(folder).exists(), "the removal of the folder", 200)
+    wait_until(lambda: not any(_lives(pid) for pid in left), "the end of what was left", 200)
 
 
 def _lives(pid: int) -> bool:
@@ -84,7 +84,7 @@ def test_the_loss_of_a_raylet_or_gcs_of_ones_own_is_one_line(tmp_path: Path, los
             psutil.Process(pids[lost]).kill()
             said, errors = driver.stdout.read(), driver.stderr.read()
         else:
-            said, errors = driver.communicate("end\n", timeout=60)
+            said, errors = driver.communicate("end\n", timeout=240)
         driver.wait(60)
     for pid in pids.values():
         if psutil.pid_exists(pid):

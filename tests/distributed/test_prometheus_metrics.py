@@ -41,7 +41,7 @@ from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "cluster" / "grafana" / "dashboards" / "bgrpo.json"
 TABLE = {metric.name: metric for metric in METRICS}
-WAIT_S = 60.0
+WAIT_S = 200.0
 
 
 def check(samples: list[Sample]) -> None:
@@ -359,7 +359,7 @@ def scrape() -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     from prometheus_client.parser import text_string_to_metric_families
 
     (node,) = [node for node in ray.nodes() if node["Alive"]]
-    with urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+    with urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=240) as answer:
         text = answer.read().decode()
     ours = {RUN_TAG, "le", *(tag for metric in METRICS for tag in metric.tags)}
     series: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}

@@ -287,7 +287,7 @@ def test_a_killed_writer_leaves_no_checkpoint_and_no_obstacle(tmp_path: Path) ->
         "def write(folder): (folder / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "CheckpointStore(Path(sys.argv[1])).save(2, write)"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY, timeout=240)
     assert killed.returncode == -9 and len(list(tmp_path.iterdir())) == 2
     assert store.latest() == older
     store.save(2, writer("y"))

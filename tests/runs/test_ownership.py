@@ -205,7 +205,7 @@ def test_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ownership, "BEAT_S", 0.001)
     monkeypatch.setattr(os, "utime", lambda path, times=None: beats.release())
     with own(tmp_path, "run x"):
-        assert all(beats.acquire(timeout=30) for _ in range(3))
+        assert all(beats.acquire(timeout=240) for _ in range(3))
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:

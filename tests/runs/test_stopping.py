@@ -186,6 +186,6 @@ with redacted_output():
 def test_a_terminal_that_is_closed_ends_nothing_half_way(ignored: str, status: int, said: str, tmp_path: Path) -> None:
     code = TERMINAL.replace("IGNORED", ignored).replace("LONG", "20" if ignored else "600")
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "record")], capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", code, str(tmp_path / "record")], capture_output=True, text=True, timeout=240
     )
     assert (done.returncode, (tmp_path / "record").read_text()) == (status, said), done.stderr

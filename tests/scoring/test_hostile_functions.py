@@ -134,7 +134,7 @@ def test_whatever_is_none_is_refused(value: Any) -> None:
 
 
 def left_by(mark: Path) -> list[int]:
-    wait_until(lambda: mark.exists() and "done" in mark.read_text(), "the processes", 10)
+    wait_until(lambda: mark.exists() and "done" in mark.read_text(), "the processes", 200)
     return [int(word) for word in mark.read_text().split() if word != "done"]
 
 
@@ -156,7 +156,7 @@ def test_what_a_check_starts_ends_when_a_guard_is_killed(tmp_path: Path, guard: 
         (inner,) = children(checks.pid)
         pids = [*left_by(tmp_path / "pids"), *children(inner)]
         os.kill(checks.pid if guard == "outer" else inner, signal.SIGKILL)
-        wait_until(lambda: not any(map(alive, pids)), "the end of what the check started", 10)
+        wait_until(lambda: not any(map(alive, pids)), "the end of what the check started", 200)
         (again,) = checks.run(attempts((str(tmp_path / "again"), "return")))
     assert again.outcome == "scored"
 
@@ -171,7 +171,7 @@ def test_what_a_check_starts_ends_with_its_caller(tmp_path: Path) -> None:
         pids = left_by(tmp_path / "pids")
         assert all(map(alive, pids))
         caller.kill()
-    wait_until(lambda: not any(map(alive, pids)), "the end of what the check started", 10)
+    wait_until(lambda: not any(map(alive, pids)), "the end of what the check started", 200)
 
 
 def test_the_first_call_may_take_longer_than_the_limit() -> None:

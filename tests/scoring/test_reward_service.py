@@ -85,7 +85,7 @@ def test_a_model_that_breaks_is_asked_again_and_then_told(service: RewardService
 
 
 def request(service: RewardService, body: bytes, path: str = "/", **headers: str) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=240)
     sent = {"Authorization": f"Bearer {TOKEN}", **headers}
     connection.request("POST", path, body, {name: value for name, value in sent.items() if value})
     answer = connection.getresponse()
@@ -126,7 +126,7 @@ def test_tokens_paths_sizes_and_methods_are_checked(service: RewardService) -> N
     assert request(service, good, "/other")[0] == 404
     assert request(service, good, **{"Content-Length": str(10**10)})[0] == 413
     assert request(service, good, **{"Content-Length": "x"})[0] == 411
-    connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", int(service.url.rpartition(":")[2]), timeout=240)
     for method, path, status in (("GET", "/health", 200), ("GET", "/", 404), ("PUT", "/", 501)):
         connection.request(method, path)
         answer = connection.getresponse()
@@ -141,7 +141,7 @@ def test_a_client_that_drips_loses_its_connection(monkeypatch: pytest.MonkeyPatc
     thread.start()
     try:
         port = int(running.url.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as client, pytest.raises(ConnectionError):
+        with socket.create_connection(("127.0.0.1", port), timeout=240) as client, pytest.raises(ConnectionError):
             for _ in range(3000):
                 client.sendall(b"P")
                 time.sleep(0.01)
