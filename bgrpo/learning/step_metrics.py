@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bgrpo.config import RewardSection
 from bgrpo.groups import RANKED, ScoredGroup, Verdict
-from bgrpo.learning.batch import LearningStep
+from bgrpo.learning.batch import LearningGroup, LearningStep
 from bgrpo.scoring.advantages import is_informative
 from bgrpo.scoring.rewards import contributions
 from bgrpo.tasks.base import Outcome
@@ -40,10 +40,10 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
     Returns:
         ``reward_mean`` and ``reward_std`` (within groups, mean over groups); the fractions of groups with a correct
         completion (``solved_groups``) and with rewards that differ (``informative_groups``); ``groups_drawn`` and
-        ``groups_used``; ``completion_length`` in tokens; ``staleness`` in versions, the largest, and ``staleness_mean``
-        over completions; ``kl_in_reward``, of a completion, where rewards are charged for it; ``outcome/…``, a count
-        each. Where completions are graded and nothing says what is correct, neither ``solved_groups`` nor
-        ``top1_accuracy``.
+        ``groups_used``; ``advantage_max``, the largest absolute advantage: where it is 0 no reward moves the policy;
+        ``completion_length`` in tokens; ``staleness`` in versions, the largest, and ``staleness_mean`` over
+        completions; ``kl_in_reward``, of a completion, where rewards are charged for it; ``outcome/…``, a count each.
+        Where completions are graded and nothing says what is correct, neither ``solved_groups`` nor ``top1_accuracy``.
     """
     groups = scored.groups
     rewards = [[reward for reward in group.rewards if reward is not None] for group in groups]
@@ -55,6 +55,7 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
         "informative_groups": float(np.mean([is_informative(values) for values in rewards])),
         "groups_drawn": float(len(groups)),
         "groups_used": float(len(scored.learning)),
+        "advantage_max": _largest_advantage(scored.learning),
         "completion_length": float(np.mean(lengths)),
         "staleness": float(max(version - group.version for group in groups)),
         "staleness_mean": float(
@@ -75,6 +76,12 @@ def rollout_metrics(scored: LearningStep, version: int, mode: str, reward: Rewar
         metrics["duplicates"] = _duplicates(groups)
     metrics |= {f"outcome/{outcome}": float(counts[outcome]) for outcome in Outcome}
     return metrics | part_metrics(groups, reward)
+
+
+def _largest_advantage(groups: Sequence[LearningGroup]) -> float:
+    """The largest absolute advantage of any completion, or of any token where tokens are judged apart."""
+    rows = [row for group in groups for row in (group.token_advantages or [group.advantages])]
+    return max((abs(value) for row in rows for value in row), default=0.0)
 
 
 def part_metrics(groups: Sequence[ScoredGroup], reward: RewardSection) -> dict[str, float]:

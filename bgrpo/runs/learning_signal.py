@@ -38,7 +38,7 @@ class SignalWatch:
                 f"{self._config.reward.wrong_reward:g}, more than the others get on average, so the policy may learn "
                 f"never to end: set a lower reward.wrong_reward, or score_truncated of a part"
             )
-        self._idle = self._idle + 1 if made_no_update(self._config, metrics) else 0
+        self._idle = self._idle + 1 if made_no_update(metrics) else 0
         if self._idle == STREAK and self._once("idle"):
             lines.append(
                 f"warning: steps {step - STREAK + 1} to {step} made no update: {_why(self._config, [metrics])}"
@@ -60,20 +60,14 @@ def cut_off_pays(config: TrainConfig, metrics: Mapping[str, Any]) -> bool:
     return bool(metrics.get(f"{_OUTCOME}truncated")) and mean is not None and mean < reward.wrong_reward
 
 
-def made_no_update(config: TrainConfig, metrics: Mapping[str, Any]) -> bool:
-    """Whether a step had nothing to learn from: no group was used, or the advantages of all are 0.
-
-    Equal rewards give advantages of 0, except under ``advantage.kind=none``, where rewards of 0 do.
-    """
-    if metrics.get("groups_used") == 0:
-        return True
-    alike = metrics.get("informative_groups") == 0
-    return alike and (config.advantage_kind != "none" or metrics.get("reward_mean") == 0)
+def made_no_update(metrics: Mapping[str, Any]) -> bool:
+    """Whether a step had nothing to learn from: no group was used, or the advantages of all are 0."""
+    return metrics.get("groups_used") == 0 or metrics.get("advantage_max") == 0
 
 
-def steps_without_update(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> int:
+def steps_without_update(steps: Sequence[Mapping[str, Any]]) -> int:
     """How many of these steps made no update."""
-    return sum(made_no_update(config, metrics) for metrics in steps)
+    return sum(made_no_update(metrics) for metrics in steps)
 
 
 def conclusions(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -84,7 +78,7 @@ def conclusions(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> list
         config: of the run.
         steps: metrics of each.
     """
-    idle = [metrics for metrics in steps if made_no_update(config, metrics)]
+    idle = [metrics for metrics in steps if made_no_update(metrics)]
     share = _truncated_share(steps)
     lines = [f"warning: of the whole run, {_truncation(config, share)}"] if share > 0.5 else []
     if idle and len(idle) == len(steps):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -34,11 +35,15 @@ CHECKPOINT_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class KnownReference:
-    """A reference of the KL that is not the starting policy: where it is, and the digest of what is there."""
+class KnownInput:
+    """Something that a run computes its result from: where it is, and the digest of what is there."""
 
     path: str
     digest: str
+
+
+Inputs = dict[str, KnownInput]
+"""By what it is for: ``policy``, ``reference``, or a key of the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +54,14 @@ class Preparation:
         policy: the starting policy.
         splits: disjoint problems, whose prompts the policy can read.
         counts: for each split how many problems it has, and how many were left out or cut for their length.
-        reference: of the KL, where ``learner.reference.path`` names one.
+        inputs: the policy, and whatever else lies outside the run's folder: a reference of the KL of its own, the
+            completions allowed, reward models and sentence encoders.
     """
 
     policy: LoadedPolicy
     splits: Splits
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    reference: KnownReference | None = None
+    inputs: Inputs = field(default_factory=dict)
 
 
 def check_input(config: TrainConfig, splits: Splits | None = None, progress: Progress | None = None) -> Preparation:
@@ -81,7 +87,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
         check_adapted(policy, lora)
     if config.learner.gradient_checkpointing:
         check_recomputable(policy.model)
-    reference = _check_reference(config, policy)
+    inputs = {"policy": policy_input(policy)} | _check_reference(config, policy)
     if config.learner.sharding == "full" and policy.model.config.is_encoder_decoder:
         raise UserError("learner.sharding=full: this policy has an encoder, and only decoder-only models are sharded")
     decode_settings_of(config.rollout, config.decode_mode, policy.tokenizer)
@@ -106,14 +112,15 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
                 f"reward.parts.{name}.{key}={part.held_model}: is the policy itself, which would be paid for what it "
                 "already thinks; name another model"
             )
+    inputs |= _files_outside(config)
     judge = Judge(config)
     judge.rewards([Verdict(Outcome.CORRECT, 1.0)] * config.rollout.group_size)
     with judge.start(trial_of(splits.train)) as scorer:
         judge.check_applies(scorer, splits.train)
-    return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()}, reference)
+    return Preparation(policy, splits, {name: each.counts() for name, each in fitted.items()}, inputs)
 
 
-def _check_reference(config: TrainConfig, policy: LoadedPolicy) -> KnownReference | None:
+def _check_reference(config: TrainConfig, policy: LoadedPolicy) -> Inputs:
     """The reference of the KL where it is not the starting policy: it must read what the policy reads.
 
     Raises:
@@ -121,7 +128,7 @@ def _check_reference(config: TrainConfig, policy: LoadedPolicy) -> KnownReferenc
     """
     path, engine = config.learner.reference.path, config.rollout.engine
     if path is None:
-        return None
+        return {}
     asked = f"learner.reference.path={path}"
     try:
         reference = load_policy(path)
@@ -140,7 +147,19 @@ def _check_reference(config: TrainConfig, policy: LoadedPolicy) -> KnownReferenc
         raise UserError(f"{asked}: reads up to {limit} tokens, and the policy {read}: give one that reads as many")
     if way != service_of(policy.model, engine).engine:
         raise UserError(f"{asked}: the fast tree does not score both it and the policy; set rollout.engine=plain")
-    return KnownReference(path, policy_digest(reference))
+    return {"reference": KnownInput(path, policy_digest(reference))}
+
+
+def _files_outside(config: TrainConfig) -> Inputs:
+    """The completions allowed, and the reward models and sentence encoders of parts."""
+    found: Inputs = {}
+    if config.rollout.allowed:
+        found["rollout.allowed"] = KnownInput(config.rollout.allowed, sha256(Path(config.rollout.allowed)))
+    for name, part in config.reward.parts.items():
+        if part.held_model is not None:
+            key = "model" if part.encoder is None else "encoder"
+            found[f"reward.parts.{name}.{key}"] = KnownInput(part.held_model, _scorer_digest(part.held_model))
+    return found
 
 
 def check_adapted(policy: LoadedPolicy, lora: LoraSection) -> None:
@@ -176,40 +195,39 @@ def checkpoint_room(policy: LoadedPolicy, has_reference: bool, lora: LoraSection
     return (CHECKPOINT_BYTES + 4 + (4 if has_reference else 0)) * learned
 
 
-def record_input(folder: RunFolder, policy: LoadedPolicy | None, reference: KnownReference | None = None) -> None:
-    """Keep digests of what a run computes its result from, in ``run.json``: policies, and the files in ``data/``."""
-    folder.update(inputs=_digests(folder, policy, reference))
+def record_input(folder: RunFolder, inputs: Inputs) -> None:
+    """Keep digests of what a run computes its result from, in ``run.json``: inputs, and the files in ``data/``."""
+    folder.update(inputs=_digests(folder, inputs))
 
 
-def check_same_input(folder: RunFolder, policy: LoadedPolicy | None, reference: KnownReference | None = None) -> None:
-    """Refuse to go on with a run from other input than it began with. A run without digests has nothing to compare.
+def check_same_input(folder: RunFolder, inputs: Inputs) -> None:
+    """Refuse to go on with a run from other input than it began with. What it has no digest of is not compared.
 
     Args:
         folder: of the run.
-        policy: the one that the run starts from; None where there is none.
-        reference: of the KL term, where it is another.
+        inputs: as they are now.
 
     Raises:
         UserError: names what has changed.
     """
-    saved, now = folder.info().get("inputs") or {}, _digests(folder, policy, reference)
+    saved, now = folder.info().get("inputs") or {}, _digests(folder, inputs)
     changed = [name for name in sorted(saved) if saved[name] != now.get(name)] if isinstance(saved, dict) else []
     if changed:
-        named = {"policy": policy, "reference": reference}.get(changed[0])
-        where = named.path if named is not None else folder.path / changed[0]
+        where = inputs[changed[0]].path if changed[0] in inputs else folder.path / changed[0]
         raise UserError(
             f"run {folder.name} cannot be resumed: its {changed[0]} ({where}) is not what it was started with: put it "
             f"back, or start a new run"
         )
 
 
-def _digests(folder: RunFolder, policy: LoadedPolicy | None, reference: KnownReference | None) -> dict[str, str]:
+def _digests(folder: RunFolder, inputs: Inputs) -> dict[str, str]:
     found = {f"data/{path.name}": sha256(path) for path in sorted(folder.data.iterdir()) if path.is_file()}
-    if policy is not None:
-        found["policy"] = policy_digest(policy)
-    if reference is not None:
-        found["reference"] = reference.digest
-    return found
+    return found | {name: known.digest for name, known in inputs.items()}
+
+
+def policy_input(policy: LoadedPolicy) -> KnownInput:
+    """A policy as an input."""
+    return KnownInput(policy.path, policy_digest(policy))
 
 
 def policy_digest(policy: LoadedPolicy) -> str:
@@ -259,3 +277,9 @@ def _is_policy(policy: str, reward_model: str) -> bool:
     from bgrpo.scoring.reward_model import same_weights
 
     return same_weights(policy, reward_model)
+
+
+def _scorer_digest(path: str) -> str:
+    from bgrpo.scoring.reward_model import scorer_digest
+
+    return scorer_digest(path)

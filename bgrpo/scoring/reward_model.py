@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bgrpo.errors import UserError, one_line
+from bgrpo.files import sha256
 from bgrpo.policies.adapter_files import is_adapter, read_adapter
 from bgrpo.policies.classifier import read_classifier
 from bgrpo.policies.io import loading
@@ -26,6 +28,7 @@ ENCODE_ERRORS = (
     TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError
 )  # fmt: skip
 """What chat templates and tokenizers raise on a text."""
+_READS_BY = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _NO_LIMIT = 1_000_000  # tokenizers without a maximum say 1e30
 
 
@@ -222,6 +225,19 @@ def same_weights(policy: str, reward_model: str) -> bool:
         return False
     with loading("reward model", reward_model):
         return all(one == other for one, other in itertools.zip_longest(first.digests(), second.digests()))
+
+
+def scorer_digest(path: str) -> str:
+    """Of all that a reward model's or sentence encoder's scores depend on: its weights, and how it reads a text.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    with loading("reward model", path) as folder:
+        digest = hashlib.sha256(repr(list(read_model_files(folder).digests())).encode())
+        for name in _READS_BY:
+            digest.update(sha256(folder / name).encode() if (folder / name).is_file() else b"-")
+        return digest.hexdigest()
 
 
 def _output(model: PreTrainedModel, label: str | int | None) -> int:

@@ -36,7 +36,7 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
         with progress_bar("reading problems") as show:
             prepared = check_input(config, load_problems(folder), show)
         with waiting("the run's input to be compared with what it began with"):
-            check_same_input(folder, prepared.policy, prepared.reference)
+            check_same_input(folder, prepared.inputs)
         for note in prepared.splits.notes:
             say(console, note)
         with waiting("the newest checkpoint to be checked, byte by byte"):
@@ -67,7 +67,7 @@ def new_owned(
             config = write_given(folder, config)
         prepared = prepared or _checked(config, console)
         save_problems(prepared.splits, folder)
-        record_input(folder, prepared.policy, prepared.reference)
+        record_input(folder, prepared.inputs)
         config = _with_steps(config, prepared, console)
         folder.write_config(config)
         folder.update(problems=prepared.counts, steps=config.steps)

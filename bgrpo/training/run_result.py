@@ -50,7 +50,7 @@ def result_of(
     recorded = config.tracking.enabled and folder.info().get("mlflow_run_id")
     uri = tracking_uri(config.tracking, config.run.dir) if recorded else None
     steps = folder.metrics()
-    return RunResult(folder, stopped, comparison, uri, steps_without_update(config, steps), conclusions(config, steps))
+    return RunResult(folder, stopped, comparison, uri, steps_without_update(steps), conclusions(config, steps))
 
 
 def spent_so_far(store: CheckpointStore) -> Spent:

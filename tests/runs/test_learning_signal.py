@@ -15,8 +15,7 @@ from bgrpo.learning.step_metrics import rollout_metrics
 from bgrpo.runs.learning_signal import STREAK, SignalWatch, conclusions, made_no_update, steps_without_update
 from bgrpo.scoring.advantages import KINDS
 
-# not those that weigh what was drawn in another way, nor the best of k: unequal rewards may teach nothing there
-OF_SAMPLES = sorted(set(KINDS) - {"importance_weighted", "set_estimator", "pass_at_k"})
+OF_SAMPLES = sorted(set(KINDS) - {"importance_weighted", "set_estimator"})  # those need groups without replacement
 
 
 def step(
@@ -84,7 +83,7 @@ def test_the_end_of_a_run_counts_its_steps_without_an_update() -> None:
     lines = conclusions(config, [CUT_OFF] * 3)
     assert lines[0].startswith("warning: of the whole run, 100% of the completions were cut off")
     assert lines[-1].startswith("warning: none of the 3 steps made an update")
-    assert steps_without_update(config, [LEARNS, NONE_RIGHT]) == 1
+    assert steps_without_update([LEARNS, NONE_RIGHT]) == 1
 
 
 def test_equal_scores_of_what_was_cut_off_are_the_cause_where_it_is_scored() -> None:
@@ -117,7 +116,7 @@ def test_a_step_makes_no_update_exactly_when_all_its_advantages_are_zero(
         groups.append(replace(group, rewards=values))
     chosen = choose_groups(groups, config)
     nothing = not any(advantage for group in chosen.learning for advantage in group.advantages)
-    assert made_no_update(config, rollout_metrics(chosen, 0, "sample", config.reward)) == nothing
+    assert made_no_update(rollout_metrics(chosen, 0, "sample", config.reward)) == nothing
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_rewards import write_model
 from tiny_t5 import write_t5
 from transformers import FalconConfig, FalconForCausalLM
 
@@ -106,13 +110,13 @@ def test_a_reference_of_its_own_must_read_what_the_policy_reads(policy: Path, tm
     def of(path: Path | str) -> dict[str, Any]:
         return {"learner": {"reference": {"path": str(path)}}}
 
-    assert check_input(config(policy)).reference is None
+    assert set(check_input(config(policy)).inputs) == {"policy"}
     tokenizer = build_tokenizer(0, 0)
     for name, context, seed in (("fitting", 96, 5), ("short", 64, 0)):
         save_policy(build_policy(tokenizer, 1, 2, 16, context, seed=seed), tokenizer, tmp_path / name)
     prepared = check_input(config(policy, **of(tmp_path / "fitting")))
-    assert prepared.reference is not None and prepared.reference.path == str(tmp_path / "fitting")
-    assert prepared.reference.digest != policy_digest(prepared.policy)
+    assert prepared.inputs["reference"].path == str(tmp_path / "fitting")
+    assert prepared.inputs["reference"].digest != policy_digest(prepared.policy)
     write_t5(tmp_path / "t5")
     for path, reason in {
         tmp_path / "short": "reads up to 64 tokens, and the policy up to 96",
@@ -131,31 +135,54 @@ def test_a_reference_of_its_own_must_read_what_the_policy_reads(policy: Path, tm
 
 
 def test_other_input_than_the_run_began_with_is_refused_by_name(policy: Path, tmp_path: Path) -> None:
-    run = config(policy, run={"dir": str(tmp_path), "name": "x"})
-    prepared = check_input(run)
+    """Whatever lies outside the run's folder: policy, reference, completions allowed, reward models; and its data."""
+    tokenizer = build_tokenizer(0, 0)
+    save_policy(build_policy(tokenizer, 1, 2, 16, 96, seed=5), tokenizer, tmp_path / "reference")
+    write_model(tmp_path / "scorer")
+    write_model(tmp_path / "encoder", kind="encoder")
+    (tmp_path / "allowed.txt").write_text("N 1\nN 2\n")
+    parts = {
+        "quality": {"model": str(tmp_path / "scorer")},
+        "near": {"metric": "embedding_similarity", "encoder": str(tmp_path / "encoder")},
+    }
+    run = config(
+        policy,
+        run={"dir": str(tmp_path), "name": "x"},
+        learner={"reference": {"path": str(tmp_path / "reference")}},
+        rollout={"allowed": str(tmp_path / "allowed.txt"), "max_new_tokens": 8},
+        reward={"parts": parts},
+    )
     folder = RunFolder.create(run, "test")
-    check_same_input(folder, prepared.policy)  # a run of an earlier bgrpo has nothing to compare
+    prepared = check_input(run)
+    check_same_input(folder, prepared.inputs)  # a run of an earlier bgrpo has nothing to compare
     save_problems(prepared.splits, folder)
-    record_input(folder, prepared.policy)
-    check_same_input(folder, prepared.policy)
+    record_input(folder, prepared.inputs)
 
-    weight = next(prepared.policy.model.parameters()).data
-    old = weight.view(-1)[0].item()
-    weight.view(-1)[0] = old + 1e-6
-    with pytest.raises(UserError, match=rf"run x cannot be resumed: its policy \({policy}\) is not what"):
-        check_same_input(folder, prepared.policy)
-    weight.view(-1)[0] = old
-    check_same_input(folder, prepared.policy)
+    def refused(name: str, path: Path, change: Callable[[bytes], bytes]) -> None:
+        content = path.read_bytes()
+        path.write_bytes(change(content))
+        with pytest.raises(UserError, match=rf"run x cannot be resumed: its {re.escape(name)} \(.*\) is not what"):
+            check_same_input(folder, check_input(run, prepared.splits).inputs)
+        path.write_bytes(content)
 
+    def last_weight(content: bytes) -> bytes:
+        return content[:-4] + struct.pack("<f", struct.unpack("<f", content[-4:])[0] + 1e-3)
+
+    check_same_input(folder, check_input(run, prepared.splits).inputs)
+    refused("policy", policy / "model.safetensors", last_weight)
+    refused("reference", tmp_path / "reference" / "model.safetensors", last_weight)
+    refused("rollout.allowed", tmp_path / "allowed.txt", lambda content: content + b"N 3\n")
+    refused("reward.parts.quality.model", tmp_path / "scorer" / "model.safetensors", last_weight)
+    refused("reward.parts.near.encoder", tmp_path / "encoder" / "model.safetensors", last_weight)
+    for file in ("tokenizer.json", "config.json"):
+        refused("reward.parts.quality.model", tmp_path / "scorer" / file, lambda content: content + b"\n")
     for name in ("train", "validation", "test"):
         path = folder.data / f"{name}.jsonl"
         content = path.read_bytes()
-        path.write_bytes(content.replace(b"P 1", b"P 2", 1) if b"P 1" in content else content[1:])
-        with pytest.raises(UserError, match=rf"its data/{name}\.jsonl .* is not what it was started with"):
-            check_same_input(folder, prepared.policy)
-        path.unlink()
-        with pytest.raises(UserError, match=rf"its data/{name}\.jsonl"):
-            check_same_input(folder, prepared.policy)
+        for changed in (content.replace(b"P 1", b"P 2", 1) if b"P 1" in content else content[1:], None):
+            path.unlink() if changed is None else path.write_bytes(changed)
+            with pytest.raises(UserError, match=rf"its data/{name}\.jsonl .* is not what it was started with"):
+                check_same_input(folder, prepared.inputs)
         path.write_bytes(content)
 
 
@@ -168,10 +195,10 @@ def test_every_field_of_a_problem_is_compared(policy: Path, tmp_path: Path, chan
         "P 1", "1", messages=({"role": "user", "content": "a"},), alternatives=("a",), fields={"unit": "a"}
     )
     save_problems(Splits([problem], [problem], [problem]), folder)
-    record_input(folder, None)
+    record_input(folder, {})
     save_problems(Splits([problem], [problem], [dataclasses.replace(problem, **change)]), folder)
     with pytest.raises(UserError, match=r"its data/test\.jsonl"):
-        check_same_input(folder, None)
+        check_same_input(folder, {})
 
 
 @pytest.mark.parametrize(

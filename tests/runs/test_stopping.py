@@ -163,8 +163,8 @@ with redacted_output():
     console = PlainConsole()
     try:
         with stop_signals() as signals:
-            console.print("ready")
             with signals.gently(lambda name: console.print("saving") or 9.0):
+                console.print("ready")
                 for _ in range(LONG):
                     time.sleep(0.1)
                     signals.check()

@@ -22,12 +22,12 @@ from bgrpo.distributed.train.driving import fit_workers, raise_failure
 from bgrpo.distributed.train.failures import final_failure, is_owned, record_failure
 from bgrpo.distributed.train.learner_watch import crash_record
 from bgrpo.errors import Stopped
-from bgrpo.policies.io import check_target
+from bgrpo.policies.io import LoadedPolicy, check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, pretraining_store, train
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
-from bgrpo.runs.preparation import check_policy, check_same_input, record_input
+from bgrpo.runs.preparation import Inputs, check_policy, check_same_input, policy_input, record_input
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
 from bgrpo.runs.stopping import StopSignals, status_of, stop_signals
 from bgrpo.training.metrics_tail import MetricsTail
@@ -152,7 +152,7 @@ def _own(
     """
     if resume:
         with resumed_run(config, console) as folder:
-            check_same_input(folder, None if config.policy.path is None else check_policy(config.policy.path))
+            check_same_input(folder, _inputs(None if config.policy.path is None else check_policy(config.policy.path)))
             with waiting("the newest checkpoint to be checked, byte by byte"):
                 newest = pretraining_store(config, folder.path).latest(lambda line: say(console, line))
             say_begins_again(folder, newest, console)
@@ -179,11 +179,15 @@ def _own(
 
     def fill(folder: RunFolder) -> None:
         data.save(folder.path)
-        record_input(folder, data.start.policy)
+        record_input(folder, _inputs(data.start.policy))
         folder.update(command=command, problems=data.counts)
 
     with new_run(config, config_name, fill) as folder:
         yield folder, config
+
+
+def _inputs(policy: LoadedPolicy | None) -> Inputs:
+    return {} if policy is None else {"policy": policy_input(policy)}
 
 
 def _finished(config: PretrainConfig) -> PretrainResult | None:
