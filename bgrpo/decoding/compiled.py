@@ -15,8 +15,9 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,15 +80,61 @@ class TreeAttentionKernel:
         self._function.argtypes = [ctypes.POINTER(TreeAttentionArguments)]
         self._function.restype = None
 
-    def __call__(
+    def layer(self, prompt_keys_GHTDP: Tensor, prompt_values_GHPD: Tensor) -> KernelLayer:
+        """See :class:`KernelLayer`."""
+        return KernelLayer(self._function, prompt_keys_GHTDP, prompt_values_GHPD)
+
+
+class KernelLayer:
+    """Keys and values of one layer, as the kernel reads them; nodes in chunks, so that none is moved for more room.
+
+    On the CPU; floats are fp32, integers int32. Keys and values of prompts and nodes may all be bf16 instead: the rows'
+    own are then rounded too. What stays from step to step is handed over once: for a small policy that takes as long
+    as the attention.
+
+    Attributes:
+        prompt_keys: tiles of :data:`TILE` places, transposed; head width padded to whole :data:`LANES`.
+        prompt_values: padded likewise.
+        nodes: chunks so far.
+
+    Args:
+        function: of the library.
+        prompt_keys_GHTDP: see above.
+        prompt_values_GHPD: likewise.
+    """
+
+    def __init__(self, function: Callable[..., None], prompt_keys_GHTDP: Tensor, prompt_values_GHPD: Tensor) -> None:
+        self.prompt_keys = prompt_keys_GHTDP
+        self.prompt_values = prompt_values_GHPD
+        self.nodes: list[tuple[Tensor, Tensor]] = []
+        self._function = function
+        self._chunks: tuple[Any, ...] = ()
+        self._arguments = TreeAttentionArguments(
+            prompt_keys=prompt_keys_GHTDP.data_ptr(),
+            prompt_values=prompt_values_GHPD.data_ptr(),
+            prompts=prompt_values_GHPD.shape[0],
+            places=prompt_values_GHPD.shape[2],
+            width=prompt_values_GHPD.shape[3],
+            halves=prompt_keys_GHTDP.dtype == torch.bfloat16,
+        )
+        self._reference = ctypes.byref(self._arguments)
+
+    def add_nodes(self, keys_GHND: Tensor, values_GHND: Tensor) -> None:
+        """Room for further nodes, head width padded as the prompts'; changed in place. All chunks are equally large."""
+        self.nodes.append((keys_GHND, values_GHND))
+        self._chunks = tuple(
+            (ctypes.c_void_p * len(self.nodes))(*(chunk.data_ptr() for chunk in chunks))
+            for chunks in zip(*self.nodes, strict=True)
+        )
+        arguments = self._arguments
+        arguments.node_keys, arguments.node_values = map(ctypes.addressof, self._chunks)
+        arguments.chunks, arguments.chunk = len(self.nodes), keys_GHND.shape[2]
+
+    def attend(
         self,
         query_HRD: Tensor,
         key_HRD: Tensor,
         value_HRD: Tensor,
-        prompt_keys_GHTDP: Tensor,
-        prompt_values_GHPD: Tensor,
-        node_keys: Sequence[Tensor],
-        node_values: Sequence[Tensor],
         prompt_lengths_G: Tensor,
         first_rows_G: Tensor,
         paths_RT: Tensor,
@@ -95,18 +142,12 @@ class TreeAttentionKernel:
         rules: AttentionRules,
         bias_HT: Tensor | None = None,
     ) -> Tensor:
-        """Store the rows' keys and values in their nodes, and attend. On the CPU; floats are fp32, integers int32.
-
-        Keys and values of prompts and nodes may all be bf16 instead: the rows' own are then rounded too.
+        """Store the rows' keys and values in their nodes, and attend.
 
         Args:
             query_HRD: of the rows; further rows beyond those of ``first_rows_G`` are fillers.
             key_HRD: likewise, for the key-value heads.
             value_HRD: likewise.
-            prompt_keys_GHTDP: tiles of :data:`TILE` places, transposed; head width padded to whole :data:`LANES`.
-            prompt_values_GHPD: padded likewise.
-            node_keys: chunks of the nodes, [G, key-value heads, chunk, head width], padded likewise; changed in place.
-            node_values: likewise.
             prompt_lengths_G: places in use.
             first_rows_G: [prompts + 1], where each prompt's rows begin and the last one's end.
             paths_RT: nodes of each row from the root on, its own at ``depth - 1``.
@@ -122,49 +163,24 @@ class TreeAttentionKernel:
         )
         heads, rows, head_width = query.shape
         output_RHD = query.new_empty(rows, heads, head_width)
-        output_RHD[paths_RT.shape[0] :] = 0
-        chunks = _pointers(node_keys), _pointers(node_values)
-        arguments = TreeAttentionArguments(
-            query=query.data_ptr(),
-            key=key.data_ptr(),
-            value=value.data_ptr(),
-            query_row=query.stride(1),
-            query_head=query.stride(0),
-            key_row=key.stride(1),
-            key_head=key.stride(0),
-            value_row=value.stride(1),
-            value_head=value.stride(0),
-            output=output_RHD.data_ptr(),
-            prompt_keys=prompt_keys_GHTDP.data_ptr(),
-            prompt_values=prompt_values_GHPD.data_ptr(),
-            node_keys=ctypes.addressof(chunks[0]),
-            node_values=ctypes.addressof(chunks[1]),
-            prompt_lengths=prompt_lengths_G.data_ptr(),
-            first_rows=first_rows_G.data_ptr(),
-            paths=paths_RT.data_ptr(),
-            bias=None if bias_HT is None else bias_HT.data_ptr(),
-            prompts=prompt_lengths_G.shape[0],
-            heads=heads,
-            key_heads=key.shape[0],
-            head_width=head_width,
-            width=prompt_values_GHPD.shape[3],
-            places=prompt_values_GHPD.shape[2],
-            chunks=len(node_keys),
-            chunk=node_keys[0].shape[2] if node_keys else 0,
-            path_stride=paths_RT.stride(0),
-            depth=depth,
-            window=rules.window or 0,
-            scale=rules.scale,
-            cap=rules.cap or 0.0,
-            threads=torch.get_num_threads(),
-            halves=prompt_keys_GHTDP.dtype == torch.bfloat16,
-        )
-        self._function(ctypes.byref(arguments))
+        if rows > paths_RT.shape[0]:
+            output_RHD[paths_RT.shape[0] :] = 0
+        arguments = self._arguments
+        arguments.query, arguments.key, arguments.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+        arguments.query_head, arguments.query_row, _ = query.stride()
+        arguments.key_head, arguments.key_row, _ = key.stride()
+        arguments.value_head, arguments.value_row, _ = value.stride()
+        arguments.output = output_RHD.data_ptr()
+        arguments.prompt_lengths = prompt_lengths_G.data_ptr()
+        arguments.first_rows = first_rows_G.data_ptr()
+        arguments.paths, arguments.path_stride = paths_RT.data_ptr(), paths_RT.stride(0)
+        arguments.bias = None if bias_HT is None else bias_HT.data_ptr()
+        arguments.heads, arguments.key_heads, arguments.head_width = heads, key.shape[0], head_width
+        arguments.depth, arguments.window = depth, rules.window or 0
+        arguments.scale, arguments.cap = rules.scale, rules.cap or 0.0
+        arguments.threads = torch.get_num_threads()
+        self._function(self._reference)
         return output_RHD
-
-
-def _pointers(chunks: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(chunks))(*(chunk.data_ptr() for chunk in chunks))
 
 
 def tiles_of(keys_PD: Tensor, tiles: int) -> Tensor:
@@ -261,20 +277,21 @@ def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: Attention
     bias_HT = torch.randn(heads, depth, generator=draw) if biased else None
     prompt_keys = torch.zeros(3, key_heads, 2, LANES, TILE, dtype=kept)
     prompt_values = torch.zeros(3, key_heads, 2 * TILE, LANES, dtype=kept)
-    node_keys, node_values = (
-        [torch.zeros(3, key_heads, 7, LANES, dtype=kept) for _ in range(0, 1 + max(rows), 7)] for _ in range(2)
-    )
-    for nodes in (node_keys[0], node_values[0]):
+    layer = kernel.layer(prompt_keys, prompt_values)
+    for _ in range(0, 1 + max(rows), 7):
+        layer.add_nodes(*torch.zeros(2, 3, key_heads, 7, LANES, dtype=kept))
+    for nodes in layer.nodes[0]:
         nodes[:, :, 0, :head_width] = torch.randn(3, key_heads, head_width, generator=draw)
+    node_keys, node_values = layer.nodes[0]
     paths, first, expected = [], [0], []
     for g, (length, count) in enumerate(zip(lengths, rows, strict=True)):
         keys_of_prompt = torch.randn(key_heads, length, head_width, generator=draw).to(kept)
         prompt_keys[g, :, :, :head_width] = tiles_of(keys_of_prompt, prompt_keys.shape[2])
         prompt_values[g, :, :length, :head_width] = torch.randn(key_heads, length, head_width, generator=draw)
         for row in range(first[-1], first[-1] + count):
-            own = [node_keys[0][g, :, :1, :head_width], kept_key[:, row : row + 1]]
+            own = [node_keys[g, :, :1, :head_width], kept_key[:, row : row + 1]]
             keys = torch.cat([keys_of_prompt, *own], 1).double()
-            own = [node_values[0][g, :, :1, :head_width], kept_value[:, row : row + 1]]
+            own = [node_values[g, :, :1, :head_width], kept_value[:, row : row + 1]]
             values = torch.cat([prompt_values[g, :, :length, :head_width], *own], 1).double()
             queries = query[:, row].double().view(key_heads, -1, head_width)
             places = length + depth
@@ -286,11 +303,8 @@ def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: Attention
             )
             paths.append([0, 1 + row - first[-1]])
         first.append(first[-1] + count)
-    found = kernel(
-        query, key, value, prompt_keys, prompt_values, node_keys, node_values,
-        torch.tensor(lengths, dtype=torch.int32), torch.tensor(first, dtype=torch.int32),
-        torch.tensor(paths, dtype=torch.int32), depth, rules, bias_HT,
-    )  # fmt: skip
+    places, firsts, of_rows = (torch.tensor(numbers, dtype=torch.int32) for numbers in (lengths, first, paths))
+    found = layer.attend(query, key, value, places, firsts, of_rows, depth, rules, bias_HT)
     error = float((found[:-1] - torch.stack(expected)).abs().max())
     if not error < 1e-5 or found[-1].abs().max() > 0:
         raise KernelUnavailable(f"the compiled kernel's check failed: its result is off by {error:.2g}")

@@ -9,7 +9,6 @@ Shape letters: G prompts, H heads, P prompt places (a prompt's tokens but the la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +18,7 @@ from transformers import AttentionInterface
 
 from bgrpo.decoding.attention_apart import UNSCALED, AttendsApart, bias_of_path
 from bgrpo.decoding.attention_rules import HIDDEN, AttentionRules, masked_attention, rules_of
-from bgrpo.decoding.compiled import LANES, TILE, TreeAttentionKernel, tiles_of
+from bgrpo.decoding.compiled import LANES, TILE, KernelLayer, TreeAttentionKernel, tiles_of
 from bgrpo.decoding.paths import NodePaths, ReusingPaths
 from bgrpo.decoding.slots import Rows
 
@@ -85,16 +84,6 @@ class TreeStore(AttendsApart, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Keys and values of one layer, as the kernel reads them; nodes in chunks, so that none is moved for more room."""
-
-    prompt_keys: Tensor
-    prompt_values: Tensor
-    node_keys: list[Tensor]
-    node_values: list[Tensor]
-
-
 class CompiledStore:
     """A store for the compiled kernel, on the CPU: prompt keys in transposed tiles, head widths of whole vectors.
 
@@ -114,7 +103,7 @@ class CompiledStore:
         self._lengths_G = lengths_G.to(torch.int32)
         self._empty_G = torch.zeros_like(self._lengths_G)
         self._tiles = -(-int(lengths_G.max()) // TILE)
-        self._layers: dict[int, _Layer] = {}
+        self._layers: dict[int, KernelLayer] = {}
         self._biases: dict[int, Tensor] = {}  # of this step, by the identity of what they are made of
 
     def add_prompts(self, layer: int, first: int, keys_GHPD: Tensor, values_GHPD: Tensor) -> None:
@@ -135,44 +124,38 @@ class CompiledStore:
         self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, rules: AttentionRules
     ) -> Tensor:
         """See :class:`Attends`."""
-        kept = self._with_nodes(self._layer(layer, key_HRD), key_HRD)
-        return self._kernel(
-            query_HRD, key_HRD, value_HRD, kept.prompt_keys, kept.prompt_values, kept.node_keys, kept.node_values,
-            self._lengths_G, self._first_rows_G, self._paths_RT, self._paths.depth, rules,
-        )  # fmt: skip
+        return self._with_nodes(layer, key_HRD).attend(
+            query_HRD, key_HRD, value_HRD, self._lengths_G, self._first_rows_G, self._paths_RT, self._paths.depth, rules
+        )
 
     def attend_path(self, layer: int, query_HRD: Tensor, key_HRD: Tensor, value_HRD: Tensor, bias_HB: Tensor) -> Tensor:
         """See :class:`bgrpo.decoding.attention_apart.AttendsApart`."""
         if id(bias_HB) not in self._biases:
             self._biases[id(bias_HB)] = bias_of_path(bias_HB, self._paths.depth, self._paths.depth)
-        kept = self._with_nodes(self._layer(layer, key_HRD, tiles=0), key_HRD)
-        return self._kernel(
-            query_HRD, key_HRD, value_HRD, kept.prompt_keys, kept.prompt_values, kept.node_keys, kept.node_values,
-            self._empty_G, self._first_rows_G, self._paths_RT, self._paths.depth, UNSCALED, self._biases[id(bias_HB)],
+        return self._with_nodes(layer, key_HRD, tiles=0).attend(
+            query_HRD, key_HRD, value_HRD, self._empty_G, self._first_rows_G, self._paths_RT, self._paths.depth,
+            UNSCALED, self._biases[id(bias_HB)],
         )  # fmt: skip
 
     def attend_prompt(self, layer: int, query_HRD: Tensor) -> Tensor:
         """See :class:`bgrpo.decoding.attention_apart.AttendsApart`."""
-        kept = self._layers[layer]
-        return self._kernel(
-            query_HRD, query_HRD, query_HRD, kept.prompt_keys, kept.prompt_values, (), (),
-            self._lengths_G, self._first_rows_G, self._paths_RT, 0, UNSCALED,
-        )  # fmt: skip
+        return self._layers[layer].attend(
+            query_HRD, query_HRD, query_HRD, self._lengths_G, self._first_rows_G, self._paths_RT, 0, UNSCALED
+        )
 
-    def _with_nodes(self, kept: _Layer, like: Tensor) -> _Layer:
+    def _with_nodes(self, layer: int, like: Tensor, tiles: int | None = None) -> KernelLayer:
         """The layer with room for all nodes."""
-        while len(kept.node_keys) * self._paths.chunk < self._paths.capacity:
-            kept.node_keys.append(self._room(like, self._paths.chunk))
-            kept.node_values.append(self._room(like, self._paths.chunk))
+        kept = self._layers.get(layer) or self._layer(layer, like, tiles)
+        while len(kept.nodes) * self._paths.chunk < self._paths.capacity:
+            kept.add_nodes(*(self._room(like, self._paths.chunk) for _ in range(2)))
         return kept
 
-    def _layer(self, layer: int, like: Tensor, tiles: int | None = None) -> _Layer:
+    def _layer(self, layer: int, like: Tensor, tiles: int | None = None) -> KernelLayer:
         if layer not in self._layers:
             tiles = self._tiles if tiles is None else tiles
             keys, values = (self._room(like, tiles * TILE) for _ in range(2))
             # the same memory as tiles: [..., places, width] and [..., tiles, width, TILE] are equally many numbers
-            tiled = keys.view(*keys.shape[:2], tiles, keys.shape[3], TILE)
-            self._layers[layer] = _Layer(tiled, values, [], [])
+            self._layers[layer] = self._kernel.layer(keys.view(*keys.shape[:2], tiles, keys.shape[3], TILE), values)
         return self._layers[layer]
 
     def _room(self, like: Tensor, places: int) -> Tensor:
