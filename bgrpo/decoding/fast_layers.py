@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def fast_layers(model: PreTrainedModel, precision: Precision, rows: int) -> Iter
     """Replace computations of the model's modules inside the block; its parameters stay as they are.
 
     Args:
-        model: fp32, in evaluation mode. Changes of its weights inside the block are not seen.
+        model: fp32, in evaluation mode. Its weights must not change inside the block.
         precision: of the layers' matrix products.
         rows: most rows whose next tokens are chosen at once; the head's blocks are made for these.
     """
@@ -150,7 +151,7 @@ def matrix_product(
     """``inputs @ weight.T + bias`` in the fastest way that this processor has for the precision.
 
     Args:
-        weight_OI: fp32; packed or rounded now, so later changes are not seen.
+        weight_OI: fp32; packed or rounded once, now or at a first call, so it must not change from here on.
         bias_O: likewise.
         precision: bf16 rounds weight, bias, inputs and results; sums are fp32.
         then_gelu: apply the tanh-GELU to the sums, before they are rounded. Needs fp32 products of oneDNN.
@@ -189,15 +190,20 @@ def _plain_product(
 def _packed_product(
     weight: Tensor, bias: Tensor | None, rounded: torch.dtype, then_gelu: bool
 ) -> Callable[[Tensor], Tensor]:
+    """Packs at its first call: where all products are small there is none."""
     dtype, multiply = weight.dtype, torch.ops.mkldnn._linear_pointwise
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+
+    @functools.cache
+    def packed() -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+
     if then_gelu:  # the next product takes what this one gives, without a detour through fp32
         return lambda inputs: _in_pieces(
-            lambda piece: multiply(piece, packed, bias, "gelu", [], "tanh"), inputs.to(rounded).to(dtype)
+            lambda piece: multiply(piece, packed(), bias, "gelu", [], "tanh"), inputs.to(rounded).to(dtype)
         ).to(rounded)
     if rounded == torch.float32:
-        return lambda inputs: multiply(inputs, packed, bias, "none", [], "")
-    return lambda inputs: multiply(inputs.to(rounded).to(dtype), packed, bias, "none", [], "").to(rounded).float()
+        return lambda inputs: multiply(inputs, packed(), bias, "none", [], "")
+    return lambda inputs: multiply(inputs.to(rounded).to(dtype), packed(), bias, "none", [], "").to(rounded).float()
 
 
 def _in_pieces(multiply: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
