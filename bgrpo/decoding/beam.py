@@ -40,8 +40,7 @@ class BeamChooser:
         # the K best overall are among the K best of each row, of whose end tokens one counts
         fan = min(self._group_size + len(self._end_tokens) - 1, logits.vocabulary)
         logps_RF, tokens_RF = logits.best(fan, len(rows.flat_R))
-        scores_R = slots.scores_GK.flatten()[rows.flat_R]
-        extended_RF = scores_R[:, None] + logps_RF
+        extended_RF = rows.of_slots(slots.scores_GK)[:, None] + logps_RF
         if len(self._end_tokens) > 1:
             ends_RF = ~goes_on(tokens_RF, self._end_tokens)
             extended_RF.masked_fill_(ends_RF & (ends_RF.cumsum(1) > 1), -torch.inf)
@@ -83,6 +82,10 @@ def choose_best(values_RF: Tensor, values_GK: Tensor, rows: Rows, live_GK: Tenso
         live_GK: slots that do not stay as they are.
     """
     (groups, group_size), fan = values_GK.shape, values_RF.shape[1]
+    if rows.all_live:
+        best_GK, picks_GK = values_RF.view(groups, group_size * fan).topk(group_size, dim=-1)
+        places_GK = picks_GK + _first_slots(groups, group_size * fan, picks_GK)
+        return Chosen(best_GK, picks_GK // fan, places_GK, best_GK > -torch.inf)
     extended_RF = values_RF.masked_fill(~live_GK.flatten()[rows.flat_R, None], -torch.inf)
     values_GC = values_GK.new_full((groups, group_size * fan + group_size), -torch.inf)
     values_GC[:, : group_size * fan].unflatten(1, (group_size, fan))[rows.prompt_R, rows.slot_R] = extended_RF
@@ -102,5 +105,5 @@ def _rows_of_slots(rows: Rows, slots: int) -> Tensor:
     return found
 
 
-def _first_slots(groups: int, group_size: int, like: Tensor) -> Tensor:
-    return torch.arange(0, groups * group_size, group_size, device=like.device)[:, None]
+def _first_slots(groups: int, each: int, like: Tensor) -> Tensor:
+    return torch.arange(0, groups * each, each, device=like.device)[:, None]

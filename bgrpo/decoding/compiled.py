@@ -303,8 +303,8 @@ def _check_with(kernel: TreeAttentionKernel, kept: torch.dtype, rules: Attention
             )
             paths.append([0, 1 + row - first[-1]])
         first.append(first[-1] + count)
-    places, firsts, of_rows = (torch.tensor(numbers, dtype=torch.int32) for numbers in (lengths, first, paths))
-    found = layer.attend(query, key, value, places, firsts, of_rows, depth, rules, bias_HT)
+    known_G, first_G, paths_RT = (torch.tensor(numbers, dtype=torch.int32) for numbers in (lengths, first, paths))
+    found = layer.attend(query, key, value, known_G, first_G, paths_RT, depth, rules, bias_HT)
     error = float((found[:-1] - torch.stack(expected)).abs().max())
     if not error < 1e-5 or found[-1].abs().max() > 0:
         raise KernelUnavailable(f"the compiled kernel's check failed: its result is off by {error:.2g}")

@@ -62,15 +62,20 @@ class ReusingPaths:
 
     def add(self, rows: Rows, slots: Slots) -> None:
         """Give each row a new node, one step below its slot's path; the rows are the live slots."""
-        counts_G = torch.bincount(rows.prompt_R, minlength=self.paths_GKT.shape[0])
-        most = int(counts_G.max())
+        if rows.all_live:
+            most = self.paths_GKT.shape[1]
+        else:
+            counts_G = torch.bincount(rows.prompt_R, minlength=self.paths_GKT.shape[0])
+            most = int(counts_G.max())
         if self._given + most > self._limit:
             self._reclaim(slots.live_GK, most)
-        place_R = (
-            torch.arange(len(rows.prompt_R), device=counts_G.device) - (counts_G.cumsum(0) - counts_G)[rows.prompt_R]
-        )
-        nodes_R = self._free_GN[rows.prompt_R, self._given + place_R]
-        self.paths_GKT[rows.prompt_R, rows.slot_R, self.depth] = nodes_R.to(torch.int32)
+        if rows.all_live:
+            self.paths_GKT[:, :, self.depth] = self._free_GN[:, self._given : self._given + most]
+        else:
+            first_G = counts_G.cumsum(0) - counts_G
+            place_R = torch.arange(len(rows.prompt_R), device=counts_G.device) - first_G[rows.prompt_R]
+            nodes_R = self._free_GN[rows.prompt_R, self._given + place_R]
+            self.paths_GKT[rows.prompt_R, rows.slot_R, self.depth] = nodes_R.to(torch.int32)
         self._given += most
         self.depth += 1
 

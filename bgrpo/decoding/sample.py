@@ -68,8 +68,8 @@ class SampleChooser:
         """See :meth:`bgrpo.decoding.slots.Chooser.choose`."""
         if self._forbidden is not None:
             logits = logits.under(self._forbidden.at(step))
-        uniforms_R = self._uniforms_GKT.index_select(2, step.view(1)).flatten()[rows.flat_R]
-        live_R = slots.live_GK.flatten()[rows.flat_R]
+        uniforms_R = rows.of_slots(self._uniforms_GKT.index_select(2, step.view(1)))
+        live_R = rows.of_slots(slots.live_GK)
         drawn_R, logps_R = self._draw(logits, rows, uniforms_R, live_R, step)
         tokens_GK = torch.full_like(slots.parents_GK, NO_TOKEN)
         tokens_GK.view(-1)[rows.flat_R] = drawn_R.where(live_R, NO_TOKEN)

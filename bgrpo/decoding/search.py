@@ -78,7 +78,7 @@ def search(
             break
         paths.add(rows, slots)
         store.begin_step(rows)
-        ids_R = slots.tokens_GK.flatten()[rows.flat_R]
+        ids_R = rows.of_slots(slots.tokens_GK)
         logits = feed(fast, store, ids_R, places_G[rows.prompt_R] + step)
         slots = chooser.choose(logits, rows, slots, torch.tensor(step, device=fast.model.device))
         history.append(slots)
@@ -89,7 +89,9 @@ def search(
 def feed(fast: FastModel, store: TreeStore, ids_R: Tensor, positions_R: Tensor) -> RowLogits:
     """Put one token of each row through the model; what follows it, as logits."""
     fillers = 0 if len(ids_R) <= fast.plain_rows else -len(ids_R) % _ROW_STEPS
-    ids_1R, positions_1R = (functional.pad(places, (0, fillers))[None] for places in (ids_R, positions_R))
+    if fillers:
+        ids_R, positions_R = (functional.pad(places, (0, fillers)) for places in (ids_R, positions_R))
+    ids_1R, positions_1R = ids_R[None], positions_R[None]
     if fast.hidden_states is not None:
         return RowLogits(fast.hidden_states(ids_1R, positions_1R, store)[0], fast.head)
     outputs = fast.model.base_model(

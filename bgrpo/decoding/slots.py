@@ -51,21 +51,30 @@ class Rows:
         flat_R: prompt * K + slot, increasing.
         prompt_R: prompt of each row.
         slot_R: slot of each row.
+        all_live: every slot is a row, and goes on: what holds for slots holds for rows, without looking them up. Before
+            any completion has ended that is so at every step, and for one prompt the looking up takes longer than the
+            choice.
     """
 
     flat_R: Tensor
     prompt_R: Tensor
     slot_R: Tensor
+    all_live: bool = False
 
     @classmethod
-    def of(cls, flat_R: Tensor, group_size: int) -> Rows:
+    def of(cls, flat_R: Tensor, group_size: int, all_live: bool = False) -> Rows:
         """Rows of the given flat places among K = ``group_size`` slots per prompt."""
-        return cls(flat_R, flat_R // group_size, flat_R % group_size)
+        return cls(flat_R, flat_R // group_size, flat_R % group_size, all_live)
 
     @classmethod
     def live(cls, slots: Slots) -> Rows:
         """One row per live slot. Waits for the device: their number must be known."""
-        return cls.of(slots.live_GK.flatten().nonzero().squeeze(1), slots.live_GK.shape[1])
+        flat_R = slots.live_GK.flatten().nonzero().squeeze(1)
+        return cls.of(flat_R, slots.live_GK.shape[1], len(flat_R) == slots.live_GK.numel())
+
+    def of_slots(self, values_GK: Tensor) -> Tensor:
+        """What slots have, for each row: [R]."""
+        return values_GK.flatten() if self.all_live else values_GK.flatten()[self.flat_R]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,11 @@ class RowLogits:
         Goes through the vocabulary block by block with all rows at once, so that the head's weights, most of the
         memory traffic where the vocabulary is large, are read once per step.
         """
+        if len(self._head.blocks) == 1:
+            logits_RB = self._whole(slice(0, rows))
+            best_RF, tokens_RF = _best(logits_RB, count)
+            total_R1 = logits_RB.sub_(best_RF[:, :1]).exp_().sum(-1, keepdim=True)
+            return (best_RF - best_RF[:, :1]) - total_R1.log_(), tokens_RF
         best, tokens, start = [], [], 0
         largest_R1 = self._hidden_RE.new_full((rows, 1), torch.finfo(torch.float32).min)  # a logit may be -inf
         total_R1 = torch.zeros_like(largest_R1)  # of exp(logit - largest)
@@ -120,11 +134,8 @@ class RowLogits:
             before_R1, largest_R1 = largest_R1, torch.maximum(largest_R1, block_best[:, :1])
             total_R1 = total_R1 * (before_R1 - largest_R1).exp_()
             total_R1 += logits_RB.sub_(largest_R1).exp_().sum(-1, keepdim=True)
-        best_RF, tokens_RF = best[0], tokens[0]
-        if len(best) > 1:
-            best_RF, picks_RF = torch.cat(best, 1).topk(count, dim=-1)
-            tokens_RF = torch.cat(tokens, 1).gather(1, picks_RF)
-        return (best_RF - largest_R1) - total_R1.log_(), tokens_RF
+        best_RF, picks_RF = torch.cat(best, 1).topk(count, dim=-1)
+        return (best_RF - largest_R1) - total_R1.log_(), torch.cat(tokens, 1).gather(1, picks_RF)
 
     def map(self, function: Callable[[Tensor, slice], tuple[Tensor, ...]], rows: int) -> tuple[Tensor, ...]:
         """Apply ``function(logits_RV, piece)`` to pieces of the first ``rows`` rows, and join the results."""

@@ -81,8 +81,8 @@ class StochasticBeamChooser:
         if self._forbidden is not None:
             logits = logits.under(self._forbidden.at(step))
         fan = min(self._group_size, logits.vocabulary)
-        states_R = self._states_GTK.index_select(1, step.view(1) + 1).flatten()[rows.flat_R]
-        scores_R, keys_R = slots.scores_GK.flatten()[rows.flat_R], self.keys_GK.flatten()[rows.flat_R]
+        states_R = rows.of_slots(self._states_GTK.index_select(1, step.view(1) + 1))
+        scores_R, keys_R = rows.of_slots(slots.scores_GK), rows.of_slots(self.keys_GK)
 
         def perturbed(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor, Tensor]:
             logps_RV = (logits_RV.double() / self._temperature).log_softmax(-1)

@@ -115,9 +115,14 @@ class CompiledStore:
 
     def begin_step(self, rows: Rows) -> None:
         """See :class:`TreeStore`."""
-        self._paths_RT = self._paths.paths_GKT.flatten(0, 1).index_select(0, rows.flat_R)
-        bounds = torch.arange(len(self._lengths_G) + 1)
-        self._first_rows_G = torch.searchsorted(rows.prompt_R, bounds).to(torch.int32)
+        groups, slots, _ = self._paths.paths_GKT.shape
+        paths_RT = self._paths.paths_GKT.flatten(0, 1)
+        if rows.all_live:
+            self._paths_RT = paths_RT
+            self._first_rows_G = torch.arange(0, groups * slots + 1, slots, dtype=torch.int32)
+        else:
+            self._paths_RT = paths_RT.index_select(0, rows.flat_R)
+            self._first_rows_G = torch.searchsorted(rows.prompt_R, torch.arange(groups + 1)).to(torch.int32)
         self._biases.clear()
 
     def attend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ from transformers import (
 )
 
 from bgrpo.decoding import DecodeEngine, DecodeSettings
+from bgrpo.decoding.slots import Rows
 from bgrpo.decoding.support import service_of
 from bgrpo.errors import UserError
-from bgrpo.groups import Group
+from bgrpo.groups import Group, Search
 
 EOS = 2
 SMALL: dict[str, Any] = {
@@ -85,6 +87,29 @@ def test_the_same_request_gives_identical_bits() -> None:
     for settings in (beams(6, 20), beams(6, 20, mode="sample", temperature=1.5)):
         first, second = (DecodeEngine(model).decode(prompts, settings, seeds=range(6)) for _ in range(2))
         assert first == second
+
+
+@pytest.mark.parametrize("build", [DecodeEngine, torch_engine])
+@pytest.mark.parametrize(("mode", "end"), [("beam", 0), ("sample", 0), ("stochastic_beam", 0), ("diverse_beam", 2)])
+def test_the_short_way_of_steps_where_all_go_on_gives_the_same_bits(
+    mode: Search, end: float, build: Callable[..., DecodeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Early steps take it, later ones do not, as completions have ended: against looking every row up."""
+    model, prompts = tiny_model(vocabulary=11, seed=2), ragged_prompts(3, 11, seed=0)
+    bias_token(model, 2, end)
+    request = DecodeSettings(mode, 4, 12, 2, 0)
+    seeds = None if mode in ("beam", "diverse_beam") else [5, 6, 7]
+    found = build(model).decode(prompts, request, seeds=seeds)
+    taken: list[bool] = []
+    of = Rows.of
+
+    def looked_up(flat_R: torch.Tensor, group_size: int, all_live: bool = False) -> Rows:
+        taken.append(all_live)
+        return of(flat_R, group_size)
+
+    monkeypatch.setattr(Rows, "of", looked_up)
+    assert build(model).decode(prompts, request, seeds=seeds) == found
+    assert set(taken) == {True, False}
 
 
 def test_search_stops_when_all_have_ended() -> None:
