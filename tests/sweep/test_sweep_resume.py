@@ -60,7 +60,7 @@ def test_killed_interrupted_and_resumed(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "log1", "--config", str(tmp_path / "sweep.yaml"))
     driver.wait_for(lambda: steps_saved(folder, first) >= 2, "two checkpoints of the first trial")
     driver.process.send_signal(signal.SIGINT)
-    assert driver.process.wait(LIMIT_S) == 143, driver.log.read_text()
+    assert driver.process.wait(LIMIT_S) == 130, driver.log.read_text()
     interrupted = states(folder)[first]
     assert (interrupted["state"], interrupted["attempts"]) == ("pending", 1)
     reached = steps_saved(folder, first)
@@ -71,7 +71,7 @@ def test_killed_interrupted_and_resumed(tmp_path: Path) -> None:
     finished = states(folder)[first]
     assert (finished["state"], finished["attempts"]) == ("finished", 2)
     driver.process.kill()
-    driver.process.wait(30)
+    driver.process.wait(LIMIT_S)
     assert states(folder)[second]["state"] == "running"
     kept = steps_saved(folder, second)
 
