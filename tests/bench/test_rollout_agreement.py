@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 
 from bgrpo.bench.rollouts import engines, timed_case
 from bgrpo.bench.rollouts.agreement import compare, differing_share, score, worse_on_average
@@ -127,6 +130,24 @@ def shifted(groups: Groups, nats: list[float]) -> Groups:
 def test_bf16_may_be_better_here_and_worse_there(nats: list[float], accepted: bool) -> None:
     groups = [[Beam((2, 3), -20.0), Beam((2, 4), -21.0)] for _ in nats]
     assert (worse_on_average(groups, shifted(groups, nats)) == []) == accepted
+
+
+@pytest.mark.parametrize(("share", "accepted"), [(1.4, True), (1.6, False)])
+def test_bf16_may_be_off_as_far_as_transformers_own_pass_in_bf16_is(
+    share: float, accepted: bool, workload: Workload, beams: Groups
+) -> None:
+    """A deep model's rounding moves every beam to one side; here large logits do."""
+    deep = copy.deepcopy(workload.model)
+    with torch.no_grad():
+        deep.transformer.ln_f.weight *= 300
+    prompts, tokens = workload.prompts, beams[0][0].tokens
+    exact = score(deep, prompts[0], tokens)
+    off = share * abs(score(copy.deepcopy(deep).bfloat16(), prompts[0], tokens) - exact)
+    assert off > 1.0, "the usual bound would do"
+    reference, found = [[Beam(tokens, exact)]], [[Beam(tokens, exact + off)]]
+    case = replace(CASE, prompts=1, beam_width=1)
+    problems = compare(ENGINES["bgrpo-bf16"], case, deep, prompts[:1], reference, found).problems
+    assert (problems == []) == accepted
 
 
 def test_beams_with_equal_scores_may_be_others(workload: Workload, beams: Groups) -> None:
