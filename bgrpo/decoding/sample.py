@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bgrpo.decoding.slots import NO_TOKEN, RowLogits, Rows, Slots, goes_on
 from bgrpo.decoding.token_mask import ForbiddenTokens
@@ -22,9 +23,46 @@ def uniform_streams(seeds: Sequence[int], samples: int, steps: int) -> Tensor:
     return torch.from_numpy(np.stack(streams))
 
 
-def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> Tensor:
-    """The tokens where the cumulative distribution passes the uniform numbers (inverse-CDF sampling, in fp64)."""
-    return _pass(_tempered(logits_RV, temperature).softmax(-1), uniforms_R)
+_BLOCK = 256
+_FEW_TOKENS = 1024  # vocabularies up to here are passed through at once
+_BELOW_ONE = 1 - 2.0**-52
+
+
+def draw_tokens(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The tokens where the cumulative distribution passes the uniform numbers (inverse-CDF sampling), and their
+    log-probabilities (fp32); a token that is drawn has a probability above 0.
+
+    Sums are fp64. Of a large vocabulary the sums of blocks are passed first, then the one block's tokens: a tenth of
+    the time of fp64 probabilities of all.
+    """
+    if logits_RV.shape[1] > _FEW_TOKENS:
+        return _draw_by_blocks(logits_RV, uniforms_R, temperature)
+    probabilities_RV = _tempered(logits_RV, temperature).softmax(-1)
+    drawn_R = _pass(probabilities_RV, uniforms_R)
+    return drawn_R, probabilities_RV.gather(1, drawn_R[:, None]).squeeze(1).log().float()
+
+
+def _draw_by_blocks(logits_RV: Tensor, uniforms_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Shape letters: N blocks of B tokens; clamps keep places in range where logits are not numbers."""
+    (rows, vocabulary), blocks = logits_RV.shape, -(-logits_RV.shape[1] // _BLOCK)
+    largest_R1 = logits_RV.amax(-1, keepdim=True)
+    weights_RV = logits_RV - largest_R1
+    if temperature != 1:
+        weights_RV /= temperature
+    weights_RV = functional.pad(weights_RV.exp_(), (0, blocks * _BLOCK - vocabulary))
+    sums_RN = weights_RV.view(rows, blocks, _BLOCK).sum(-1, dtype=torch.float64)
+    passed_RN = sums_RN.cumsum(-1)
+    total_R1 = passed_RN[:, -1:]
+    wanted_R1 = torch.minimum(uniforms_R[:, None] * total_R1, total_R1 * _BELOW_ONE)
+    block_R1 = torch.searchsorted(passed_RN, wanted_R1, right=True).clamp_(max=blocks - 1)
+    within_R1 = wanted_R1 - (passed_RN - sums_RN).gather(1, block_R1)
+    places_RB = block_R1 * _BLOCK + torch.arange(_BLOCK, device=logits_RV.device)
+    passed_RB = weights_RV.gather(1, places_RB).double().cumsum(-1)
+    within_R1 = torch.minimum(within_R1.clamp_(min=0), passed_RB[:, -1:] * _BELOW_ONE)
+    drawn_R1 = block_R1 * _BLOCK + torch.searchsorted(passed_RB, within_R1, right=True)
+    drawn_R1.clamp_(max=vocabulary - 1)
+    logps_R1 = (logits_RV.gather(1, drawn_R1) - largest_R1).double() / temperature - total_R1.log()
+    return drawn_R1.squeeze(1), logps_R1.squeeze(1).float()
 
 
 def _tempered(logits_RV: Tensor, temperature: float) -> Tensor:
@@ -85,10 +123,7 @@ class SampleChooser:
         """Tokens, and their log-probabilities in the whole distribution."""
 
         def draw(logits_RV: Tensor, piece: slice) -> tuple[Tensor, Tensor]:
-            probabilities_RV = _tempered(logits_RV, self._temperature).softmax(-1)
-            drawn_R = _pass(probabilities_RV, uniforms_R[piece])
-            # a token that is drawn has a probability above 0
-            return drawn_R, probabilities_RV.gather(1, drawn_R[:, None]).squeeze(1).log().float()
+            return draw_tokens(logits_RV, uniforms_R[piece], self._temperature)
 
         drawn_R, logps_R = logits.map(draw, len(rows.flat_R))
         return drawn_R, logps_R

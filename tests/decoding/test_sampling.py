@@ -137,7 +137,7 @@ def test_only_possible_tokens_are_drawn_where_the_cumulative_passes(
     logits: np.ndarray, impossible: set[int], uniforms: np.ndarray, temperature: float
 ) -> None:
     logits[..., list(impossible)] = -np.inf
-    drawn = draw_tokens(torch.from_numpy(logits), torch.from_numpy(uniforms), temperature)
+    drawn, _ = draw_tokens(torch.from_numpy(logits), torch.from_numpy(uniforms), temperature)
     for row in range(2):
         token = int(drawn[row])
         tempered = logits[row].astype(np.float64) / temperature
@@ -146,6 +146,43 @@ def test_only_possible_tokens_are_drawn_where_the_cumulative_passes(
         assert token not in impossible or uniforms[row] > 1 - 1e-12
         assert weights[:token].sum() <= uniforms[row] + 1e-12
         assert weights[: token + 1].sum() >= uniforms[row] - 1e-12
+
+
+@settings(deadline=None)
+@given(
+    vocabulary=st.integers(1025, 3000),
+    seed=st.integers(0, 10**6),
+    spread=st.sampled_from([0.0, 1.0, 30.0, 1e4]),
+    temperature=st.sampled_from([1.0, 0.01, 7.0]),
+    forbidden=st.sampled_from([0.0, 0.3, 0.999]),
+)
+def test_a_large_vocabulary_is_passed_block_by_block_to_the_same_tokens(
+    vocabulary: int, seed: int, spread: float, temperature: float, forbidden: float
+) -> None:
+    """Whole blocks may be impossible; the ends of [0, 1) too, in fp32 logits as a model gives them."""
+    draw = np.random.default_rng(seed)
+    logits = (draw.standard_normal((6, vocabulary)) * spread).astype(np.float32)
+    logits[draw.random((6, vocabulary)) < forbidden] = -np.inf
+    logits[:, draw.integers(vocabulary)] = 0.0
+    uniforms = np.array([0.0, 1 - 2.0**-53, *draw.random(4)])
+    drawn, logps = draw_tokens(torch.from_numpy(logits), torch.from_numpy(uniforms), temperature)
+    tempered = logits.astype(np.float64) / temperature
+    exact = tempered - tempered.max(1, keepdims=True)
+    exact -= np.log(np.exp(exact).sum(1, keepdims=True))
+    for row, token in enumerate(drawn.tolist()):
+        assert logps[row].item() == pytest.approx(exact[row, token], rel=1e-6, abs=2e-6)
+        assert exact[row, token] > -np.inf
+        weights = np.exp(exact[row])
+        assert weights[:token].sum() <= uniforms[row] + 1e-6 and weights[: token + 1].sum() >= uniforms[row] - 1e-6
+
+
+def test_logits_of_a_large_vocabulary_that_are_not_numbers_give_no_numbers() -> None:
+    for bad in (math.nan, math.inf):
+        logits = torch.zeros(2, 1500)
+        logits[1, 700] = bad
+        drawn, logps = draw_tokens(logits, torch.tensor([0.5, 0.5], dtype=torch.float64), 1.0)
+        assert int(drawn.min()) >= 0 and int(drawn.max()) < 1500
+        assert logps[0].item() == pytest.approx(-math.log(1500)) and logps[1].isnan()
 
 
 def test_any_of_several_end_tokens_ends_a_sample() -> None:
