@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bgrpo.errors import UserError, brief
-from bgrpo.files import read_file
+from bgrpo.files import read_file, unseal
 from bgrpo.scoring.failed_checks import DETAILS
 
 LARGEST = 1e18
@@ -18,10 +18,10 @@ def parse_step(line: str | bytes) -> dict[str, Any] | None:
     """One step's metrics; None for a damaged line.
 
     Each is a finite number or null, but for :data:`bgrpo.scoring.failed_checks.DETAILS`, which holds texts; ``step`` is
-    a whole number above 0.
+    a whole number above 0. Where the line has a checksum, see :func:`bgrpo.files.seal`, it must be right.
     """
     try:
-        record = json.loads(line)
+        record = json.loads(unseal(line))
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not all(map(_fits, record, record.values())):
@@ -33,7 +33,7 @@ def parse_step(line: str | bytes) -> dict[str, Any] | None:
 
 
 def read_steps_of(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The steps of a metrics file in the order of its lines, and how many lines are damaged.
+    """The steps of a metrics file in the order of its lines, and how many lines are damaged, or of a step that was.
 
     No steps where there is no file. A last line without line feed is still being written, or was cut off: left out.
 
@@ -46,8 +46,11 @@ def read_steps_of(path: Path) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {brief(error)}") from error
-    steps = [parse_step(line) for line in lines]
-    return [step for step in steps if step is not None], steps.count(None)
+    steps: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if (step := parse_step(line)) is not None:
+            steps.setdefault(step["step"], step)
+    return list(steps.values()), len(lines) - len(steps)
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import progress_bar
 from bgrpo.learning.learner_state import training_store
+from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.preparation import (
     Preparation,
     check_input,
@@ -42,6 +43,8 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
         with waiting("the newest checkpoint to be checked, byte by byte"):
             newest = training_store(config, folder).latest(lambda line: say(console, line))
         say_begins_again(folder, newest, console)
+        if newest is not None:
+            _tell_missing_steps(folder, CheckpointStore.step_of(newest), console)
         steps = folder.load_config(TrainConfig).steps
         if config.steps != steps and config.learner.schedule != "constant":
             say(
@@ -51,6 +54,16 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
             )
         folder.resume(config)
         yield config, folder, prepared
+
+
+def _tell_missing_steps(folder: RunFolder, made: int, console: Console) -> None:
+    """Every step has a line in the metrics before its checkpoint is there."""
+    if missing := sorted(set(range(1, made + 1)) - {line["step"] for line in folder.metrics()}):
+        say(
+            console,
+            f"{folder.metrics_path}: lacks {len(missing):,} of {made:,} steps, the first is step {missing[0]}: curves "
+            f"and reports do without them; the policy is not touched",
+        )
 
 
 @contextmanager
