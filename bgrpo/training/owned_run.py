@@ -44,7 +44,7 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
             newest = training_store(config, folder).latest(lambda line: say(console, line))
         say_begins_again(folder, newest, console)
         if newest is not None:
-            _tell_missing_steps(folder, CheckpointStore.step_of(newest), console)
+            tell_missing_steps(folder, CheckpointStore.step_of(newest), console)
         steps = folder.load_config(TrainConfig).steps
         if config.steps != steps and config.learner.schedule != "constant":
             say(
@@ -56,7 +56,7 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
         yield config, folder, prepared
 
 
-def _tell_missing_steps(folder: RunFolder, made: int, console: Console) -> None:
+def tell_missing_steps(folder: RunFolder, made: int, console: Console) -> None:
     """Every step has a line in the metrics before its checkpoint is there."""
     if missing := sorted(set(range(1, made + 1)) - {line["step"] for line in folder.metrics()}):
         say(
