@@ -41,9 +41,6 @@ ANSWER_S = 10.0
 DATABASE_RETRIES = 3
 """MLflow waits twice as long each time, about a second in all; its own ten are 101 s."""
 
-DAMAGE = (sqlite3.Error, OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What a damaged store makes of MLflow's libraries, beside their own errors: names that are no text, missing rows."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -104,8 +101,7 @@ class Tracker:
         uri = tracking_uri(config, run_dir)
         _prepare_mlflow()
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+        from sqlalchemy.exc import NoSuchModuleError
 
         try:
             file = _sqlite_file(uri)
@@ -124,7 +120,7 @@ class Tracker:
                 f"tracking.uri={redact_credentials(uri)}: its database driver is not installed ({error}); install it, "
                 f"or give the address of an MLflow server"
             ) from error
-        except (MlflowException, SQLAlchemyError, *DAMAGE) as error:
+        except Exception as error:  # noqa: BLE001 a damaged store makes anything of MLflow's libraries
             if new_file is not None:
                 new_file.unlink(missing_ok=True)  # half a store would be in the way of every later run
             tracker._warn(error, uri, "this run is not recorded there")
@@ -189,12 +185,9 @@ class Tracker:
         """Call a method of the client for this run; False when the store failed, which then rests."""
         if self._client is None:
             return True
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
             getattr(self._client, method)(self.run_id, *arguments, **named)
-        except (MlflowException, SQLAlchemyError, *DAMAGE) as error:
+        except Exception as error:  # noqa: BLE001 as in start
             self._warn(error, self._client.tracking_uri, "it is tried again every minute")
             self._rest_until = self._clock() + RETRY_S
             return False

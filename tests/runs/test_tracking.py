@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shlex
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -327,6 +328,65 @@ def test_a_database_whose_names_are_no_text_does_not_stop_the_run(
     assert _start(tmp_path).run_id is None
     (record,) = [record for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
     assert "this run is not recorded there" in record.getMessage()
+
+
+WRONG_STORES = [
+    "insert into alembic_version values ('bd07f7e963c5')",
+    "update alembic_version set version_num = 'ffffffffffff'",
+    "delete from alembic_version",
+    "drop table runs",
+    "update experiments set artifact_location = 's3://nope/x'",
+    "drop table latest_metrics",
+    "update experiments set artifact_location = 'foo://bar'",
+    "create trigger x before insert on runs begin select raise(abort, 'no'); end",
+    "create trigger x before insert on metrics begin select raise(abort, 'no'); end",
+    "create trigger x before update on runs begin select raise(abort, 'no'); end",
+]
+
+
+@pytest.mark.parametrize("statement", WRONG_STORES)
+def test_a_store_with_something_wrong_in_it_costs_a_warning(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, statement: str
+) -> None:
+    shutil.copy(run_dir / "mlflow.db", tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute(statement)
+        database.commit()
+    tracker = _start(tmp_path, {"a": 1})
+    tracker.log(1, {"kl": 0.5})
+    tracker.artifact(tmp_path / "mlflow.db")
+    tracker.finish("FINISHED")
+    told = [record.getMessage() for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
+    assert "training goes on" in told[0] and all("\n" not in line for line in told)
+
+
+class UnknownError(Exception):
+    """As a library of MLflow's libraries may raise."""
+
+
+@pytest.mark.parametrize(
+    "error", [UnknownError("odd\nvalue"), RuntimeError(), RecursionError("deep"), AssertionError()]
+)
+@pytest.mark.parametrize(
+    "method", ["get_experiment_by_name", "create_run", "log_batch", "log_artifact", "set_terminated"]
+)
+def test_whatever_mlflow_raises_does_not_stop_the_run(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    method: str, error: Exception,
+) -> None:  # fmt: skip
+    from mlflow import MlflowClient
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    shutil.copy(run_dir / "mlflow.db", tmp_path)
+    monkeypatch.setattr(MlflowClient, method, fail)
+    tracker = _start(tmp_path, {"a": 1})
+    tracker.log(1, {"kl": 0.5})
+    tracker.artifact(tmp_path / "mlflow.db")
+    tracker.finish("FINISHED")
+    told = [record.getMessage() for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
+    assert "training goes on" in told[0] and all("\n" not in line for line in told)
 
 
 def test_a_file_that_is_no_database_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
