@@ -18,8 +18,8 @@ from bgrpo.policies.adapter import linear_layers, sizes
 from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.lora import adapted_layers, check_alike, check_exact
-from bgrpo.runs.further_trackers import check_installed
 from bgrpo.runs.kept_policies import refuse_changed
+from bgrpo.runs.mlflow_tracking import check_tracking
 from bgrpo.runs.prompt_lengths import fit_prompts
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
@@ -70,7 +70,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     Raises:
         UserError: what is wrong, where, and what would be right.
     """
-    check_installed(config.tracking.also)
+    check_tracking(config.tracking, config.run.dir)
     if config.learner.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise UserError(
             "learner.optimizer=adamw_8bit: bitsandbytes is not installed here: pip install bitsandbytes, or take "

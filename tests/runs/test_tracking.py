@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from bgrpo.config import TrackingSection, load_config
 from bgrpo.errors import UserError
 from bgrpo.runs import mlflow_tracking
-from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri, valid_name
+from bgrpo.runs.mlflow_tracking import Tracker, check_tracking, open_command, tracking_uri, valid_name
 
 SECTION = load_config(TrackingSection, None)
 
@@ -416,6 +416,33 @@ def test_an_unknown_kind_of_store_is_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(UserError, match=r"uri.*expected") as refusal:
         tracking_uri(load_config(TrackingSection, None, [f"uri={uri!r}"]), tmp_path)
     assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://", "names no server"),
+        ("https:///x", "names no server"),
+        ("http://[::1", "is no URI"),
+        ("http://me:hunter2@127.0.0.1:port", "is no URI"),
+        ("http://127.0.0.1:70000", "is no URI"),
+        ("postgresql://[::1/x", "is no URI"),
+        ("sqlite+nope:///x.db", "driver is not installed"),
+        ("mssql://me:hunter2@127.0.0.1/x", "driver is not installed"),
+        ("postgresql://127.0.0.1:port/x", "is no URI"),
+        ("file:///tmp/x", "expected a URI"),
+    ],
+)
+def test_what_can_be_no_store_is_refused_before_a_run_begins(tmp_path: Path, uri: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^tracking\.uri=.*{message}") as refusal:
+        check_tracking(load_config(TrackingSection, None, [f"uri={uri!r}"]), tmp_path)
+    assert "hunter2" not in str(refusal.value) and list(tmp_path.iterdir()) == []
+    check_tracking(load_config(TrackingSection, None, [f"uri={uri!r}", "enabled=false"]), tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["http://[::1]:5000", "https://host/x?y=1", "databricks", "sqlite:///x.db", "null"])
+def test_what_can_be_a_store_passes(tmp_path: Path, uri: str) -> None:
+    check_tracking(load_config(TrackingSection, None, [f"uri={uri}"]), tmp_path)
 
 
 def test_passwords_in_parameters_are_not_recorded(run_dir: Path) -> None:
