@@ -119,7 +119,8 @@ class Tracker:
             raise _no_driver(uri, error) from error
         except Exception as error:  # noqa: BLE001 a damaged store makes anything of MLflow's libraries
             if new_file is not None:
-                new_file.unlink(missing_ok=True)  # half a store would be in the way of every later run
+                with contextlib.suppress(OSError, ValueError):  # half a store would be in the way of every later run
+                    new_file.unlink(missing_ok=True)
             tracker._warn(error, uri, "this run is not recorded there")
             return tracker
         tracker._client, tracker.run_id = client, run_id
@@ -221,7 +222,10 @@ def check_tracking(config: TrackingSection, run_dir: Path | str) -> None:
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
     try:
-        make_url(uri).get_dialect().import_dbapi()
+        url = make_url(uri)
+        url.get_dialect().import_dbapi()
+        if "\0" in (url.database or ""):
+            raise ValueError("embedded null byte")
     except (ImportError, NoSuchModuleError) as error:
         raise _no_driver(uri, error) from error
     except (SQLAlchemyError, ValueError) as error:

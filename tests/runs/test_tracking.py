@@ -389,6 +389,12 @@ def test_whatever_mlflow_raises_does_not_stop_the_run(
     assert "training goes on" in told[0] and all("\n" not in line for line in told)
 
 
+def test_a_name_that_no_file_can_have_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    section = load_config(TrackingSection, None, ["uri='sqlite:///%00.db'"])
+    assert Tracker.start(section, tmp_path, "r", {}).run_id is None
+    assert "not recorded" in caplog.text
+
+
 def test_a_file_that_is_no_database_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "mlflow.db").write_text("no database " * 1000)
     assert Tracker.start(SECTION, tmp_path, "r", {}).run_id is None
@@ -430,6 +436,7 @@ def test_an_unknown_kind_of_store_is_refused(tmp_path: Path, uri: str) -> None:
         ("sqlite+nope:///x.db", "driver is not installed"),
         ("mssql://me:hunter2@127.0.0.1/x", "driver is not installed"),
         ("postgresql://127.0.0.1:port/x", "is no URI"),
+        ("sqlite:///%00.db", "is no URI"),
         ("file:///tmp/x", "expected a URI"),
     ],
 )
