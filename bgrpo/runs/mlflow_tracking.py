@@ -252,13 +252,19 @@ def tracking_uri(config: TrackingSection, run_dir: Path | str) -> str:
         return URL.create("sqlite", database=path).render_as_string(hide_password=False)
     try:
         parts = urlsplit(config.uri)
-        has_place = parts.scheme not in ("http", "https") or (parts.hostname and (parts.port or True))
+        is_server, is_file = parts.scheme in ("http", "https"), parts.scheme.partition("+")[0] == "sqlite"
+        has_server = not is_server or (parts.hostname and (parts.port or True))
     except ValueError as error:  # a bracket of an IPv6 address that is not closed, a port that is no number
         raise UserError(f"tracking.uri={redact_credentials(config.uri)}: is no URI ({error})") from error
-    if not has_place:
+    if not has_server:
         raise UserError(
             f"tracking.uri={redact_credentials(config.uri)}: names no server; expected for example "
             f"http://127.0.0.1:5000"
+        )
+    if is_file and parts.path in ("", "/", "/:memory:"):
+        raise UserError(
+            f"tracking.uri={config.uri}: names no file, so nothing would be kept; expected for example "
+            f"sqlite:///mlflow.db, or tracking.enabled=false"
         )
     if parts.scheme.partition("+")[0] not in SCHEMES and config.uri != "databricks":
         raise UserError(

@@ -437,6 +437,7 @@ def test_an_unknown_kind_of_store_is_refused(tmp_path: Path, uri: str) -> None:
         ("mssql://me:hunter2@127.0.0.1/x", "driver is not installed"),
         ("postgresql://127.0.0.1:port/x", "is no URI"),
         ("sqlite:///%00.db", "is no URI"),
+        *((uri, "names no file") for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://")),
         ("file:///tmp/x", "expected a URI"),
     ],
 )
