@@ -33,9 +33,10 @@ def parse_step(line: str | bytes) -> dict[str, Any] | None:
 
 
 def read_steps_of(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The steps of a metrics file in the order of its lines, and how many lines are damaged, or of a step that was.
+    """The steps of a metrics file in the order of its lines, and how many lines are damaged.
 
-    No steps where there is no file. A last line without line feed is still being written, or was cut off: left out.
+    Of several lines of one step the last counts. No steps where there is no file. A last line without line feed is
+    still being written, or was cut off: left out.
 
     Raises:
         UserError: the file cannot be read.
@@ -46,11 +47,8 @@ def read_steps_of(path: Path) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {brief(error)}") from error
-    steps: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        if (step := parse_step(line)) is not None:
-            steps.setdefault(step["step"], step)
-    return list(steps.values()), len(lines) - len(steps)
+    parsed = [parse_step(line) for line in lines]
+    return list({step["step"]: step for step in parsed if step is not None}.values()), parsed.count(None)
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -11,6 +11,7 @@ from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import progress_bar
 from bgrpo.learning.learner_state import training_store
 from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.missing_steps import missing_steps
 from bgrpo.runs.preparation import (
     Preparation,
     check_input,
@@ -43,8 +44,8 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
         with waiting("the newest checkpoint to be checked, byte by byte"):
             newest = training_store(config, folder).latest(lambda line: say(console, line))
         say_begins_again(folder, newest, console)
-        if newest is not None:
-            tell_missing_steps(folder, CheckpointStore.step_of(newest), console)
+        if newest is not None and (line := missing_steps(folder, CheckpointStore.step_of(newest))):
+            say(console, line)
         steps = folder.load_config(TrainConfig).steps
         if config.steps != steps and config.learner.schedule != "constant":
             say(
@@ -54,16 +55,6 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
             )
         folder.resume(config)
         yield config, folder, prepared
-
-
-def tell_missing_steps(folder: RunFolder, made: int, console: Console) -> None:
-    """Every step has a line in the metrics before its checkpoint is there."""
-    if missing := sorted(set(range(1, made + 1)) - {line["step"] for line in folder.metrics()}):
-        say(
-            console,
-            f"{folder.metrics_path}: lacks {len(missing):,} of {made:,} steps, the first is step {missing[0]}: curves "
-            f"and reports do without them; the policy is not touched",
-        )
 
 
 @contextmanager

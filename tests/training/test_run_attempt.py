@@ -15,7 +15,6 @@ from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
 from bgrpo.runs.stopping import SAVE_S, StopSignals
-from bgrpo.training.owned_run import tell_missing_steps
 from bgrpo.training.run_attempt import JOB_SAVE_S, STOP_FILE, ask_learners_to_stop, new_run, recorded_attempt
 
 
@@ -129,13 +128,3 @@ def test_the_folder_of_a_resume_that_was_quicker_is_left_alone(tmp_path: Path, m
         with pytest.raises(UserError, match=r"^run x belongs to process"), new_run(run, None, lambda folder: None):
             pass
         assert (tmp_path / "x" / "run.json").exists()
-
-
-def test_steps_without_a_line_in_the_metrics_are_told(made: RunFolder) -> None:
-    """The file was emptied, or lines of it are damaged: curves would have a gap in silence."""
-    for step in (1, 2, 5):
-        made.append_metrics(step, {"reward_mean": 0.5})
-    for steps, told in ((2, ""), (5, "lacks 2 of 5 steps, the first is step 3:")):
-        text = io.StringIO()
-        tell_missing_steps(made, steps, Console(file=text, width=999))
-        assert told in text.getvalue() and bool(told) == bool(text.getvalue())
