@@ -105,13 +105,13 @@ def representation(value: object, limit: int = 60) -> str:
         return f"a {type(value).__name__}"
 
 
-def summary(error: BaseException, hidden: str = "") -> str:
-    """One line that says what was raised and where; places in the file ``hidden`` and in importlib say nothing."""
+def summary(error: BaseException, *hidden: str) -> str:
+    """One line that says what was raised and where; places in the files ``hidden`` and in importlib say nothing."""
     try:
         lines = str(error).splitlines() or [""]
     except Exception as failure:  # noqa: BLE001 a user's exception may be anything
         lines = [f"(its text cannot be made: {type(failure).__name__})"]
     every = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in every if frame.filename != hidden and "importlib" not in frame.filename]
+    frames = [frame for frame in every if frame.filename not in hidden and "importlib" not in frame.filename]
     where = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
     return f"{type(error).__name__}: {one_line(lines[0], MAX_SUMMARY)}{where}"

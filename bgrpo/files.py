@@ -7,8 +7,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -18,6 +20,9 @@ from bgrpo.errors import UserError, one_line
 
 UNFINISHED = ".writing-"
 """Names of what is being written start so, and of what a killed writer left."""
+
+SEAL = "crc32"
+_SEALED = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\s*\Z')
 
 NOT_A_FILE = "Is a pipe, socket or device"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -92,19 +97,61 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def seal(text: str) -> str:
+    """The text of a JSON object with a checksum of it as its last key: whatever changes it later is noticed.
+
+    Files and lines of files that are only read again, and whose numbers all look alike, are written so.
+    """
+    body = text.rstrip().removesuffix("}")
+    return f'{body}, "{SEAL}": "{zlib.crc32(body.encode()):08x}"}}'
+
+
+def unseal(text: str | bytes) -> bytes:
+    """What :func:`seal` was given; a text without checksum, as an earlier bgrpo wrote, is as it is.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if not (found := _SEALED.search(content)):
+        return content
+    body = content[: found.start()]
+    if zlib.crc32(body) != int(found[1], 16):
+        raise ValueError(f"it is not what was written: its checksum differs (if the change was meant, remove {SEAL})")
+    return body + b"}"
+
+
 def open_file(path: Path) -> BufferedReader:
     """A file to read. What stands in its place may be anything, and is not waited for.
 
     Raises:
         OSError: it is absent, cannot be read, or a folder, pipe, socket or device.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+    return os.fdopen(_opened(path, os.O_RDONLY), "rb")
+
+
+def open_to_append(path: Path) -> TextIO:
+    """A text file to add to, made where there is none; see :func:`open_file`.
+
+    Raises:
+        OSError: it cannot be written, or is a folder, pipe, socket or device.
+    """
+    return os.fdopen(_opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
+
+
+def _opened(path: Path, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # opening a pipe would wait for its other end
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a pipe that nobody reads
+            raise OSError(errno.EINVAL, NOT_A_FILE, str(path)) from None
+        raise
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, "Is a directory" if stat.S_ISDIR(mode) else NOT_A_FILE, str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_file(path: Path) -> bytes:

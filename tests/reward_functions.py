@@ -147,6 +147,25 @@ def never_differs(prompt: str, completion: str) -> float:
     return 1.0
 
 
+def applies_to_others(prompt: str, completion: str, answer: str | None) -> float | None:
+    """None for the known answer alone."""
+    return None if completion == answer else 0.5
+
+
+class Unmade:
+    """A class in the place of a function: called with a prompt and a completion, it takes neither."""
+
+
+def of_the_prompt(prompt: str) -> float:
+    """Takes no completion."""
+    return 1.0
+
+
+def one_for_all(prompts: list[str], completions: list[str]) -> list[float]:
+    """One value, whatever the number of completions."""
+    return [1.0]
+
+
 def applies_now_and_then(prompts: list[str], completions: list[str], **columns: object) -> list[float | None]:
     """Only to prompts that end so, of which the first is none."""
     return [1.0 if prompt.endswith("7") else None for prompt in prompts]

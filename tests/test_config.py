@@ -421,3 +421,20 @@ def test_each_algorithm_brings_its_defaults(algorithm: str, mode: str, reward: s
     assert (config.decode_mode, config.reward_kind, config.advantage_kind) == (mode, reward, advantage)
     explicit = load_config(TrainConfig, None, ["reward.kind=simple", "advantage.kind=batch", "reward.wrong_reward=-1"])
     assert (explicit.reward_kind, explicit.advantage_kind, explicit.reward.wrong_reward) == ("simple", "batch", -1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["stpes=2"], "command line: unknown key 'stpes'; did you mean 'steps'"),
+        (["rollout.temperature=hot"], "command line: rollout.temperature='hot'"),
+        (["rollout={group_sise: 3}"], "command line: unknown key 'rollout.group_sise'"),
+        ([], "mine.yaml: seed=-1"),
+        (["stpes=2"], "mine.yaml: "),
+    ],
+)
+def test_a_mistake_is_told_where_it_was_made(tmp_path: Path, overrides: list[str], told: str) -> None:
+    (tmp_path / "mine.yaml").write_text("seed: -1" if told.startswith("mine") else "seed: 1")
+    with pytest.raises(UserError) as refusal:
+        load_config(TrainConfig, str(tmp_path / "mine.yaml"), overrides)
+    assert told in str(refusal.value) and str(refusal.value).startswith(("command line", str(tmp_path)))

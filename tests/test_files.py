@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from bgrpo.errors import UserError
-from bgrpo.files import UNFINISHED, atomic_file, atomic_path, check_target, write_atomically
+from bgrpo.files import (
+    UNFINISHED,
+    atomic_file,
+    atomic_path,
+    check_target,
+    open_file,
+    open_to_append,
+    parse_object,
+    seal,
+    unseal,
+    write_atomically,
+)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,3 +148,58 @@ def test_targets_that_cannot_be_written_are_refused_beforehand(tmp_path: Path) -
     assert (tmp_path / "made" / "too").is_dir()
     with pytest.raises(UserError, match="cannot be written"):
         check_target(Path("/proc/file"), "--out")
+
+
+SEALED = [
+    '{"step": 1}',
+    '{"a": [1.5, null, "x"], "b": {"crc32": "0"}}',
+    '{\n "status": "ran"\n}\n',
+    '{"t": "é\U0001f600"}',
+]
+
+
+@pytest.mark.parametrize("text", SEALED)
+def test_whatever_changes_a_sealed_text_is_noticed(text: str) -> None:
+    """No flipped bit, cut or insertion gives another object."""
+    tree = parse_object(text)
+    sealed = seal(text).encode()
+    assert parse_object(unseal(sealed)) == tree and parse_object(sealed).keys() == tree.keys() | {"crc32"}
+    assert parse_object(unseal(text)) == tree, "without a checksum, as before"
+    flipped = [
+        sealed[:place] + bytes([sealed[place] ^ 1 << bit]) + sealed[place + 1 :]
+        for place in range(len(sealed))
+        for bit in range(8)
+    ]
+    cut = [sealed[:place] for place in range(len(sealed))]
+    put_in = [sealed[:place] + b"1" + sealed[place:] for place in range(len(sealed) + 1)]
+    for damaged in (*flipped, *cut, *put_in):
+        try:
+            found = parse_object(unseal(damaged))
+        except ValueError:
+            continue
+        known = {key: value for key, value in found.items() if key in tree}
+        assert known == tree, f"{damaged!r} was taken for another object"
+
+
+@pytest.mark.parametrize("instead", ["folder", "pipe", "link to a device", "socket"])
+def test_what_stands_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, instead: str) -> None:
+    path = tmp_path / "file"
+    if instead == "folder":
+        path.mkdir()
+    elif instead == "pipe":
+        os.mkfifo(path)
+    elif instead == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        path.symlink_to("/dev/zero")
+    for opened in (open_file, open_to_append):
+        with pytest.raises(OSError, match="Is a"):
+            opened(path)
+
+
+def test_a_file_to_append_to_is_made_and_kept(tmp_path: Path) -> None:
+    for text in ("one\n", "two\n"):
+        with open_to_append(tmp_path / "log") as file:
+            file.write(text)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"

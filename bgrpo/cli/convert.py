@@ -12,7 +12,8 @@ from typing import Any
 from bgrpo.display.terminal import progress_bar
 from bgrpo.errors import UserError
 from bgrpo.files import check_target
-from bgrpo.runs.checkpoints import MARKER
+from bgrpo.runs.checkpoints import find_damage
+from bgrpo.runs.kept_policies import refuse_changed
 from bgrpo.tasks.base import Task, ability
 
 FOREIGN = (".pt", ".pth", ".safetensors")
@@ -75,6 +76,7 @@ def _export(task: Task, source: Path, out: Path, runs: Path, overwrite: bool) ->
     if (source / "config.json").is_file():
         if out.suffix.lower() != WRITTEN:
             raise UserError(f"--out {out}: a policy's folder becomes a file: give a name that ends with {WRITTEN}")
+        refuse_changed(source)
         targets = {source: out}
     else:
         found = dict(_policies_of(_run_folder(source, runs)))
@@ -105,9 +107,10 @@ def _run_folder(source: Path, runs: Path) -> Path:
 def _policies_of(run: Path) -> Iterator[tuple[str, Path]]:
     """``step-00000050`` … of the complete checkpoints, then ``policy``, with their folders."""
     for checkpoint in sorted((run / "checkpoints").glob("step-*")):
-        if (checkpoint / MARKER).is_file() and (checkpoint / "policy" / "config.json").is_file():
-            yield checkpoint.name, checkpoint / "policy"
+        if damage := find_damage(checkpoint, ["policy/config.json"]):
+            print(f"note: {checkpoint}: is no complete checkpoint ({damage}), and left out", file=sys.stderr)
         else:
-            print(f"note: {checkpoint}: is no complete checkpoint, and left out", file=sys.stderr)
+            yield checkpoint.name, checkpoint / "policy"
     if (run / "policy" / "config.json").is_file():
+        refuse_changed(run / "policy")
         yield "policy", run / "policy"

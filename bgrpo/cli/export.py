@@ -22,11 +22,13 @@ def export_policy(name: str, runs: Path, out: Path, merge: bool) -> int:
     from bgrpo.learning.learner_state import policy_of_run
     from bgrpo.policies.io import check_target, load_policy, save_policy
     from bgrpo.policies.source import is_policy
+    from bgrpo.runs.kept_policies import refuse_changed
 
     folder = Path(name) if is_policy(Path(name)) else policy_of_run(RunFolder.open(runs, name))
     if os.path.realpath(out) == os.path.realpath(folder):  # links in a circle too
         raise UserError(f"--out {out}: is the policy itself; give another folder")
     check_target(out)
+    refuse_changed(folder)
     policy = load_policy(str(folder))
     adapter = None if merge else policy.adapter
     save_policy(policy.model, policy.tokenizer, out, adapter=adapter)

@@ -98,5 +98,5 @@ class Dashboard:
         except urllib.error.HTTPError as error:
             reason = error.read(200).decode("utf-8", "replace")
             raise DashboardError(f"{self._address}{path}: {error.code} {reason}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DashboardError(f"{self._address}{path}: {error}") from error

@@ -13,7 +13,7 @@ import psutil
 
 from bgrpo.cluster.private_ray import write_token
 from bgrpo.errors import UserError
-from bgrpo.files import write_atomically
+from bgrpo.files import parse_object, read_file, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class StateFolder:
             UserError: the file does not hold a state.
         """
         try:
-            return ClusterState(**json.loads(self._state_path.read_text("utf-8")))
+            return ClusterState(**parse_object(read_file(self._state_path)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

@@ -16,6 +16,7 @@ from bgrpo.config.problems import SPLITS, TaskSection
 from bgrpo.errors import UserError, one_line
 from bgrpo.settings.messages import explain, shown
 from bgrpo.settings.paths import expanded
+from bgrpo.settings.spelling import nearest
 from bgrpo.settings.strict_yaml import dump_yaml, read_yaml
 from bgrpo.settings.typed import UNKNOWN, alternatives, below, is_section, override_value, settle
 from bgrpo.settings.values import Section
@@ -52,14 +53,25 @@ def load_config(
     _choose_length(tree, [".".join(path) for path, _ in parsed])
     for key, value in parsed:
         _assign(tree, key, value)
-    return build_config(model, settle(tree, model, source), source)
+    typed = [path for path, _ in parsed[: len(overrides)]]
+    return build_config(model, settle(tree, model, source), source, typed if config is not None else ())
 
 
-def build_config(model: type[C], tree: dict[str, Any], source: str) -> C:
-    """Validate a plain dictionary; ``source`` names it in errors."""
+def build_config(model: type[C], tree: dict[str, Any], source: str, typed: Sequence[Sequence[str]] = ()) -> C:
+    """Validate a plain dictionary.
+
+    Args:
+        model: its class.
+        tree: the dictionary.
+        source: names it in errors.
+        typed: paths in it that came from the command line, which is named where all that is wrong is there.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
+        places = [tuple(map(str, item["loc"])) for item in error.errors(include_url=False)]
+        if all(any(place and place[: len(path)] == tuple(path) for path in typed) for place in places):
+            source = "command line"
         raise UserError(f"{source}: {explain(model, error)}") from None
 
 
@@ -150,7 +162,9 @@ def _find(config: str) -> Path:
     if is_file(shipped):
         return shipped
     names = sorted(path.stem for path in SHIPPED_CONFIGS.glob("*.yaml"))
-    raise UserError(f"--config {config}: no such file, and no shipped configuration of that name; shipped: {names}")
+    meant = nearest(Path(path).stem, names)
+    hint = f"; did you mean {meant!r}?" if meant else f"; shipped: {', '.join(names)}"
+    raise UserError(f"--config {config}: no such file, and no shipped configuration of that name{hint}")
 
 
 def _choose_length(tree: dict[str, Any], overridden: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from bgrpo.errors import UserError, reading
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.evaluation.metrics import Evaluation
-from bgrpo.files import readable_file
+from bgrpo.files import readable_file, seal, unseal, write_atomically
 
 _MOST_BYTES = 1 << 30
 
@@ -63,22 +63,22 @@ class EvaluationComparison:
         ]
 
     def save(self, path: Path) -> None:
-        """Write both evaluations and the table of means and intervals as JSON."""
+        """Write both evaluations and the table of means and intervals as JSON, with a checksum."""
         table = {
             row.metric: {key: list(value) for key, value in row._asdict().items() if key != "metric"}
             for row in self.rows()
         }
         tree = {"table": table, "seed": self.seed, "before": self.before.to_dict(), "after": self.after.to_dict()}
-        path.write_text(json.dumps(tree) + "\n", "utf-8")
+        write_atomically(path, seal(json.dumps(tree)) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """What :meth:`save` wrote.
 
         Raises:
-            UserError: missing or not such a file.
+            UserError: missing, or not such a file, or not as it was written.
         """
         with reading(f"{path}: not an evaluation of a run"):
-            tree = json.loads(readable_file(path, _MOST_BYTES).read_text("utf-8"))
+            tree = json.loads(unseal(readable_file(path, _MOST_BYTES).read_bytes()))
             seed = abs(int(tree["seed"])) % 2**32  # of the intervals
             return cls(Evaluation.from_dict(tree["before"]), Evaluation.from_dict(tree["after"]), seed)

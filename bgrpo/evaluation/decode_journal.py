@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from bgrpo.errors import UserError, one_line
 from bgrpo.evaluation.decoders import Decode, DecodeMode
-from bgrpo.files import NOT_A_FILE
+from bgrpo.files import NOT_A_FILE, parse_object, seal, unseal
 from bgrpo.groups import Completion, Verdict
 from bgrpo.tasks.base import Problem
 
@@ -69,11 +69,11 @@ class Journal:
             self._file.truncate()
             return None
         try:
-            tree = json.loads(line)
+            tree = parse_object(unseal(line))
             verdicts = [Verdict(**{**each, "cut": tuple(each.get("cut", ()))}) for each in tree["verdicts"]]
             groups = [[Completion([], [], True, "", verdicts[i]) for i in group] for group in tree["groups"]]
             same = tree["key"] == key
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{self._path}: is damaged ({one_line(str(error))}): remove it to begin anew") from error
         if not same:
             raise UserError(
@@ -116,15 +116,13 @@ def _check_head(file: BinaryIO, path: Path, of: dict[str, Any]) -> None:
     if not line.endswith(b"\n"):
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(of).encode() + b"\n")
+        file.write(seal(json.dumps(of)).encode() + b"\n")
         file.flush()
         return
     try:
-        there = json.loads(line)
+        there = parse_object(unseal(line))
     except ValueError:
-        there = None
-    if not isinstance(there, dict):
-        raise UserError(f"{path}: is no record of decoding: it is in the way; remove it")
+        raise UserError(f"{path}: is no record of decoding, or damaged: it is in the way; remove it") from None
     if changed := sorted(key for key in of.keys() | there.keys() if there.get(key) != of.get(key)):
         name = changed[0]
         raise UserError(
@@ -150,4 +148,4 @@ def _line(key: str, groups: Sequence[Sequence[Completion]]) -> bytes:
         ]
         rows.append([verdicts.setdefault(text, len(verdicts)) for text in texts])
     listed = ", ".join(verdicts)
-    return f'{{"key": "{key}", "verdicts": [{listed}], "groups": {json.dumps(rows)}}}\n'.encode()
+    return seal(f'{{"key": "{key}", "verdicts": [{listed}], "groups": {json.dumps(rows)}}}').encode() + b"\n"

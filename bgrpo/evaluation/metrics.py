@@ -40,7 +40,7 @@ from bgrpo.errors import UserError, reading
 from bgrpo.evaluation.decoders import Decode, DecodeMode
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.evaluation.ranks import first_correct, solved_within
-from bgrpo.files import readable_file
+from bgrpo.files import readable_file, seal, unseal, write_atomically
 from bgrpo.groups import Verdict
 from bgrpo.scoring.failed_checks import (
     describe_failures,
@@ -149,15 +149,19 @@ class Evaluation:
             raise ValueError("digest: expected a text")
         return found
 
+    def save(self, path: Path) -> None:
+        """Write a file of JSON, with a checksum."""
+        write_atomically(path, seal(json.dumps(self.to_dict())) + "\n")
+
     @classmethod
     def load(cls, path: Path) -> Self:
-        """What :meth:`to_dict` gave, from a file of JSON.
+        """What :meth:`save` wrote.
 
         Raises:
-            UserError: missing, or not such a file.
+            UserError: missing, or not such a file, or not as it was written.
         """
         with reading(f"{path}: not an evaluation"):
-            return cls.from_dict(json.loads(readable_file(path, _MOST_BYTES).read_bytes()))
+            return cls.from_dict(json.loads(unseal(readable_file(path, _MOST_BYTES).read_bytes())))
 
 
 @dataclass(frozen=True, slots=True)

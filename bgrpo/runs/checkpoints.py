@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ from bgrpo.files import UNFINISHED, atomic_path, parse_object, read_file, sha256
 
 MARKER = "COMPLETE.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_READ = re.compile(
+    r"([a-z][a-z0-9_-]*/)*[a-z][a-z0-9_-]*(\.safetensors\.index)?\.(json|jinja|safetensors|pt|pth|bin)", re.ASCII
+)
+"""Names that who reads a checkpoint or a policy looks for. Others, of desktops, editors and file systems, are read by
+nobody."""
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +220,8 @@ class CheckpointStore:
 def find_damage(path: Path, required: Sequence[str] = ()) -> str:
     """What is wrong with a checkpoint: the first file that is not as it was written; empty when none is.
 
-    Checkpoints of an earlier bgrpo hold no digests: their sizes are compared.
+    Checkpoints of an earlier bgrpo hold no digests: their sizes are compared. Files beside those that it was written
+    with (``.DS_Store``, ``config.json~``) do not matter, unless they have a name that is looked for.
 
     Args:
         path: of the checkpoint.
@@ -226,21 +232,39 @@ def find_damage(path: Path, required: Sequence[str] = ()) -> str:
         for name in required:
             if name not in files:
                 return f"{name} is not part of it"
-        there = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()} - {MARKER}
-        for name in sorted(there ^ files.keys()):
-            return f"{name} is {'missing' if name in files else 'not part of it'}"
-        for name, entry in files.items():
-            size = (path / name).stat().st_size
-            if size != _size(entry):
-                return f"{name} has {size} bytes, not {_size(entry)}"
-            if isinstance(entry, dict) and sha256(path / name) != entry["sha256"]:
-                return f"{name} is not what was written: its SHA-256 differs"
+        return find_change(path, files)
     except FileNotFoundError as error:
         return f"{Path(error.filename or MARKER).name} is missing"
     except OSError as error:
         return f"{Path(error.filename or MARKER).name} cannot be read: {error.strerror or error}"
     except ValueError as error:
         return str(error)
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file of a folder, by its path in there; see :func:`find_change`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+    }
+
+
+def find_change(folder: Path, files: Mapping[str, Any]) -> str:
+    """The first file that is not as :func:`describe_files` found it, or was put there since; empty without one.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()} - {MARKER}
+    for name in sorted(there ^ files.keys()):
+        if name in files or _READ.fullmatch(name):
+            return f"{name} is {'missing' if name in files else 'not part of it'}"
+    for name, entry in files.items():
+        size = (folder / name).stat().st_size
+        if size != _size(entry):
+            return f"{name} has {size} bytes, not {_size(entry)}"
+        if isinstance(entry, dict) and sha256(folder / name) != entry["sha256"]:
+            return f"{name} is not what was written: its SHA-256 differs"
     return ""
 
 
@@ -284,20 +308,22 @@ def _render(marker: dict[str, Any]) -> str:
 
 
 def _mark_complete(folder: Path, step: int, metrics: dict[str, float]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    marker = {
-        "step": step,
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in files
-        },
-        "metrics": metrics,
-    }
+    marker = {"step": step, "files": describe_files(folder), "metrics": metrics}
     (folder / MARKER).write_text(_render(marker), "utf-8")
 
 
 def _discard(path: Path) -> None:
-    """Delete a checkpoint, marker first, so that an interrupted deletion never looks complete."""
+    """Delete a checkpoint, marker first, so that an interrupted deletion never looks complete.
+
+    What cannot be deleted ends no run: network file systems keep a file that is still open, as ``.nfs…``.
+    """
+    try:
+        _delete(path)
+    except OSError as error:
+        logger.warning("%s: is not needed any more, and cannot be deleted (%s)", path, _reason(error))
+
+
+def _delete(path: Path) -> None:
     if path.is_symlink() or not path.is_dir():  # somebody put it there
         path.unlink()
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from bgrpo.errors import UserError, one_line
+from bgrpo.files import open_to_append
 from bgrpo.groups import ScoredGroup
 from bgrpo.runs.run_folder import RunFolder
 
@@ -39,7 +40,7 @@ class GroupLog:
             return
         self._run.check_owner()
         try:
-            with self._run.group_log_path.open("a", encoding="utf-8") as file:
+            with open_to_append(self._run.group_log_path) as file:
                 file.writelines(f"step {step} · {line}\n" for line in group_lines(groups[: self._groups], advantages))
         except OSError as error:
             raise UserError(

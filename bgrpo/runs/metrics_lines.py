@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bgrpo.errors import UserError, brief
-from bgrpo.files import read_file
+from bgrpo.files import read_file, unseal
 from bgrpo.scoring.failed_checks import DETAILS
 
 LARGEST = 1e18
@@ -18,10 +18,10 @@ def parse_step(line: str | bytes) -> dict[str, Any] | None:
     """One step's metrics; None for a damaged line.
 
     Each is a finite number or null, but for :data:`bgrpo.scoring.failed_checks.DETAILS`, which holds texts; ``step`` is
-    a whole number above 0.
+    a whole number above 0. Where the line has a checksum, see :func:`bgrpo.files.seal`, it must be right.
     """
     try:
-        record = json.loads(line)
+        record = json.loads(unseal(line))
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not all(map(_fits, record, record.values())):
@@ -35,7 +35,8 @@ def parse_step(line: str | bytes) -> dict[str, Any] | None:
 def read_steps_of(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The steps of a metrics file in the order of its lines, and how many lines are damaged.
 
-    No steps where there is no file. A last line without line feed is still being written, or was cut off: left out.
+    Of several lines of one step the last counts. No steps where there is no file. A last line without line feed is
+    still being written, or was cut off: left out.
 
     Raises:
         UserError: the file cannot be read.
@@ -46,8 +47,8 @@ def read_steps_of(path: Path) -> tuple[list[dict[str, Any]], int]:
         return [], 0
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {brief(error)}") from error
-    steps = [parse_step(line) for line in lines]
-    return [step for step in steps if step is not None], steps.count(None)
+    parsed = [parse_step(line) for line in lines]
+    return list({step["step"]: step for step in parsed if step is not None}.values()), parsed.count(None)
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from bgrpo.config import TrackingSection
-from bgrpo.errors import UserError
-from bgrpo.runs.further_trackers import FurtherTrackers
+from bgrpo.errors import UserError, brief
+from bgrpo.runs.further_trackers import FurtherTrackers, check_installed
 from bgrpo.runs.redaction import redact_credentials, redact_tree
 from bgrpo.waits import waiting
 
@@ -40,9 +40,6 @@ ANSWER_S = 10.0
 """Longest wait for an answer of a store."""
 DATABASE_RETRIES = 3
 """MLflow waits twice as long each time, about a second in all; its own ten are 101 s."""
-
-DAMAGE = (sqlite3.Error, OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What a damaged store makes of MLflow's libraries, beside their own errors: names that are no text, missing rows."""
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +101,7 @@ class Tracker:
         uri = tracking_uri(config, run_dir)
         _prepare_mlflow()
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+        from sqlalchemy.exc import NoSuchModuleError
 
         try:
             file = _sqlite_file(uri)
@@ -120,13 +116,11 @@ class Tracker:
             else:
                 client.update_run(run_id, status="RUNNING")
         except (ImportError, NoSuchModuleError) as error:
-            raise UserError(
-                f"tracking.uri={redact_credentials(uri)}: its database driver is not installed ({error}); install it, "
-                f"or give the address of an MLflow server"
-            ) from error
-        except (MlflowException, SQLAlchemyError, *DAMAGE) as error:
+            raise _no_driver(uri, error) from error
+        except Exception as error:  # noqa: BLE001 a damaged store makes anything of MLflow's libraries
             if new_file is not None:
-                new_file.unlink(missing_ok=True)  # half a store would be in the way of every later run
+                with contextlib.suppress(OSError, ValueError):  # half a store would be in the way of every later run
+                    new_file.unlink(missing_ok=True)
             tracker._warn(error, uri, "this run is not recorded there")
             return tracker
         tracker._client, tracker.run_id = client, run_id
@@ -189,12 +183,9 @@ class Tracker:
         """Call a method of the client for this run; False when the store failed, which then rests."""
         if self._client is None:
             return True
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
             getattr(self._client, method)(self.run_id, *arguments, **named)
-        except (MlflowException, SQLAlchemyError, *DAMAGE) as error:
+        except Exception as error:  # noqa: BLE001 as in start
             self._warn(error, self._client.tracking_uri, "it is tried again every minute")
             self._rest_until = self._clock() + RETRY_S
             return False
@@ -214,19 +205,68 @@ class Tracker:
         )
 
 
+def check_tracking(config: TrackingSection, run_dir: Path | str) -> None:
+    """What can be known before a run begins of where it is to be recorded; no store is opened.
+
+    Raises:
+        UserError: see :func:`tracking_uri` and :func:`bgrpo.runs.further_trackers.check_installed`; or a database
+            whose driver is absent.
+    """
+    check_installed(config.also)
+    if not config.enabled:
+        return
+    uri = tracking_uri(config, run_dir)
+    if urlsplit(uri).scheme in SERVER_SCHEMES or uri == "databricks":
+        return
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+    try:
+        url = make_url(uri)
+        url.get_dialect().import_dbapi()
+        if "\0" in (url.database or ""):
+            raise ValueError("embedded null byte")
+    except (ImportError, NoSuchModuleError) as error:
+        raise _no_driver(uri, error) from error
+    except (SQLAlchemyError, ValueError) as error:
+        raise UserError(f"tracking.uri={redact_credentials(uri)}: is no URI of a database ({brief(error)})") from error
+
+
+def _no_driver(uri: str, error: Exception) -> UserError:
+    return UserError(
+        f"tracking.uri={redact_credentials(uri)}: its database driver is not installed ({error}); install it, or give "
+        f"the address of an MLflow server"
+    )
+
+
 def tracking_uri(config: TrackingSection, run_dir: Path | str) -> str:
     """The store to record in: ``config.uri``, or ``mlflow.db`` (sqlite) in the folder of all runs, whatever its name.
 
     Raises:
-        UserError: a kind of URI that MLflow has no store for.
+        UserError: no URI, or of a kind that MLflow has no store for.
     """
     if config.uri is None:
         from sqlalchemy.engine import URL
 
         path = os.path.realpath(Path(run_dir) / "mlflow.db")  # raises nothing, whatever stands there
         return URL.create("sqlite", database=path).render_as_string(hide_password=False)
-    scheme = urlsplit(config.uri).scheme.partition("+")[0]
-    if scheme not in SCHEMES and config.uri != "databricks":
+    try:
+        parts = urlsplit(config.uri)
+        is_server, is_file = parts.scheme in ("http", "https"), parts.scheme.partition("+")[0] == "sqlite"
+        has_server = not is_server or (parts.hostname and (parts.port or True))
+    except ValueError as error:  # a bracket of an IPv6 address that is not closed, a port that is no number
+        raise UserError(f"tracking.uri={redact_credentials(config.uri)}: is no URI ({error})") from error
+    if not has_server:
+        raise UserError(
+            f"tracking.uri={redact_credentials(config.uri)}: names no server; expected for example "
+            f"http://127.0.0.1:5000"
+        )
+    if is_file and parts.path in ("", "/", "/:memory:"):
+        raise UserError(
+            f"tracking.uri={config.uri}: names no file, so nothing would be kept; expected for example "
+            f"sqlite:///mlflow.db, or tracking.enabled=false"
+        )
+    if parts.scheme.partition("+")[0] not in SCHEMES and config.uri != "databricks":
         raise UserError(
             f"tracking.uri={redact_credentials(config.uri)}: expected a URI that starts with one of "
             f"{', '.join(SCHEMES)}, for example http://127.0.0.1:5000"

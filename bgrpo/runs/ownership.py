@@ -35,6 +35,9 @@ BEAT_S = 5.0
 STALE_S = 60.0
 """An owner on another machine whose heartbeat is older has ended: the caches of network file systems last as long."""
 
+LOOK_S = 0.5
+"""So long the lock is asked for: others take it too to see whether the folder is free, and give it back at once."""
+
 CLOCK_TOLERANCE_S = 2.0  # the time of a process's start is told in two ways
 _LARGEST_PID, _END_OF_TIME = 2**31 - 1, 1e12
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -178,11 +181,17 @@ def has_owner(folder: Path) -> bool:
 
 
 def _take(lock: int, folder: Path, what: str) -> bool:
-    """Take the lock; False where the file system has none."""
+    """Take the lock; False where the file system has none. Who only looks has it for a moment."""
+    deadline = time.monotonic() + LOOK_S
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _taken(what, newest_owner(folder)) from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise _taken(what, newest_owner(folder)) from None
+                time.sleep(0.02)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise _unwritable(folder, error) from error

@@ -19,7 +19,8 @@ from bgrpo.policies.adapter import linear_layers, sizes
 from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.lora import adapted_layers, check_alike, check_exact
-from bgrpo.runs.further_trackers import check_installed
+from bgrpo.runs.kept_policies import refuse_changed
+from bgrpo.runs.mlflow_tracking import check_tracking
 from bgrpo.runs.prompt_lengths import fit_prompts
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.attempts import trial_of
@@ -75,7 +76,7 @@ def check_input(config: TrainConfig, splits: Splits | None = None, progress: Pro
     Raises:
         UserError: what is wrong, where, and what would be right.
     """
-    check_installed(config.tracking.also)
+    check_tracking(config.tracking, config.run.dir)
     if config.learner.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise UserError(
             "learner.optimizer=adamw_8bit: bitsandbytes is not installed here: pip install bitsandbytes, or take "
@@ -131,6 +132,7 @@ def _check_reference(config: TrainConfig, policy: LoadedPolicy) -> Inputs:
         return {}
     asked = f"learner.reference.path={path}"
     try:
+        refuse_changed(path)
         reference = load_policy(path)
         way = service_of(reference.model, engine).engine
     except UserError as error:
@@ -253,8 +255,10 @@ def check_policy(path: str, engine: EngineName = "auto", precision: str = "fp32"
     """Load a policy and check all that can be known of it before a process starts.
 
     Raises:
-        UserError: see :func:`bgrpo.policies.io.load_policy` and :func:`bgrpo.decoding.support.service_of`.
+        UserError: see :func:`bgrpo.policies.io.load_policy`, :func:`bgrpo.decoding.support.service_of` and
+            :func:`bgrpo.runs.kept_policies.refuse_changed`.
     """
+    refuse_changed(path)
     policy = load_policy(path)
     service_of(policy.model, engine).check_precision(precision)
     return policy

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 
 from bgrpo.config import PretrainConfig, TrainConfig, load_config
 from bgrpo.errors import LostRunError, UserError, brief
-from bgrpo.files import is_file, parse_object, read_file, write_atomically
+from bgrpo.files import is_file, open_to_append, parse_object, read_file, seal, unseal, write_atomically
 from bgrpo.policies.source import absolute_policy
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, check_free, has_owner, newest_owner, own
@@ -68,6 +68,12 @@ CHANGEABLE_ON_RESUME = (
 )
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
 GIVEN = "given"
+_RESULT = "result"
+"""Of ``run.json``: what decides the result, so that ``config.yaml`` does not change unnoticed."""
+
+_COMPARED = ("policy.path", "learner.reference.path")
+"""May have moved: what is there is compared, see :func:`bgrpo.runs.preparation.check_same_input`."""
+
 RECORDED_PACKAGES = ("bgrpo", "torch", "transformers", "trl", "ray", "mlflow")
 
 ROOM = 16 * 2**20
@@ -108,9 +114,9 @@ class RunFolder:
             run = cls(path.resolve())
             for folder in (run.data, run.checkpoints):
                 folder.mkdir()
-            run.write_config(config)
             versions = installed_versions()
             run.update(status="running", config=config_name, started=_now(), versions=versions, steps=config.steps)
+            run.write_config(config)
             made = True
         except OSError as error:
             raise UserError(
@@ -225,7 +231,7 @@ class RunFolder:
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says: status, config, started, versions, and what :meth:`update` added."""
         try:
-            return parse_object(read_file(self.path / "run.json"))
+            return parse_object(unseal(read_file(self.path / "run.json")))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
@@ -252,7 +258,7 @@ class RunFolder:
         info = self.info()
         if self.claim is not None and not info:
             raise LostRunError(f"{self.path / 'run.json'}: was removed while {self.name} was running")
-        write_atomically(self.path / "run.json", json.dumps(redact_tree(info | fields), indent=1) + "\n")
+        write_atomically(self.path / "run.json", seal(json.dumps(redact_tree(info | fields), indent=1)) + "\n")
 
     def with_steps(self, config: RunConfig) -> RunConfig:
         """The configuration of this run with the steps that its epochs come to.
@@ -282,10 +288,13 @@ class RunFolder:
         lost = {name: None for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
         line = json.dumps({"step": step, "time": round(time.time(), 3)} | metrics | lost | {"step": step})
         try:
-            with self.metrics_path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with open_to_append(self.metrics_path) as file:
+                file.write(seal(line) + "\n")
         except OSError as error:
-            raise UserError(f"{self.metrics_path}: cannot be written ({error.strerror}): free some space") from error
+            raise UserError(
+                f"{self.metrics_path}: cannot be written ({error.strerror}): free some space, or move away what is "
+                f"there"
+            ) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; one that is damaged is left out, as is a last one that a crash cut off."""
@@ -297,7 +306,7 @@ class RunFolder:
     def truncate_after(self, step: int) -> None:
         """Forget the metrics of later steps than ``step``, and damaged lines: a resumed run makes them again."""
         self.check_owner()
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        kept = [seal(json.dumps(line)) + "\n" for line in self.metrics() if line["step"] <= step]
         write_atomically(self.metrics_path, "".join(kept))
 
     def load_config(self, model: type[RunConfig]) -> RunConfig:
@@ -310,10 +319,13 @@ class RunFolder:
         Raises:
             UserError: names each key with both values.
         """
-        saved = flatten(self.load_config(type(config)).model_dump(mode="json"))
+        written = flatten(self.load_config(type(config)).model_dump(mode="json"))
+        recorded = self.info().get(_RESULT)
+        saved = written | {key: value for key, value in _as_dict(recorded).items() if key in written}
         asked = flatten(redact_tree(config.model_dump(mode="json")))
         changed = [
-            f"{key}={asked.get(key)!r} (the run has {saved.get(key)!r})"
+            f"{key}={asked.get(key)!r} ({'config.yaml was changed: ' if asked.get(key) == written.get(key) else ''}"
+            f"the run has {saved.get(key)!r})"
             for key in sorted(saved.keys() | asked.keys())
             if saved.get(key) != asked.get(key) and not _changeable(key)
         ]
@@ -334,9 +346,12 @@ class RunFolder:
         self.update(status="running", resumed=_now(), versions=installed_versions(), steps=config.steps)
 
     def write_config(self, config: TrainConfig | PretrainConfig) -> None:
+        """Write ``config.yaml``, and to ``run.json`` what of it decides the result."""
         tree = redact_tree(config.model_dump(mode="json"))
+        result = {key: value for key, value in flatten(tree).items() if not _changeable(key) and key not in _COMPARED}
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
         write_atomically(self.config_path, dump_yaml(tree))
+        self.update(**{_RESULT: result})
 
 
 def check_name(name: str | None) -> None:
@@ -498,6 +513,10 @@ def installed_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _changeable(key: str) -> bool:

@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from bgrpo.errors import UserError
-from bgrpo.files import write_atomically
+from bgrpo.files import open_to_append, seal, unseal, write_atomically
 from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.tasks.base import Problem
@@ -150,10 +150,12 @@ class SampleWriter:
         path = self._run.samples / f"steps-{first:08d}-{first + STEPS_PER_FILE - 1:08d}.jsonl"
         try:
             self._run.samples.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{record.model_dump_json()}\n" for record in records))
+            with open_to_append(path) as file:
+                file.write("".join(f"{seal(record.model_dump_json())}\n" for record in records))
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}): free some space") from error
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}): free some space, or move away what is there"
+            ) from error
 
     def truncate_after(self, step: int) -> None:
         """Forget later steps than ``step``, and what a crash cut off: a resumed run makes them again."""
@@ -163,7 +165,7 @@ class SampleWriter:
                 path.unlink()
             elif last >= step:
                 kept = [record for record in _records(path) if record is not None and record.step <= step]
-                write_atomically(path, "".join(f"{record.model_dump_json()}\n" for record in kept))
+                write_atomically(path, "".join(f"{seal(record.model_dump_json())}\n" for record in kept))
 
     def _record(self, step: int, position: int, group: ScoredGroup, advantages: Sequence[float] | None) -> SampledGroup:
         problem = self._problems[group.index]
@@ -307,8 +309,8 @@ def _records(path: Path) -> Iterator[SampledGroup | None]:
 
 def _parse(line: bytes) -> SampledGroup | None:
     try:
-        return SampledGroup.model_validate_json(line)
-    except ValidationError:
+        return SampledGroup.model_validate_json(unseal(line))
+    except ValueError:  # of pydantic too
         return None
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bgrpo.errors import UserError
+from bgrpo.files import readable_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bgrpo.decoding.allowed import AllowedCompletions
+
+MOST_BYTES = 1 << 28
+"""Of a file of completions."""
 
 
 def allowed_of_file(
@@ -31,7 +35,9 @@ def allowed_of_file(
         UserError: the file cannot be read, a line is none, or the policy cannot write its text.
     """
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = readable_file(Path(path), MOST_BYTES).read_text("utf-8").splitlines()
+    except UserError as error:
+        raise UserError(f"{what}={error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what}={path}: cannot be read: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -72,7 +78,7 @@ def allowed_of_texts(
 def _of_column(line: str, column: str, place: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: is no JSON: {error}") from error
     text = record.get(column) if isinstance(record, dict) else None
     if not isinstance(text, str) or not text:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bgrpo.errors import UserError, summary
+from bgrpo.scoring import user_functions
 from bgrpo.scoring.attempts import Attempt, from_json
 from bgrpo.scoring.kept_functions import PREFIX, load_function
 from bgrpo.scoring.user_functions import MisreturnedError, as_score, reward_function, takes_groups
@@ -99,7 +100,10 @@ def _guarded(score: Score, attempts: list[Attempt]) -> list[Judgement]:
 
 def _described(error: BaseException) -> str:
     try:
-        return summary(error)
+        told = summary(error, __file__, user_functions.__file__)
+        if isinstance(error, TypeError) and "(/" not in told:  # raised by the call, not in the function
+            return f"{told}: it is called as f(prompt, completion), with the columns that further parameters name"
+        return told
     except BaseException:  # noqa: BLE001 - the message is made by somebody else's code too
         return f"{type(error).__name__}, whose message cannot be read"
 

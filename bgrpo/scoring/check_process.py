@@ -159,7 +159,8 @@ class CheckProcess:
         if self._trial is None:
             return None
         with waiting(f"{self._named()}, which is tried on one prompt", START_LIMIT_S):
-            fault = self._ask(to_json([self._trial], self._form == GROUPS), 1, answers, START_LIMIT_S)
+            count = 2 if self._form == GROUPS else 1  # a list of another length than asked for shows in a group only
+            fault = self._ask(to_json([self._trial] * count, self._form == GROUPS), count, answers, START_LIMIT_S)
         if fault is None and answers[1].outcome not in FAILED:
             self.tried = answers[1]
             return None

@@ -78,8 +78,9 @@ class Judge:
     def check_applies(self, scorer: Scorer, problems: Sequence[Problem]) -> None:
         """Refuse a reward none of whose parts gives a score on any of several problems: nothing could be learned.
 
-        Where the trial has given no score, problems from all over are tried, with their known answers, until there is
-        one: a part may well not apply to some. Where there is no answer, nothing and the prompt itself are tried.
+        Where the trial has given no score, problems from all over are tried until there is one: a part may well not
+        apply to some. As the completion of each stand its known answer, an empty text and the prompt itself: a part may
+        not apply to the answer alone.
 
         Args:
             scorer: of all parts.
@@ -93,13 +94,15 @@ class Judge:
         tried = random.Random(0).sample(problems, min(len(problems), TRIED_PROBLEMS))
         with waiting(f"{self.config.reward.described}, tried on up to {len(tried)} prompts"):
             for problem in tried:
-                texts = [problem.answer] if problem.answer else ["", problem.prompt]
+                texts = [*filter(None, [problem.answer]), "", problem.prompt]
                 verdicts = scorer.judge([Attempt(problem, text) for text in texts])
                 if any(verdict.score is not None or verdict.outcome in FAILED for verdict in verdicts):
                     return
         if tried:
+            known = "its known answer, " if any(problem.answer for problem in tried) else ""
             told = inapplicable(self.config.reward.described, f"any of {len(tried)} prompts that it was tried on")
-            raise UserError(f"{told}; the first: {one_line(tried[0].prompt, 60)!r}")
+            first = one_line(tried[0].prompt, 60)
+            raise UserError(f"{told}. As the completion stood {known}no text, and the prompt; first prompt: {first!r}")
 
     def verdicts(self, attempts: Sequence[Attempt], found: PartVerdicts) -> list[Verdict]:
         """Join what the parts say about each attempt."""

@@ -127,7 +127,7 @@ def load_function(path: Path, digest: str) -> Callable[..., Any]:
     try:
         function = cloudpickle.loads(content)
     except Exception as error:  # a module may be missing, or raise anything when it is imported
-        raise UserError(f"{what}: {summary(error, hidden=__file__)}") from error
+        raise UserError(f"{what}: {summary(error, __file__)}") from error
     if not callable(function):
         raise UserError(f"{what}: it holds a {type(function).__name__}, not a function")
     return function

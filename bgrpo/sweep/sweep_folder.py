@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError, brief
-from bgrpo.files import is_file, read_file, write_atomically
+from bgrpo.files import is_file, read_file, seal, unseal, write_atomically
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, own
 from bgrpo.runs.redaction import redact_tree, remember_secrets_in
@@ -113,7 +113,7 @@ class SweepFolder:
             UserError: damaged, or of a version that kept other things.
         """
         try:
-            return TypeAdapter(SavedPlan).validate_json(read_file(self.path / TRIALS))
+            return TypeAdapter(SavedPlan).validate_json(unseal(read_file(self.path / TRIALS)))
         except FileNotFoundError:
             return SavedPlan()
         except OSError as error:
@@ -123,6 +123,8 @@ class SweepFolder:
             where = "".join(f"{part}: " for part in (".".join(map(str, first["loc"])),) if part)
             told = brief(ValueError(f"{where}{first['msg']}"))
             raise UserError(f"{self.path / TRIALS}: cannot be read as a sweep's trials: {told}") from None
+        except ValueError as error:
+            raise UserError(f"{self.path / TRIALS}: {brief(error)}") from error
 
     def write_plan(self, plan: SavedPlan) -> None:
         """Replace the state of the trials, completely or not at all.
@@ -132,7 +134,7 @@ class SweepFolder:
         """
         if self.claim is not None:
             self.claim.check()
-        write_atomically(self.path / TRIALS, json.dumps(asdict(plan), indent=1) + "\n")
+        write_atomically(self.path / TRIALS, seal(json.dumps(asdict(plan), indent=1)) + "\n")
 
     @contextmanager
     def exclusive(self) -> Iterator[SweepFolder]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bgrpo.errors import Stopped, UserError, summary
+from bgrpo.settings.spelling import nearest
 from bgrpo.waits import waiting
 
 Progress = Callable[[int, int | None], None]
@@ -181,7 +182,10 @@ def load_task(name: str, options: dict[str, Any] | None = None) -> Task:
     try:
         inspect.signature(factory).bind(**(options or {}))
     except (TypeError, ValueError) as error:
-        raise UserError(f"task.options={options}: do not fit task {name!r} ({error})") from None
+        known = [key for key in inspect.signature(factory).parameters if key not in (options or {})]
+        meant = [near for key in options or {} if (near := nearest(key, known))]
+        hint = f"; did you mean {meant[0]!r}?" if meant else ""
+        raise UserError(f"task.options={options}: do not fit task {name!r} ({error}){hint}") from None
     with _users_code(f"{asked}: {factory.__name__}(…)"):
         task: Task = factory(**(options or {}))
     if not isinstance(getattr(task, "name", None), str):
@@ -293,7 +297,7 @@ def _users_code(doing: str) -> Iterator[None]:
     except (UserError, KeyboardInterrupt, GeneratorExit, Stopped):
         raise
     except BaseException as error:  # it may raise anything; panics of libraries in Rust are no Exceptions
-        raise UserError(f"{doing} failed: {summary(error, hidden=__file__)}") from error
+        raise UserError(f"{doing} failed: {summary(error, __file__)}") from error
 
 
 def _named(task: Task, call: str) -> AbstractContextManager[None]:

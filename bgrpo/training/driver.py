@@ -24,9 +24,10 @@ from bgrpo.evaluation.win_rate import with_win_rate
 from bgrpo.learning.learner_state import policy_folder, training_store
 from bgrpo.policies.io import LoadedPolicy, load_policy, save_policy
 from bgrpo.runs.budget import is_spent
+from bgrpo.runs.kept_policies import forget_policy, record_policy
 from bgrpo.runs.learning_signal import SignalWatch
 from bgrpo.runs.mlflow_tracking import Tracker
-from bgrpo.runs.run_folder import RunFolder, flatten, write_atomically
+from bgrpo.runs.run_folder import RunFolder, flatten
 from bgrpo.runs.samples import sample_table
 from bgrpo.runs.stopping import STOPPED_STATUS, StopSignals, status_of, stop_signals
 from bgrpo.tasks.base import Problem
@@ -256,7 +257,7 @@ class _Run:
                 say(self._console, f"{error}: measuring the starting policy again")
         before = measure()
         self._folder.check_owner()
-        write_atomically(kept, json.dumps(before.to_dict()))
+        before.save(kept)
         return before
 
     def _evaluate_after(self) -> Evaluation:
@@ -327,8 +328,9 @@ class _Run:
         if newest is None:
             raise RuntimeError(f"{self._folder.checkpoints}: training ended without a complete checkpoint")
         policy = load_policy(str(policy_folder(newest)))
-        self._folder.check_owner()
+        forget_policy(self._folder)
         save_policy(policy.model, policy.tokenizer, self._folder.policy, adapter=policy.adapter)
+        record_policy(self._folder)
 
     def _record_products(self, tracker: Tracker, comparison: EvaluationComparison | None) -> None:
         steps = spent_so_far(self._store).steps

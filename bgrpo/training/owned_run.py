@@ -10,6 +10,8 @@ from rich.console import Console
 from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import progress_bar
 from bgrpo.learning.learner_state import training_store
+from bgrpo.runs.checkpoints import CheckpointStore
+from bgrpo.runs.missing_steps import missing_steps
 from bgrpo.runs.preparation import (
     Preparation,
     check_input,
@@ -42,6 +44,8 @@ def resumed_owned(config: TrainConfig, console: Console) -> Iterator[Owned]:
         with waiting("the newest checkpoint to be checked, byte by byte"):
             newest = training_store(config, folder).latest(lambda line: say(console, line))
         say_begins_again(folder, newest, console)
+        if newest is not None and (line := missing_steps(folder, CheckpointStore.step_of(newest))):
+            say(console, line)
         steps = folder.load_config(TrainConfig).steps
         if config.steps != steps and config.learner.schedule != "constant":
             say(

@@ -15,6 +15,7 @@ import bgrpo
 from bgrpo.chaos.run_comparison import compare_metrics
 from bgrpo.groups import fused
 from bgrpo.policies.flat_weights import flatten_parameters
+from bgrpo.runs.run_folder import RunFolder
 
 ROWS = [
     {
@@ -148,8 +149,6 @@ def test_another_reference_has_a_kl_at_the_first_step(folder: Path, tmp_path: Pa
                 tokens += len(completion.tokens)
     assert tokens and run.metrics()[0]["kl"] == pytest.approx(total / tokens, rel=1e-4) and total / tokens > 0.05
     write_t5(other, "t5 untied", seed=9)
-    (tmp_path / "run" / "run.json").write_text(
-        (tmp_path / "run" / "run.json").read_text().replace('"status": "finished"', '"status": "stopped"')
-    )
+    RunFolder(tmp_path / "run").update(status="stopped")
     with pytest.raises(bgrpo.UserError, match=r"its reference .* is not what it was started with"):
         bgrpo.train(resume=run, steps=2, local=True, progress=False)

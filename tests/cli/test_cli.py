@@ -103,7 +103,7 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("trian", "No such command 'trian'"),
         ("train --confg x", "No such option: --confg"),
-        ("train --config quickstrat", "no shipped configuration of that name; shipped: ['"),
+        ("train --config quickstrat", "no shipped configuration of that name; did you mean 'quickstart'?"),
         ("train --config quickstart rollout.group_sise=3", "did you mean 'rollout.group_size'?"),
         ("train --config quickstart steps", "expected key=value"),
         ("train --resume nothing-of-that-name", "no run 'nothing-of-that-name' in "),

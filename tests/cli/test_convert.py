@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from bgrpo.cli.app import main
 from bgrpo.policies.io import load_policy, save_policy
 from bgrpo.policies.model import build_policy
+from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 
 
@@ -62,10 +63,13 @@ def test_safetensors_of_a_wrapped_model_are_read(policy: Path, tmp_path: Path) -
 
 def test_every_complete_checkpoint_of_a_run(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
     for step in (50, 100, 150):
-        shutil.copytree(policy, run / "checkpoints" / f"step-{step:08d}" / "policy")
-        if step != 150:
-            (run / "checkpoints" / f"step-{step:08d}" / "COMPLETE.json").write_text("{}")
+        written = CheckpointStore(run / "checkpoints", keep=9).save(
+            step, lambda folder: shutil.copytree(policy, folder / "policy")
+        )
+        if step == 150:
+            (written / "COMPLETE.json").unlink()
     shutil.copytree(policy, run / "policy")
     (run / "run.json").write_text("{}")
     out = tmp_path / "all"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bgrpo.cli.app import main
+from bgrpo.errors import UserError
+from bgrpo.evaluation.decode_journal import journaled
 from bgrpo.evaluation.decoders import LocalDecoder
 from bgrpo.evaluation.metrics import Evaluation
-from bgrpo.groups import Completion
+from bgrpo.groups import Completion, Verdict
 from bgrpo.tasks.base import Problem
 
 FEW = ["--samples", "3", "--beam-width", "4", "--max-new-tokens", "20", "--threads", "1", "--problems", "9"]
@@ -104,6 +107,38 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     for name in ("evaluation.json", "table.csv"):
         assert (out / name).read_text("utf-8") == (tmp_path / "whole" / name).read_text("utf-8")
+
+
+def flipped(line: bytes) -> bytes:
+    """The lowest bit of the first digit."""
+    place = next(at for at in range(len(line)) if chr(line[at]).isdigit())
+    return line[:place] + bytes([line[place] ^ 1]) + line[place + 1 :]
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("damage", [flipped, lambda line: b"[" * 100_000 + b"\n", lambda line: b"[1]\n"])
+def test_a_damaged_record_of_decoding_is_refused_in_one_line(
+    tmp_path: Path, at: int, damage: Callable[[bytes], bytes]
+) -> None:
+    path, of, verdict = tmp_path / "decoded", {"temperature": 1.0}, Verdict("correct", 1.0)
+
+    def decode(problems: Sequence[Problem], *_: Any) -> list[list[Completion]]:
+        return [[Completion([], [], True, "", verdict)] for _ in problems]
+
+    def call() -> list[list[Completion]]:
+        with journaled(path, of) as journal:
+            found = journal.over(decode)([Problem("p", "a")], "beam", 1, None)
+            shutil.copy(path, tmp_path / "kept")
+        return found
+
+    call()
+    shutil.copy(tmp_path / "kept", path)
+    assert call()[0][0].judged == verdict
+    lines = (tmp_path / "kept").read_bytes().splitlines(keepends=True)
+    lines[at] = damage(lines[at])
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match=r"decoded: is (no record of decoding, or )?damaged.*remove it"):
+        call()
 
 
 @pytest.mark.parametrize(

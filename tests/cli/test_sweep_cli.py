@@ -18,7 +18,7 @@ from bgrpo.sweep.sweep_folder import SweepFolder
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "quikc"], "shipped: "),
+        (["--config", "quikc"], "no shipped configuration of that name"),
         (["--config", "quick", "confirm_seed=3"], "did you mean 'confirm_seeds'"),
         (["--config", "quick", "budget.kind=epochs"], "budget.kind"),
         (["--config", "quickstart"], "unknown key 'algorithm'"),

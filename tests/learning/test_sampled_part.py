@@ -287,7 +287,7 @@ def test_options_that_cannot_apply_are_refused(rollout: dict[str, Any], learner:
             "^banned_tokens are all 31 tokens of the vocabulary but those that end a completion",
         ),
         ({"stop": ["\ufffd"]}, "^stop: .* holds half of a character"),
-        ({"allowed": "no/such/file"}, r"^rollout\.allowed=no/such/file: cannot be read"),
+        ({"allowed": "no/such/file"}, r"^rollout\.allowed=no/such/file: no such file"),
     ],
 )
 def test_what_the_tokenizer_cannot_do_is_refused(rollout: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
@@ -323,3 +324,54 @@ def test_checkpoints_that_have_gone_are_missed(tmp_path: Path) -> None:
 def test_a_damaged_record_of_the_newest_checkpoint_is_none(record: bytes, tmp_path: Path) -> None:
     (tmp_path / "checkpoints-newest.json").write_bytes(record)
     assert CheckpointStore(tmp_path / "checkpoints").latest() is None
+
+
+STRAY = [".DS_Store", "._state", ".nfs00000001", ".state.swp", "#state#", "state~", "numbers.json.bak", "numbers.json~",
+         "numbers (1).json", "Thumbs.db", "desktop.ini", "notes.md", "state.orig", ".git/HEAD",
+         ".ipynb_checkpoints/numbers.json", "__MACOSX/policy/weights", "policy copy/config.json"]  # fmt: skip
+READ = ["adapter_config.json", "generation_config.json", "chat_template.jinja", "model.safetensors", "rng_state.pth",
+        "model.safetensors.index.json", "rollouts.json", "policy/config.json", "reference/config.json",
+        "pytorch_model.bin"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_files_that_nobody_reads_are_no_damage(tmp_path: Path, name: str) -> None:
+    """Desktops, editors and network file systems leave files everywhere; the marker says which count."""
+    store, told = CheckpointStore(tmp_path, keep=1), []
+    newer = store.save(1, whole)
+    (newer / name).parent.mkdir(parents=True, exist_ok=True)
+    (newer / name).write_bytes(b"x")
+    assert CheckpointStore(tmp_path).latest(told.append) == newer and told == []
+    CheckpointStore(tmp_path, keep=1).save(2, whole)
+    assert steps(store) == [2]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_files_that_somebody_reads_are(tmp_path: Path, name: str) -> None:
+    store, told = CheckpointStore(tmp_path), []
+    older, newer = (store.save(step, whole) for step in (1, 2))
+    (newer / name).parent.mkdir(exist_ok=True)
+    (newer / name).write_bytes(b"x")
+    assert CheckpointStore(tmp_path).latest(told.append) == older
+    assert f"step 2 is damaged ({name} is not part of it)" in told[0]
+
+
+def test_a_checkpoint_that_cannot_be_deleted_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Network file systems keep a file that is open somewhere."""
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, whole)
+
+    remove = shutil.rmtree
+
+    def busy(path: Path, **options: Any) -> None:
+        if Path(path).name == "step-00000001":
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    newer = store.save(2, whole)
+    assert "step-00000001: is not needed any more, and cannot be deleted (Directory not empty)" in caplog.text
+    monkeypatch.undo()
+    assert CheckpointStore(tmp_path).latest() == newer and not (tmp_path / "step-00000001" / MARKER).exists()

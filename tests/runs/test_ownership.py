@@ -93,6 +93,36 @@ def last_beat(folder: Path, age_s: float) -> None:
     os.utime(folder / FOLDER / "00000001.json", (then, then))
 
 
+def test_those_that_only_look_stand_in_nobodys_way(tmp_path: Path) -> None:
+    """Two ``--resume`` of a finished run look at the same moment, and both are told that it has finished."""
+    with own(tmp_path, "run x"):
+        pass
+    refused: list[UserError] = []
+
+    def look() -> None:
+        for _ in range(30):
+            try:
+                check_free(tmp_path, "run x")
+            except UserError as error:
+                refused.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with own(tmp_path, "run x"):  # nor in that of who owns it then
+        pass
+    for thread in threads:
+        thread.join()
+    assert all("belongs to process" in str(error) for error in refused)
+    refused.clear()
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused == []
+
+
 def test_another_machines_owner_lives_as_long_as_its_heart_beats(tmp_path: Path) -> None:
     owner = elsewhere(tmp_path, STALE_S / 2)
     with pytest.raises(UserError, match=r"on node7 since .*, whose last sign of life is (29|3\d) s old"):

@@ -226,6 +226,55 @@ def test_resuming_refuses_what_would_change_the_result(tmp_path: Path) -> None:
     assert run.load_config(TrainConfig).rollout.group_size == 10, "a refused resume changes nothing"
 
 
+@pytest.mark.parametrize(
+    ("written", "changed", "key"),
+    [("learning_rate: 0.0001", "learning_rate: 0.0003", "learner.learning_rate"), ("seed: 7", "seed: 17", "seed"),
+     ("group_size: 6", "group_size: 7", "rollout.group_size"), ("algorithm: bgrpo", "algorithm: grpo", "algorithm")],
+)  # fmt: skip
+def test_a_configuration_that_was_changed_in_the_folder_is_noticed(
+    tmp_path: Path, written: str, changed: str, key: str
+) -> None:
+    overrides = ("run.name=mine", "learner.learning_rate=0.0001", "seed=7", "rollout.group_size=6")
+    run = RunFolder.create(_config(tmp_path, *overrides), None)
+    text = run.config_path.read_text()
+    assert text.count(written) == 1
+    load_resumed_config(TrainConfig, str(run.path), ["steps=999"])
+    run.config_path.write_text(text.replace(written, changed))
+    with pytest.raises(UserError, match=rf"{key}=.* \(config\.yaml was changed: the run has "):
+        load_resumed_config(TrainConfig, str(run.path), ["steps=999"])
+    assert "\nsteps: 100\n" in text
+    run.config_path.write_text(text.replace("\nsteps: 100\n", "\nsteps: 777\n"))
+    assert load_resumed_config(TrainConfig, str(run.path), []).steps == 777, "what may change may"
+
+
+def test_no_flipped_bit_of_the_records_of_a_run_is_another_number(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path, "run.name=mine"), None)
+    for step in (1, 2, 3):
+        run.append_metrics(step, {"reward_mean": step / 7})
+    known, info = run.metrics(), run.info()
+    for path in (run.metrics_path, run.path / "run.json"):
+        content = path.read_bytes()
+        for bit in range(0, 8 * len(content), 5):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            assert all(line in known for line in run.metrics())
+            try:
+                found = run.info()
+            except UserError:
+                continue
+            assert {key: found[key] for key in info} == info
+        path.write_bytes(content)
+
+
+def test_a_step_counts_once(tmp_path: Path) -> None:
+    run = RunFolder.create(_config(tmp_path, "run.name=mine"), None)
+    for step in (1, 2):
+        run.append_metrics(step, {"reward_mean": 0.5})
+    run.metrics_path.write_bytes(run.metrics_path.read_bytes() * 2)
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+
+
 def test_passwords_stay_out_of_the_folder_and_are_asked_for_again(tmp_path: Path) -> None:
     uri = "https://me:hunter2@mlflow.example.org/x"
     run = RunFolder.create(_config(tmp_path, f"tracking.uri={uri}"), None)

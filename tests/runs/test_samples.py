@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sampled_runs import completion, drawn_group, group, new_run, sampled_run, w
 
 from bgrpo.errors import UserError
 from bgrpo.groups import Completion
+from bgrpo.runs.group_log import GroupLog
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import MAX_COMPLETIONS, MAX_LINE, MAX_TOKENS, SampleReader, sample_table
 
@@ -104,6 +106,37 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     run.samples.symlink_to("/dev/full/none")
     with pytest.raises(UserError, match=r"steps-00000001-00000100\.jsonl: cannot be written"):
         write_step(run, 1)
+
+
+@pytest.mark.parametrize("name", ["samples", "metrics", "log"])
+def test_a_pipe_in_the_place_of_a_file_that_grows_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    run = new_run(tmp_path)
+    path = {
+        "samples": run.samples / "steps-00000001-00000100.jsonl",
+        "metrics": run.metrics_path,
+        "log": run.group_log_path,
+    }[name]
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{path.name}: cannot be written \(Is a pipe, socket or device\)"):
+        if name == "samples":
+            write_step(run, 1)
+        elif name == "metrics":
+            run.append_metrics(1, {})
+        else:
+            GroupLog(run, 1).write(1, [drawn_group(1, 4)], {})
+
+
+def test_a_flipped_bit_is_no_other_sample(tmp_path: Path) -> None:
+    """Many flips give a line of the right form, with another number or letter."""
+    run = sampled_run(tmp_path, 1)
+    (path,) = run.samples.iterdir()
+    known, content = list(SampleReader(run)), path.read_bytes()
+    for bit in range(3, 8 * len(content), 61):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert all(sample in known for sample in SampleReader(run))
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import shlex
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from bgrpo.config import TrackingSection, load_config
 from bgrpo.errors import UserError
 from bgrpo.runs import mlflow_tracking
-from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri, valid_name
+from bgrpo.runs.mlflow_tracking import Tracker, check_tracking, open_command, tracking_uri, valid_name
 
 SECTION = load_config(TrackingSection, None)
 
@@ -329,6 +330,71 @@ def test_a_database_whose_names_are_no_text_does_not_stop_the_run(
     assert "this run is not recorded there" in record.getMessage()
 
 
+WRONG_STORES = [
+    "insert into alembic_version values ('bd07f7e963c5')",
+    "update alembic_version set version_num = 'ffffffffffff'",
+    "delete from alembic_version",
+    "drop table runs",
+    "update experiments set artifact_location = 's3://nope/x'",
+    "drop table latest_metrics",
+    "update experiments set artifact_location = 'foo://bar'",
+    "create trigger x before insert on runs begin select raise(abort, 'no'); end",
+    "create trigger x before insert on metrics begin select raise(abort, 'no'); end",
+    "create trigger x before update on runs begin select raise(abort, 'no'); end",
+]
+
+
+@pytest.mark.parametrize("statement", WRONG_STORES)
+def test_a_store_with_something_wrong_in_it_costs_a_warning(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, statement: str
+) -> None:
+    shutil.copy(run_dir / "mlflow.db", tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute(statement)
+        database.commit()
+    tracker = _start(tmp_path, {"a": 1})
+    tracker.log(1, {"kl": 0.5})
+    tracker.artifact(tmp_path / "mlflow.db")
+    tracker.finish("FINISHED")
+    told = [record.getMessage() for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
+    assert "training goes on" in told[0] and all("\n" not in line for line in told)
+
+
+class UnknownError(Exception):
+    """As a library of MLflow's libraries may raise."""
+
+
+@pytest.mark.parametrize(
+    "error", [UnknownError("odd\nvalue"), RuntimeError(), RecursionError("deep"), AssertionError()]
+)
+@pytest.mark.parametrize(
+    "method", ["get_experiment_by_name", "create_run", "log_batch", "log_artifact", "set_terminated"]
+)
+def test_whatever_mlflow_raises_does_not_stop_the_run(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    method: str, error: Exception,
+) -> None:  # fmt: skip
+    from mlflow import MlflowClient
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    shutil.copy(run_dir / "mlflow.db", tmp_path)
+    monkeypatch.setattr(MlflowClient, method, fail)
+    tracker = _start(tmp_path, {"a": 1})
+    tracker.log(1, {"kl": 0.5})
+    tracker.artifact(tmp_path / "mlflow.db")
+    tracker.finish("FINISHED")
+    told = [record.getMessage() for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
+    assert "training goes on" in told[0] and all("\n" not in line for line in told)
+
+
+def test_a_name_that_no_file_can_have_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    section = load_config(TrackingSection, None, ["uri='sqlite:///%00.db'"])
+    assert Tracker.start(section, tmp_path, "r", {}).run_id is None
+    assert "not recorded" in caplog.text
+
+
 def test_a_file_that_is_no_database_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "mlflow.db").write_text("no database " * 1000)
     assert Tracker.start(SECTION, tmp_path, "r", {}).run_id is None
@@ -356,6 +422,35 @@ def test_an_unknown_kind_of_store_is_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(UserError, match=r"uri.*expected") as refusal:
         tracking_uri(load_config(TrackingSection, None, [f"uri={uri!r}"]), tmp_path)
     assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://", "names no server"),
+        ("https:///x", "names no server"),
+        ("http://[::1", "is no URI"),
+        ("http://me:hunter2@127.0.0.1:port", "is no URI"),
+        ("http://127.0.0.1:70000", "is no URI"),
+        ("postgresql://[::1/x", "is no URI"),
+        ("sqlite+nope:///x.db", "driver is not installed"),
+        ("mssql://me:hunter2@127.0.0.1/x", "driver is not installed"),
+        ("postgresql://127.0.0.1:port/x", "is no URI"),
+        ("sqlite:///%00.db", "is no URI"),
+        *((uri, "names no file") for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://")),
+        ("file:///tmp/x", "expected a URI"),
+    ],
+)
+def test_what_can_be_no_store_is_refused_before_a_run_begins(tmp_path: Path, uri: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^tracking\.uri=.*{message}") as refusal:
+        check_tracking(load_config(TrackingSection, None, [f"uri={uri!r}"]), tmp_path)
+    assert "hunter2" not in str(refusal.value) and list(tmp_path.iterdir()) == []
+    check_tracking(load_config(TrackingSection, None, [f"uri={uri!r}", "enabled=false"]), tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["http://[::1]:5000", "https://host/x?y=1", "databricks", "sqlite:///x.db", "null"])
+def test_what_can_be_a_store_passes(tmp_path: Path, uri: str) -> None:
+    check_tracking(load_config(TrackingSection, None, [f"uri={uri}"]), tmp_path)
 
 
 def test_passwords_in_parameters_are_not_recorded(run_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,22 @@ def test_what_cannot_be_is_told_with_its_line(tmp_path: Path, text: str, column:
 def test_a_column_without_a_file_is_refused() -> None:
     with pytest.raises(UserError, match="allowed_column=title is of the file allowed"):
         train_config(rollout={"allowed_column": "title"})
+
+
+@pytest.mark.parametrize("instead", ["pipe", "device", "folder", "nothing"])
+def test_what_stands_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path, instead: str) -> None:
+    path = tmp_path / "items"
+    if instead == "pipe":
+        os.mkfifo(path)
+    elif instead == "device":
+        path.symlink_to("/dev/zero")
+    elif instead == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=rf"^rollout\.allowed={path}: (cannot be read: Is a|no such file)"):
+        allowed_of_file(TOKENIZER, str(path))
+
+
+def test_a_line_that_nests_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match=r"items\.jsonl:1: is no JSON"):
+        allowed_of_file(TOKENIZER, str(tmp_path / "items.jsonl"), "title")

@@ -301,6 +301,12 @@ def test_an_unknown_metric_is_refused_at_the_start() -> None:
             [Problem(f"p{i}0", "a") for i in range(90)],
             "any of 32 prompts that it was tried on: function reward_functions:applies_now_and_then gave None",
         ),
+        ({"function": "reward_functions:applies_to_others"}, [Problem("p", "a"), Problem("q", "b")], ""),
+        (
+            {"function": "reward_functions:forgets_to_return"},
+            [Problem("p", "a")],
+            r"As the completion stood its known answer, no text, and the prompt; first prompt: 'p'$",
+        ),
         (
             {"function": "reward_functions:forgets_to_return"},
             [Problem("p"), Problem("q")],

@@ -150,6 +150,21 @@ def test_bad_target_is_refused_at_construction(target: str, message: str) -> Non
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Unmade", "Unmade() takes no arguments: it is called as f(prompt, completion)"),
+        ("of_the_prompt", "of_the_prompt() takes 1 positional argument but 2 were given: it is called as f(prompt, co"),
+        ("one_for_all", "the reward function returned 1 values for 2 completions"),
+    ],
+)
+def test_what_is_called_in_a_wrong_way_is_found_in_the_trial(name: str, message: str) -> None:
+    """And told without a place in this package."""
+    with pytest.raises(UserError) as caught:
+        CheckProcess(f"reward_functions:{name}", trial=attempts(("p", "x"))[0])
+    assert message in str(caught.value) and "user_functions.py" not in str(caught.value)
+
+
 def test_child_ends_with_its_parent() -> None:
     """Also when the parent is killed in the middle of a check that never returns to Python."""
     program = (

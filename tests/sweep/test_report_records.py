@@ -10,6 +10,7 @@ import pytest
 from fabricated_sweep import Arm, Fabrication, fabricate_sweep, read_plan, write_plan
 
 from bgrpo.errors import UserError
+from bgrpo.files import unseal
 from bgrpo.runs.budget import Spent
 from bgrpo.sweep.report.sweep_records import AMOUNTS, read_steps, read_sweep
 from bgrpo.sweep.report.sweep_summary import summarize
@@ -99,7 +100,7 @@ def test_pending_trials_have_no_folder_yet(sweep: Path) -> None:
 
 def test_trials_that_were_tested_on_other_problems_are_not_compared(sweep: Path) -> None:
     path = sweep / "trials" / "bgrpo-confirm-seed1001" / "evaluation.json"
-    tree = json.loads(path.read_text("utf-8"))
+    tree = json.loads(unseal(path.read_bytes()))
     for side in ("before", "after"):
         tree[side] |= {"digest": "others", "categories": tree[side]["categories"][:10]}
         tree[side]["values"] = {name: values[:10] for name, values in tree[side]["values"].items()}

@@ -161,7 +161,7 @@ def test_the_test_problems_are_for_confirm_trials_only(tmp_path: Path) -> None:
             "group_size",
         ),
         ({"arms": {"grpo": {"set": {"algorithm": "grpo", "reward.kind": "rank"}}}}, "needs ranked beams"),
-        ({"base": "quickstrat"}, "base=quickstrat: .*shipped: .*quickstart"),
+        ({"base": "quickstrat"}, "base=quickstrat: .*did you mean 'quickstart'"),
     ],
 )
 def test_a_point_that_makes_no_configuration_is_found_beforehand(

@@ -172,6 +172,7 @@ def test_a_corpus_that_does_not_fit_is_named(tmp_path: Path) -> None:
         ({"corpus": 3}, "corpus=3"),
         ({"answer_prefix": None}, "answer_prefix=None"),
         ({"stories": "x"}, "do not fit task 'dialogue'"),
+        ({"corpsu": "x"}, "did you mean 'corpus'?"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

@@ -16,6 +16,7 @@ from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_path
 from bgrpo.runs.audit import audit
+from bgrpo.runs.missing_steps import missing_steps
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampledGroup, SampleReader
 
@@ -104,7 +105,8 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
             chunks.add(group)
     chunks.close()
     steps = run.metrics()
-    notes = [*_notes(config, bool(chunks.steps), every, reader.damaged), *audit(config.reward, steps)]
+    notes = [*_notes(config, bool(chunks.steps), every, reader.damaged), *filter(None, [missing_steps(run)])]
+    notes += audit(config.reward, steps)
     metrics = {line["step"]: line for line in steps}
     index = {
         "run": run.name,

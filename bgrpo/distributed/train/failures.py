@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bgrpo.errors import DivergenceError, LostRunError, UserError, brief
-from bgrpo.files import parse_object, read_file
+from bgrpo.files import open_to_append, parse_object, read_file
 from bgrpo.runs.redaction import redact_credentials
 from bgrpo.runs.run_folder import RunFolder
 
@@ -60,7 +60,7 @@ def record_failure(run_dir: Path, error: Exception, rank: int, step: int | None 
         diverged=isinstance(error, DivergenceError),
     )
     try:
-        with (run_dir / FILE).open("a", encoding="utf-8") as file:
+        with open_to_append(run_dir / FILE) as file:
             file.write(json.dumps(asdict(failure)) + "\n")
     except OSError as full:
         logger.warning("%s cannot be written (%s): %s", run_dir / FILE, full, failure.message)

@@ -25,8 +25,7 @@ from bgrpo.errors import Stopped
 from bgrpo.policies.io import LoadedPolicy, check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, pretraining_store, train
 from bgrpo.runs.checkpoints import CheckpointStore
-from bgrpo.runs.further_trackers import check_installed
-from bgrpo.runs.mlflow_tracking import Tracker, open_command, tracking_uri
+from bgrpo.runs.mlflow_tracking import Tracker, check_tracking, open_command, tracking_uri
 from bgrpo.runs.preparation import Inputs, check_policy, check_same_input, policy_input, record_input
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
 from bgrpo.runs.stopping import StopSignals, status_of, stop_signals
@@ -124,7 +123,7 @@ def run_pretrain(
     console = console or PlainConsole()
     with stop_signals() as signals:
         cluster_address()  # a wrong one is told before anything is made
-        check_installed(config.tracking.also)
+        check_tracking(config.tracking, config.run.dir)
         if config.out is not None:
             check_target(Path(config.out))
         if resume and (done := _finished(config)) is not None:

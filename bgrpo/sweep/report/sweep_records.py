@@ -6,6 +6,7 @@ Nothing here fails over one trial: what is missing or damaged is left out and na
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,8 @@ from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.files import read_file
 from bgrpo.runs.budget import METRIC_PREFIX
 from bgrpo.runs.metrics_lines import read_steps_of
+from bgrpo.runs.missing_steps import missing_steps
+from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.sweep_folder import CONFIG, TRIALS, VERSIONS, SweepFolder
 from bgrpo.sweep.sweep_plan import Phase, SavedPlan, Trial
 
@@ -147,14 +150,16 @@ def _read_trial(folder: Path, trial: Trial, notes: list[str]) -> TrialRecord:
     if not run.is_dir() and trial.state not in ("pending", "failed"):
         notes.append(f"{run}: the folder of this {trial.state} trial is missing")
     comparison = None
-    if (run / "evaluation.json").is_file():
+    if os.path.lexists(run / "evaluation.json"):
         try:
             comparison = EvaluationComparison.load(run / "evaluation.json")
         except UserError as error:
             notes.append(str(error))
-    return TrialRecord(
-        trial, read_steps(run / "metrics.jsonl", notes), comparison, _read_text(run / "config.yaml", notes)
-    )
+    before = len(notes)
+    steps = read_steps(run / "metrics.jsonl", notes)
+    if len(notes) == before:
+        notes += filter(None, [missing_steps(RunFolder(run))])
+    return TrialRecord(trial, steps, comparison, _read_text(run / "config.yaml", notes))
 
 
 def _read_object(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.files import atomic_file, write_atomically
 from bgrpo.runs.learning_signal import conclusions
+from bgrpo.runs.missing_steps import missing_steps
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.report.sweep_page import render_page
 from bgrpo.sweep.report.sweep_pictures import draw_pictures
@@ -71,13 +73,22 @@ def write_run_report(run: RunFolder) -> tuple[Path, list[str], Table | None]:
     """Draw a run's ``report.png`` again from its folder, as far as it has come.
 
     Returns:
-        The picture, what the steps say about the run, and the table of its reward's parts.
+        The picture, what the steps say about the run and what is missing, and the table of its reward's parts.
+
+    Raises:
+        UserError: the evaluation is damaged, or something else stands in its place.
     """
     config = run.load_config(TrainConfig)
-    comparison = EvaluationComparison.load(run.evaluation_path) if run.evaluation_path.is_file() else None
-    steps = read_steps(run.metrics_path, [])
+    has_evaluation = os.path.lexists(run.evaluation_path)
+    comparison = EvaluationComparison.load(run.evaluation_path) if has_evaluation else None
+    notes: list[str] = []
+    steps = read_steps(run.metrics_path, notes)
+    if not notes:
+        notes += filter(None, [missing_steps(run)])
+    if config.evaluation.final and run.status == "finished" and not has_evaluation:
+        notes.append(f"{run.evaluation_path}: is missing: the report is without the table of before and after")
     plot_report(config, steps, comparison, run.name, run.report_path)
-    return run.report_path, conclusions(config, steps), part_table(config.reward, steps)
+    return run.report_path, [*notes, *conclusions(config, steps)], part_table(config.reward, steps)
 
 
 def find_folder(name: str, runs: Path) -> Path:

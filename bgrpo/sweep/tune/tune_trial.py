@@ -14,6 +14,7 @@ from ray.tune import Trainable
 from bgrpo.config import TrainConfig
 from bgrpo.display.terminal import PLAIN_WIDTH, PlainConsole
 from bgrpo.errors import DivergenceError, RunError, UserError
+from bgrpo.files import open_to_append
 from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.redaction import redact_credentials, redacted
 from bgrpo.training.run_attempt import STOP_FILE, Background
@@ -86,7 +87,7 @@ class SweepTrial(Trainable):
             reason = redact_credentials(str(error))
             if not isinstance(error, UserError | RunError):
                 reason = f"{type(error).__name__}: {reason}"
-                with self._job.log.open("a", encoding="utf-8") as log:
+                with open_to_append(self._job.log) as log:
                     traceback.print_exception(error, file=redacted(log))
         elif self._result is not None and self._result.stopped:
             outcome = "interrupted"
@@ -98,7 +99,7 @@ class SweepTrial(Trainable):
         job = self._job
         resume = (job.folder / "run.json").is_file()
         try:
-            with job.log.open("a", encoding="utf-8") as log, _event_file(job.folder.parent.parent, job.trial) as events:
+            with open_to_append(job.log) as log, _event_file(job.folder.parent.parent, job.trial) as events:
 
                 def on_step(step: int, metrics: Mapping[str, float]) -> None:
                     for name, value in metrics.items():
