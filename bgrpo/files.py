@@ -23,6 +23,7 @@ UNFINISHED = ".writing-"
 
 SEAL = "crc32"
 _SEALED = re.compile(rb', "crc32": "([0-9a-f]{8})"\}\s*\Z')
+_SEALED_YAML = re.compile(r"# crc32 of what follows: ([0-9a-f]{8})\n")
 
 NOT_A_FILE = "Is a pipe, socket or device"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -119,6 +120,25 @@ def unseal(text: str | bytes) -> bytes:
     if zlib.crc32(body) != int(found[1], 16):
         raise ValueError(f"it is not what was written: its checksum differs (if the change was meant, remove {SEAL})")
     return body + b"}"
+
+
+def seal_yaml(text: str) -> str:
+    """As :func:`seal`, for YAML: a first line that is a comment, so that a file that was cut off is noticed too."""
+    return f"# {SEAL} of what follows: {zlib.crc32(text.encode()):08x}\n{text}"
+
+
+def unseal_yaml(text: str) -> str:
+    """What :func:`seal_yaml` was given; a text without checksum is as it is.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    if not (found := _SEALED_YAML.match(text)):
+        return text
+    body = text[found.end() :]
+    if zlib.crc32(body.encode("utf-8", "surrogatepass")) != int(found[1], 16):
+        raise ValueError("it is not what was written: its checksum differs (if the change was meant, remove line 1)")
+    return body
 
 
 def open_file(path: Path) -> BufferedReader:

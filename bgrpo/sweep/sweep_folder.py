@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bgrpo.config import load_config
 from bgrpo.errors import UserError, brief
-from bgrpo.files import is_file, read_file, seal, unseal, write_atomically
+from bgrpo.files import is_file, read_file, seal, seal_yaml, unseal, unseal_yaml, write_atomically
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.ownership import Claim, own
 from bgrpo.runs.redaction import redact_tree, remember_secrets_in
@@ -61,7 +61,7 @@ class SweepFolder:
         try:
             folder.trials.mkdir(parents=True)
             folder.write_config(sweep)
-            write_atomically(folder.path / VERSIONS, json.dumps(_describe_machine(), indent=1) + "\n")
+            write_atomically(folder.path / VERSIONS, seal(json.dumps(_describe_machine(), indent=1)) + "\n")
         except FileExistsError:
             raise UserError(
                 f"sweep {name!r} exists in {sweep.run.dir}/: go on with it by --resume {name}, or set another run.name"
@@ -104,7 +104,18 @@ class SweepFolder:
         """Keep the configuration, without passwords."""
         tree = redact_tree(sweep.model_dump(mode="json"))
         tree["run"] |= {"dir": str(self.path.parent), "name": self.name}
-        write_atomically(self.path / CONFIG, dump_yaml(tree))
+        write_atomically(self.path / CONFIG, seal_yaml(dump_yaml(tree)))
+
+    def check_config(self) -> None:
+        """See that the configuration is what :meth:`write_config` wrote.
+
+        Raises:
+            UserError: it is not, or cannot be read.
+        """
+        try:
+            unseal_yaml(read_file(self.path / CONFIG).decode("utf-8", "replace"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path / CONFIG}: {brief(error)}") from error
 
     def read_plan(self) -> SavedPlan:
         """What :meth:`write_plan` wrote; empty before the first time.
@@ -163,6 +174,7 @@ def load_resumed_sweep(name: str, overrides: list[str]) -> tuple[SweepConfig, Sw
     """
     place = [override for override in overrides if override.startswith("run.dir=")]
     folder = SweepFolder.open(settle_runs(load_config(SweepConfig, None, place).run.dir), name)
+    folder.check_config()
     saved = load_config(SweepConfig, str(folder.path / CONFIG), [])
     sweep = load_config(SweepConfig, str(folder.path / CONFIG), overrides)
     remember_secrets_in(sweep.model_dump(mode="json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from sweep_configs import sweep_config
 from bgrpo.config import build_config, dump_config
 from bgrpo.errors import LostRunError, UserError
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.sweep.report.sweep_records import read_sweep
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_folder import (
+    CONFIG,
+    VERSIONS,
     SweepFolder,
     last_validation,
     load_new_sweep,
@@ -61,6 +65,32 @@ def test_names_that_are_taken_unknown_or_no_names(tmp_path: Path) -> None:
     assert SweepFolder.create(sweep_config(run={"dir": str(tmp_path)}), "configs/quick.yaml").name.startswith(
         "quick-sweep-"
     )
+
+
+def test_no_change_of_what_was_asked_for_goes_unnoticed(tmp_path: Path) -> None:
+    """Every 7th flipped bit and every 5th cut: refused by a resume and told by the report, or without a meaning."""
+    folder = SweepFolder.create(sweep_in(tmp_path), "quick")
+    folder.write_plan(SavedPlan())
+    known = read_sweep(folder.path)
+    assert not known.notes and known.config["arms"] and known.versions["machine"]
+    for name in (CONFIG, VERSIONS):
+        path = folder.path / name
+        content = path.read_bytes()
+        flipped = [
+            content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :]
+            for place in range(0, len(content), 7)
+        ]
+        for damaged in [*flipped, *(content[:place] for place in range(1, len(content), 5))]:
+            path.write_bytes(damaged)
+            found = read_sweep(folder.path)
+            told = [note for note in found.notes if str(path) in note]
+            versions = {key: value for key, value in found.versions.items() if key in known.versions}
+            assert told or (found.config, versions) == (known.config, known.versions), damaged
+            if name == CONFIG and told:
+                with pytest.raises(UserError, match=re.escape(str(path))):
+                    load_resumed_sweep(str(folder.path), [])
+        path.write_bytes(content)
+    load_resumed_sweep(str(folder.path), [])
 
 
 def test_passwords_are_not_stored_and_must_be_given_again(tmp_path: Path) -> None:

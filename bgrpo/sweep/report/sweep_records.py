@@ -17,7 +17,7 @@ import yaml
 
 from bgrpo.errors import UserError, brief
 from bgrpo.evaluation.comparison import EvaluationComparison
-from bgrpo.files import read_file
+from bgrpo.files import read_file, unseal, unseal_yaml
 from bgrpo.runs.budget import METRIC_PREFIX
 from bgrpo.runs.metrics_lines import read_steps_of
 from bgrpo.runs.missing_steps import missing_steps
@@ -115,9 +115,9 @@ def read_sweep(folder: Path) -> SweepRecord:
     plan = SweepFolder(folder).read_plan()
     return SweepRecord(
         folder=folder.resolve(),
-        config=_read_object(folder / CONFIG, yaml.safe_load, notes),
+        config=_read_object(folder / CONFIG, lambda text: yaml.safe_load(unseal_yaml(text)), notes),
         config_text=_read_text(folder / CONFIG, []),
-        versions=_read_object(folder / VERSIONS, json.loads, notes),
+        versions=_read_object(folder / VERSIONS, lambda text: json.loads(unseal(text)), notes),
         plan=plan,
         trials=[_read_trial(folder, trial, notes) for trial in plan.trials],
         notes=notes,
