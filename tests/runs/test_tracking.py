@@ -344,6 +344,16 @@ WRONG_STORES = [
 ]
 
 
+def _assert_the_run_goes_on(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All that a run does with its store ends in warnings of one line."""
+    tracker = _start(run_dir, {"a": 1})
+    tracker.log(1, {"kl": 0.5})
+    tracker.artifact(run_dir / "mlflow.db")
+    tracker.finish("FINISHED")
+    told = [record.getMessage() for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
+    assert "training goes on" in told[0] and all("\n" not in line for line in told)
+
+
 @pytest.mark.parametrize("statement", WRONG_STORES)
 def test_a_store_with_something_wrong_in_it_costs_a_warning(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, statement: str
@@ -352,12 +362,7 @@ def test_a_store_with_something_wrong_in_it_costs_a_warning(
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         database.execute(statement)
         database.commit()
-    tracker = _start(tmp_path, {"a": 1})
-    tracker.log(1, {"kl": 0.5})
-    tracker.artifact(tmp_path / "mlflow.db")
-    tracker.finish("FINISHED")
-    told = [record.getMessage() for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
-    assert "training goes on" in told[0] and all("\n" not in line for line in told)
+    _assert_the_run_goes_on(tmp_path, caplog)
 
 
 class UnknownError(Exception):
@@ -381,12 +386,7 @@ def test_whatever_mlflow_raises_does_not_stop_the_run(
 
     shutil.copy(run_dir / "mlflow.db", tmp_path)
     monkeypatch.setattr(MlflowClient, method, fail)
-    tracker = _start(tmp_path, {"a": 1})
-    tracker.log(1, {"kl": 0.5})
-    tracker.artifact(tmp_path / "mlflow.db")
-    tracker.finish("FINISHED")
-    told = [record.getMessage() for record in caplog.records if record.name == "bgrpo.runs.mlflow_tracking"]
-    assert "training goes on" in told[0] and all("\n" not in line for line in told)
+    _assert_the_run_goes_on(tmp_path, caplog)
 
 
 def test_a_name_that_no_file_can_have_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
