@@ -80,14 +80,30 @@ def test_every_option_is_described(section: type[Section]) -> None:
         assert is_section or field.description, f"{section.__name__}.{name} has no description"
 
 
+COMMANDS: dict[str, type[Section]] = {"train": TrainConfig, "pretrain": PretrainConfig, "sweep": SweepConfig}
+
+
+def command_of(path: Path) -> str:
+    return (
+        "sweep" if "arms:" in path.read_text("utf-8") else "pretrain" if path.stem.startswith("pretrain") else "train"
+    )
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_load_and_survive_the_disk(path: Path, tmp_path: Path) -> None:
-    kind = PretrainConfig if path.stem.startswith("pretrain") else TrainConfig
-    model = SweepConfig if "arms:" in path.read_text("utf-8") else kind
+    model = COMMANDS[command_of(path)]
     config = load_config(model, path.stem)
     assert load_config(model, str(path)) == config
     dump_config(config, tmp_path / "config.yaml")
     assert load_config(model, str(tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_configuration_of_another_command_is_told_as_that(path: Path) -> None:
+    for command, model in COMMANDS.items():
+        if command != command_of(path):
+            with pytest.raises(UserError, match=rf"this is a configuration for bgrpo {command_of(path)}$"):
+                load_config(model, path.stem)
 
 
 def test_there_is_a_configuration_to_start_with() -> None:
@@ -311,6 +327,11 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
         ("rollout=3", r"rollout=3"),
         ("learner.workers=3", r"prompts_per_step=32.*3 × learner\.minibatches=1 = 3.*32 = 10 × 3 \+ 2.*nearest.* 33"),
         ("reward.kind=function", r"needs reward\.function"),
+        (
+            "reward.parts.q.metric=rouge_x",
+            r"reward\.parts\.q\.metric='rouge_x': expected one of exact_match, .*, embedding_similarity$",
+        ),
+        ("reward.parts.q.metric=exact_macth", r"did you mean exact_match\?"),
         ("algorithm=grpo reward.kind=rank", r"needs ranked beams, but algorithm=grpo draws completions"),
         ("rollout.search=stochastic_beam reward.kind=rank", r"beams, but rollout\.search=stochastic_beam draws"),
         ("advantage.kind=set_estimator", r"without replacement, but algorithm=bgrpo makes beams: use rollout\.search="),

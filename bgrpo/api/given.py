@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgrpo.api.policy import PolicyLike, load_policy
-from bgrpo.config import TrainConfig
+from bgrpo.config import TrainConfig, unknown_metric
 from bgrpo.config.rewards import PART_SOURCES, PartSection
 from bgrpo.errors import UserError, one_line, representation
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.scoring.kept_functions import DIGESTS, PREFIX, keep_function, module_name
-from bgrpo.scoring.text_metrics import EMBEDDING_SIMILARITY, text_metric
 from bgrpo.tasks.base import shipped_tasks
 
 if TYPE_CHECKING:
@@ -247,15 +246,12 @@ def _named_part(reward: str) -> dict[str, Any]:
         return {"url": reward}
     if _FUNCTION.fullmatch(reward):
         return {"function": reward}
-    if reward == EMBEDDING_SIMILARITY:
+    wrong = unknown_metric(reward)
+    if wrong is None:
         return {"metric": reward}
-    try:
-        text_metric(reward)
-    except UserError as error:
-        if "/" in reward or os.path.lexists(os.path.expanduser(reward)):  # noqa: PTH111 raise for no text
-            return {"model": reward}
-        raise UserError(f"rewards: no folder is called so, and {error}") from error
-    return {"metric": reward}
+    if "/" in reward or os.path.lexists(os.path.expanduser(reward)):  # noqa: PTH111 raise for no text
+        return {"model": reward}
+    raise UserError(f"rewards: no folder is called so, and metric {reward!r}: {wrong}")
 
 
 def _stem(reward: Any) -> str:

@@ -9,18 +9,21 @@ from bgrpo.config.loading import (
     load_config,
     refuse_repeated,
 )
+from bgrpo.config.metric_names import EMBEDDING_SIMILARITY, GRAM_METRICS, TEXT_METRICS, gram_metric, unknown_metric
 from bgrpo.config.pretraining import PretrainConfig
 from bgrpo.config.problems import ProblemSource, TaskSection
-from bgrpo.config.rewards import EMBEDDING_SIMILARITY, ORACLE, RANK_WIDTH, WIN_RATE, PartSection, RewardSection
+from bgrpo.config.rewards import ORACLE, RANK_WIDTH, WIN_RATE, PartSection, RewardSection
 from bgrpo.config.rollouts import RolloutSection
 from bgrpo.config.training import TrainConfig
 from bgrpo.config.upkeep import RunSection, TrackingSection
 
 __all__ = [
     "EMBEDDING_SIMILARITY",
+    "GRAM_METRICS",
     "ORACLE",
     "RANK_WIDTH",
     "SHIPPED_CONFIGS",
+    "TEXT_METRICS",
     "WIN_RATE",
     "PartSection",
     "PretrainConfig",
@@ -35,6 +38,8 @@ __all__ = [
     "dotted_keys",
     "drop_foreign_options",
     "dump_config",
+    "gram_metric",
     "load_config",
     "refuse_repeated",
+    "unknown_metric",
 ]

@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from bgrpo.config.pretraining import PretrainConfig
 from bgrpo.config.problems import SPLITS, TaskSection
+from bgrpo.config.training import TrainConfig
 from bgrpo.errors import UserError, one_line
 from bgrpo.settings.messages import explain, shown
 from bgrpo.settings.paths import expanded
@@ -43,6 +45,7 @@ def load_config(
     """
     source = config or "configuration"
     tree = read_yaml(_find(config)) if config is not None else {}
+    _refuse_another_command(model, tree, source)
     _refuse_dotted_again(tree, source)
     parsed = [_parse(model, text, overrides[i + 1 : i + 2]) for i, text in enumerate(overrides)]
     refuse_repeated([(path, value, text) for (path, value), text in zip(parsed, overrides, strict=True)])
@@ -98,6 +101,16 @@ def refuse_repeated(given: Iterable[tuple[Sequence[str], Any, str]]) -> None:
         for leaf in _leaves(path, value):
             for length in range(1, len(leaf) + 1):
                 seen.setdefault(".".join(leaf[:length]), text)
+
+
+def _refuse_another_command(model: type[Section], tree: dict[str, Any], source: str) -> None:
+    """A file that another command can read, and this one cannot, is told as what it is, not key by key."""
+    foreign = set(tree) - set(model.model_fields)
+    trees: dict[str, type[Section]] = {"train": TrainConfig, "pretrain": PretrainConfig}
+    meant = [name for name, other in trees.items() if set(tree) <= set(other.model_fields)]
+    meant += ["sweep"] if "arms" in foreign else []
+    if foreign and meant:
+        raise UserError(f"{source}: this is a configuration for bgrpo {' and bgrpo '.join(meant)}")
 
 
 def _refuse_dotted_again(tree: Any, source: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from bgrpo.config.metric_names import EMBEDDING_SIMILARITY, unknown_metric
 from bgrpo.settings.values import (
     Batch,
     Cores,
@@ -32,9 +33,6 @@ ORACLE = "oracle"
 
 Reward = Annotated[float, Field(ge=-(10**6), le=10**6)]
 PART_SOURCES = ("check", "function", "metric", "model", "url")
-EMBEDDING_SIMILARITY = "embedding_similarity"
-"""The metric that a sentence encoder computes."""
-
 _OF_SOURCE = {"model": ("label", "separator"), "url": ("token_variable",)}
 _OF_MODELS = ("max_tokens", "too_long", "dtype")
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$")]
@@ -75,6 +73,13 @@ class PartSection(Section):
     def held_model(self) -> str | None:
         """Path of the reward model or sentence encoder that reward actors hold for it; None for any other part."""
         return self.model or self.encoder
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str | None) -> str | None:
+        if name is not None and (wrong := unknown_metric(name)) is not None:
+            raise ValueError(wrong)
+        return name
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

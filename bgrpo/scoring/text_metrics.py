@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from bgrpo.config import EMBEDDING_SIMILARITY
+from bgrpo.config import gram_metric, unknown_metric
 from bgrpo.errors import UserError
 from bgrpo.scoring.word_metrics import length_match, rouge_l_words, word_f1
 from bgrpo.tasks.answers import normalized
@@ -46,15 +46,15 @@ def text_metric(name: str) -> Metric:
     """The metric called ``name``; those in :data:`OF_GRAMS` end with the length n of their n-grams, as ``distinct_2``.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is none of this name, or it is no metric of text alone.
     """
     if name in METRICS:
         return METRICS[name]
-    stem, _, n = name.rpartition("_")
-    if stem in OF_GRAMS and n in tuple("123456789"):
-        return functools.partial(OF_GRAMS[stem], n=int(n))
-    known = [*METRICS, *(f"{stem}_N" for stem in OF_GRAMS), EMBEDDING_SIMILARITY]
-    raise UserError(f"metric {name!r}: expected one of {', '.join(known)}")
+    of_grams = gram_metric(name)
+    if of_grams is None:
+        raise UserError(f"metric {name!r}: {unknown_metric(name) or 'it needs a sentence encoder'}")
+    stem, n = of_grams
+    return functools.partial(OF_GRAMS[stem], n=n)
 
 
 def last_number(text: str) -> Fraction | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from bgrpo.runs.budget import Spent, progress
 from bgrpo.runs.mlflow_tracking import Tracker
 from bgrpo.runs.preparation import check_input, check_policy
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
-from bgrpo.runs.stopping import StopSignals, status_of, stop_signals
+from bgrpo.runs.stopping import StopSignals, last_words, status_of, stop_signals
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
 from bgrpo.sweep.report.sweep_report import write_sweep_report
 from bgrpo.sweep.search_space import number_of_points
@@ -142,6 +143,7 @@ class _Sweep:
         self._configs = TrialConfigs(sweep, folder.trials)
         self._tails: dict[str, tuple[MetricsTail, dict[str, float]]] = {}
         folder.logs.mkdir(exist_ok=True)
+        self._how_to_go_on = f"go on with: bgrpo sweep --resume {folder.path}"
 
     def go(self, retry: bool) -> SweepResult:
         sweep, folder = self._sweep, self._folder
@@ -169,7 +171,7 @@ class _Sweep:
             status = MLFLOW_STATUS[state]
         except Stopped as stop:
             status = "KILLED"
-            raise Stopped(f"{stop.name}: go on with: bgrpo sweep --resume {folder.path}", stop.status) from stop
+            raise Stopped(f"{stop.name}: {self._how_to_go_on}", stop.status) from stop
         finally:
             tracker.finish(status)
         counts = {name: sum(trial.state == name for trial in plan.trials) for name in TRIAL_STATES}
@@ -184,15 +186,20 @@ class _Sweep:
             display.note(f"{name}: running trials save a checkpoint, then the sweep stops, within {SAVE_S:.0f} s")
             return SAVE_S
 
-        with tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage, self._signals.gently(ask):
-            trials = Background(lambda: run_on_tune(self._sweep, searcher, storage))
-            with display:
-                while not trials.wait(POLL_S):
-                    self._signals.check()
-                    display.update([self._row(trial) for trial in list(searcher.plan.trials)])
-                    if searcher.stopping:
-                        searcher.ask_to_stop()
-                display.update([self._row(trial) for trial in searcher.plan.trials])
+        abandoned = threading.Event()
+        with (
+            tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage,
+            self._signals.gently(ask),
+            last_words(lambda status, cause: self._how_to_go_on),
+            Background(lambda: run_on_tune(self._sweep, searcher, storage, abandoned), abandoned.set) as trials,
+            display,
+        ):
+            while not trials.wait(POLL_S):
+                self._signals.check()
+                display.update([self._row(trial) for trial in list(searcher.plan.trials)])
+                if searcher.stopping:
+                    searcher.ask_to_stop()
+            display.update([self._row(trial) for trial in searcher.plan.trials])
         if trials.error is not None:
             raise trials.error
 

@@ -283,8 +283,9 @@ class _Run:
         with (
             TrainingProgress(self._config.steps, self._folder.name, start, console=self._console) as progress,
             self._signals.gently(ask),
+            Background(self._workers.learn, self._workers.end_learning) as learners,
         ):
-            learners, finished = Background(self._workers.learn), False
+            finished = False
             while not finished:
                 finished = learners.wait(POLL_S)
                 self._folder.check_owner()

@@ -29,7 +29,6 @@ from bgrpo.training.learner import learn
 from bgrpo.training.machinery import Machinery, RunParts, Workers
 from bgrpo.training.stacks import current_stacks
 
-CLOSE_S = 5.0
 _OF_RAY = (
     "learner.gpus_per_worker",
     "learner.node_resource",
@@ -86,8 +85,6 @@ class LocalWorkers(Workers):
         config, splits = run.config, run.prepared.splits
         self._run = run
         self._closed = threading.Event()
-        self._idle = threading.Event()
-        self._idle.set()
         with torch_threads(config.reward_model.threads):
             self._scorer = Judge(config).start(trial_of(splits.train))
         device = "cuda" if torch.cuda.is_available() else "cpu"  # as the trainer chooses
@@ -108,20 +105,20 @@ class LocalWorkers(Workers):
         folder = run.folder
         if claim is not None:
             folder = replace(folder, claim=_EndableClaim(claim.folder, claim.owner, self._closed))
-        self._idle.clear()
-        try:
-            learn(
-                run.config,
-                folder,
-                0,
-                source=lambda problems: self._source,
-                decoder=lambda version, tokenizer: self._source.decoder(version),
-                on_start=lambda step: None,
-                on_step=lambda metrics: folder.append_metrics(int(metrics["step"]), metrics),
-                start=run.prepared.policy if run.config.learner.lora.is_on else None,  # whose base nothing changes
-            )
-        finally:
-            self._idle.set()
+        learn(
+            run.config,
+            folder,
+            0,
+            source=lambda problems: self._source,
+            decoder=lambda version, tokenizer: self._source.decoder(version),
+            on_start=lambda step: None,
+            on_step=lambda metrics: folder.append_metrics(int(metrics["step"]), metrics),
+            start=run.prepared.policy if run.config.learner.lora.is_on else None,  # whose base nothing changes
+        )
+
+    def end_learning(self) -> None:
+        """A learner that is at a step ends with it."""
+        self._closed.set()
 
     def news(self) -> Sequence[str]:
         """None: there is nothing that grows or shrinks."""
@@ -143,9 +140,8 @@ class LocalWorkers(Workers):
         raise RunError(f"training failed; the last complete checkpoint is kept.\n{trace}") from error
 
     def close(self) -> None:
-        """End what scores. A learner that is still at a step ends with it, and writes nothing more."""
+        """End what scores."""
         self._closed.set()
-        self._idle.wait(CLOSE_S)
         self._scorer.close()
 
 

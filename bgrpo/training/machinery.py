@@ -62,6 +62,10 @@ class Workers(ABC):
         """Train from the newest complete checkpoint to the last step, or until the stop file is there. In a thread."""
 
     @abstractmethod
+    def end_learning(self) -> None:
+        """Make :meth:`learn` end soon, without a checkpoint; it writes nothing more. From another thread."""
+
+    @abstractmethod
     def news(self) -> Sequence[str]:
         """Lines to show: what has changed since the last call."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 
@@ -19,6 +20,9 @@ from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
 from bgrpo.runs.stopping import SAVE_S, StopSignals, last_words
 
 STOP_FILE = "stop"
+END_S = 6.0
+"""Longest wait for a call in a thread that was told to end; a command is ended before that, whatever hangs."""
+
 JOB_SAVE_S = 90.0
 """What learners of a submitted job may take to save a checkpoint: in our cluster files ``ray job stop`` waits 120 s."""
 
@@ -26,15 +30,31 @@ JOB_SAVE_S = 90.0
 class Background:
     """One call in a thread, so that the main thread can show progress and take signals.
 
+    As a block it leaves no such thread behind: what the call stands on, as Ray, is taken down after the block, and a
+    thread that is in its native code then would crash the process.
+
+    Args:
+        call: what to do.
+        end: makes the call end soon; for a block that ends before it. What the call raises then is of no interest.
+
     Attributes:
         error: what the call raised, once it has ended.
     """
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], None], end: Callable[[], None] | None = None) -> None:
         self.error: BaseException | None = None
         self._call = call
+        self._make_end = end
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._make_end is not None and not self.wait(0):
+            self._make_end()
+            self.wait(END_S)
 
     def wait(self, seconds: float) -> bool:
         """True once the call has ended; waits at most this long for it."""

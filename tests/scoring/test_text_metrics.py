@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgrpo.config import GRAM_METRICS, TEXT_METRICS
 from bgrpo.errors import UserError
 from bgrpo.scoring.text_metrics import METRICS, OF_GRAMS, TextGroup, last_number, normalized, text_metric
 
@@ -126,3 +127,7 @@ def test_normalized_leaves_words() -> None:
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="expected one of exact_match"):
         text_metric(name)
+
+
+def test_the_configuration_knows_the_metrics_there_are() -> None:
+    assert (tuple(METRICS), tuple(OF_GRAMS)) == (TEXT_METRICS, GRAM_METRICS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def run_scripted(sweep: SweepConfig, tmp_path: Path) -> tuple[SweepFolder, Plan]
     folder = SweepFolder.create(sweep, None)
     plan = Plan(sweep)
     searcher = PlanSearcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
-    run_on_tune(sweep, searcher, tmp_path / "tune", ScriptedTrial)
+    run_on_tune(sweep, searcher, tmp_path / "tune", threading.Event(), ScriptedTrial)
     return folder, plan
 
 

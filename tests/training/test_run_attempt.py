@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import threading
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from bgrpo.config import TrainConfig, load_config
 from bgrpo.errors import LostRunError, RunError, Stopped, UserError
 from bgrpo.runs.run_folder import RAY_JOB_VARIABLE, RunFolder
 from bgrpo.runs.stopping import SAVE_S, StopSignals
-from bgrpo.training.run_attempt import JOB_SAVE_S, STOP_FILE, ask_learners_to_stop, new_run, recorded_attempt
+from bgrpo.training.run_attempt import (
+    JOB_SAVE_S,
+    STOP_FILE,
+    Background,
+    ask_learners_to_stop,
+    new_run,
+    recorded_attempt,
+)
 
 
 @pytest.fixture
@@ -128,3 +136,21 @@ def test_the_folder_of_a_resume_that_was_quicker_is_left_alone(tmp_path: Path, m
         with pytest.raises(UserError, match=r"^run x belongs to process"), new_run(run, None, lambda folder: None):
             pass
         assert (tmp_path / "x" / "run.json").exists()
+
+
+@pytest.mark.parametrize("raised", [None, STOP, RunError("lost")], ids=lambda raised: type(raised).__name__)
+def test_a_block_with_a_call_in_a_thread_leaves_no_thread_behind(raised: BaseException | None) -> None:
+    told = threading.Event()
+    try:
+        with Background(lambda: told.wait() and None, told.set) as call:
+            assert not call.wait(0.01)
+            if raised is not None:
+                raise raised
+    except type(raised or Exception()) as error:
+        assert error is raised
+    assert call.wait(0), "the thread still runs"
+
+
+def test_a_call_that_has_ended_is_not_told_to_end() -> None:
+    with Background(lambda: None, lambda: pytest.fail("told")) as call:
+        assert call.wait(200)

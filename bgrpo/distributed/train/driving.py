@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 
 from bgrpo.distributed.session.guardian import TRAIN_FOLDER
 from bgrpo.distributed.session.ray_errors import explain
@@ -29,45 +33,109 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
 SILENCE_S = 30.0
 """``watchdog.silence_s`` of runs that have no such setting."""
 
+ABORT_S = 3.0
+"""What the controller may take to end the workers, before it is ended itself: they go with it."""
+
 SILENCE_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
-def fit_workers(
-    loop: Callable[[dict[str, Any]], None],
-    job: object,
-    demand: Demand,
-    name: str,
-    failures: int,
-    silence_s: float = SILENCE_S,
-) -> None:
-    """Run ``loop({"job": job})`` in Ray Train workers until it returns in all of them.
+class WorkersRun:
+    """One call of a loop in Ray Train workers, which one thread makes and another may end.
 
     Args:
         loop: the workers' function; called again from the start, in new processes, after one was lost.
-        job: its argument.
+        job: its argument, as ``loop({"job": job})``.
         demand: how many workers, and what each reserves; with GPUs they talk through NCCL, else through gloo.
         name: of the run.
         failures: losses to survive.
         silence_s: a worker whose process has not answered for so long (stopped, say) is lost too. Ray Train asks all
             the time, and a thread of the worker answers while another one trains.
     """
-    os.environ[SILENCE_VARIABLE] = str(silence_s)
-    ours = f"{TRAIN_FOLDER}{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=ours, ignore_cleanup_errors=True) as storage:  # not for our checkpoints
-        TorchTrainer(
-            loop,
-            train_loop_config={"job": job},
-            torch_config=LearnerGroupConfig(backend="nccl" if demand.gpus else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=demand.count, use_gpu=bool(demand.gpus), resources_per_worker=demand.reserved
-            ),
-            run_config=ray.train.RunConfig(
-                name=name,
-                storage_path=storage,
-                failure_config=ray.train.FailureConfig(max_failures=failures),
-                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # the typed one is V1's
-            ),
-        ).fit()
+
+    def __init__(
+        self,
+        loop: Callable[[dict[str, Any]], None],
+        job: object,
+        demand: Demand,
+        name: str,
+        failures: int,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._loop, self._job, self._demand, self._name = loop, job, demand, name
+        self._failures, self._silence_s = failures, silence_s
+        self._controller = _Controller()
+
+    def fit(self) -> None:
+        """Until the loop has returned in all workers, or another thread has ended it."""
+        os.environ[SILENCE_VARIABLE] = str(self._silence_s)
+        ours, demand = f"{TRAIN_FOLDER}{os.getpid()}-", self._demand
+        with tempfile.TemporaryDirectory(prefix=ours, ignore_cleanup_errors=True) as storage:  # not for our checkpoints
+            trainer = _Trainer(
+                self._loop,
+                train_loop_config={"job": self._job},
+                torch_config=LearnerGroupConfig(backend="nccl" if demand.gpus else "gloo"),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=demand.count, use_gpu=bool(demand.gpus), resources_per_worker=demand.reserved
+                ),
+                run_config=ray.train.RunConfig(
+                    name=self._name,
+                    storage_path=storage,
+                    failure_config=ray.train.FailureConfig(max_failures=self._failures),
+                    worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},  # type: ignore[call-arg]  # the typed one is V1's
+                ),
+            )
+            trainer.begun = self._controller
+            trainer.fit()
+
+    def end(self) -> None:
+        """End the workers, wherever they are, and with them :meth:`fit`, which raises."""
+        self._controller.end()
+
+
+class _Controller:
+    """The process of Ray Train that starts and watches the workers: who has it may end it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handle: Any = None
+        self._ended = False
+
+    def begin(self, start: Callable[[], Any]) -> Any:
+        """Start it, unless it is to be ended already."""
+        with self._lock:
+            if self._ended:
+                raise RunError("the learners were ended before they began")
+            self._handle = start()
+            return self._handle
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+        if self._handle is not None:
+            with suppress(RayError):  # it ends, and so does the call
+                ray.get(self._handle.abort.remote(), timeout=ABORT_S)
+            ray.kill(self._handle)
+
+
+class _Trainer(TorchTrainer):
+    """Ray Train's trainer, but for the controller's handle.
+
+    Ray's own can be aborted by a signal to the main thread alone. One that is left waiting for its controller in a
+    thread reads freed memory when Ray is shut down.
+
+    Attributes:
+        begun: gets the controller.
+    """
+
+    begun: _Controller
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}  # type: ignore[attr-defined]
+        environment = {"env_vars": get_env_vars_to_propagate()}
+        actor: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)(TrainController)
+        controller = self.begun.begin(lambda: actor.remote(**parts))
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
 
 def raise_failure(run_dir: Path, since: float, error: BaseException | None) -> None:

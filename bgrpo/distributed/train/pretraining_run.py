@@ -18,7 +18,7 @@ from bgrpo.display.terminal import PlainConsole
 from bgrpo.distributed.session.cluster_address import cluster_address
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import pretraining_demand
-from bgrpo.distributed.train.driving import fit_workers, raise_failure
+from bgrpo.distributed.train.driving import WorkersRun, raise_failure
 from bgrpo.distributed.train.failures import final_failure, is_owned, record_failure
 from bgrpo.distributed.train.learner_watch import crash_record
 from bgrpo.errors import Stopped
@@ -232,6 +232,7 @@ def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console:
     start = 0 if newest is None else CheckpointStore.step_of(newest)
     job = PretrainJob(config, folder, started)
     (demand,) = pretraining_demand(config)
+    run = WorkersRun(pretrain_loop, job, demand, folder.name, config.max_failures)
     tail = MetricsTail(folder.metrics_path, start)
 
     def ask(name: str) -> float:
@@ -240,8 +241,8 @@ def _train(config: PretrainConfig, folder: RunFolder, tracker: Tracker, console:
     with (
         TrainingProgress(config.steps, folder.name, start, PRETRAINING_COLUMNS, console) as progress,
         signals.gently(ask),
+        Background(run.fit, run.end) as workers,
     ):
-        workers = Background(lambda: fit_workers(pretrain_loop, job, demand, folder.name, config.max_failures))
         finished = False
         while not finished:
             finished = workers.wait(POLL_S)

@@ -26,7 +26,7 @@ from bgrpo.distributed.session.cluster_address import cluster_address
 from bgrpo.distributed.session.guarded_session import guarded_ray_session
 from bgrpo.distributed.session.ray_session import training_demand
 from bgrpo.distributed.train.decisions_tail import DecisionsTail
-from bgrpo.distributed.train.driving import fit_workers, raise_failure
+from bgrpo.distributed.train.driving import WorkersRun, raise_failure
 from bgrpo.distributed.train.learner_loop import LearnerJob, learner_loop
 from bgrpo.distributed.train.learner_watch import describe_learners
 from bgrpo.evaluation.decoders import Decode
@@ -101,6 +101,10 @@ class RayWorkers(Workers):
         )
         self._has_answered = False
         self._decisions = DecisionsTail(self._service)
+        demand = next(demand for demand in training_demand(config) if demand.name == "learner.workers")
+        failures, silence_s = config.learner.max_failures, config.watchdog.silence_s
+        job = LearnerJob(config, run.folder, self._service, run.started)
+        self._learners = WorkersRun(learner_loop, job, demand, run.folder.name, failures, silence_s)
         run.folder.update(service=name)
 
     def wait(self) -> None:
@@ -119,11 +123,11 @@ class RayWorkers(Workers):
 
     def learn(self) -> None:
         """In Ray Train workers, which are started again when one is lost."""
-        config, folder = self._run.config, self._run.folder
-        job = LearnerJob(config, folder, self._service, self._run.started)
-        demand = next(demand for demand in training_demand(config) if demand.name == "learner.workers")
-        failures, silence_s = config.learner.max_failures, config.watchdog.silence_s
-        fit_workers(learner_loop, job, demand, folder.name, failures, silence_s)
+        self._learners.fit()
+
+    def end_learning(self) -> None:
+        """By Ray Train's controller, and with it."""
+        self._learners.end()
 
     def news(self) -> Sequence[str]:
         """Why the pool of rollout actors grew or shrank."""

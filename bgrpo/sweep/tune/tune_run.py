@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from bgrpo.errors import RunError
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.tune.tune_schedulers import make_scheduler
 from bgrpo.sweep.tune.tune_searcher import PlanSearcher
@@ -26,7 +28,11 @@ ENVIRONMENT = {
 
 
 def run_on_tune(
-    sweep: SweepConfig, searcher: PlanSearcher, storage: Path | str, trainable: type[tune.Trainable] = SweepTrial
+    sweep: SweepConfig,
+    searcher: PlanSearcher,
+    storage: Path | str,
+    abandoned: threading.Event,
+    trainable: type[tune.Trainable] = SweepTrial,
 ) -> None:
     """Run what ``searcher`` hands out until it is over and every trial has ended.
 
@@ -34,6 +40,7 @@ def run_on_tune(
         sweep: says which scheduler cuts trials.
         searcher: keeps the plan.
         storage: folder for Tune's own files, of no use afterwards.
+        abandoned: once it is set, trials that still run are ended, without a checkpoint.
         trainable: of the trials; gets its :class:`bgrpo.sweep.tune.tune_trial.TrialJob` as ``config["job"]``.
     """
     os.environ.update(ENVIRONMENT)
@@ -51,10 +58,22 @@ def run_on_tune(
             name="trials",
             storage_path=str(storage),
             verbose=0,
+            callbacks=[_End(abandoned)],
             failure_config=tune.FailureConfig(max_failures=PROCESS_LOSSES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the runs have their own
         ),
     ).fit()
+
+
+class _End(tune.Callback):
+    """Ends Tune's loop where it is, which ends what it has started."""
+
+    def __init__(self, abandoned: threading.Event) -> None:
+        self._abandoned = abandoned
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._abandoned.is_set():
+            raise RunError("the sweep was stopped")
 
 
 def _trial_name(trial: Any) -> str:
