@@ -14,6 +14,7 @@ from sampled_runs import completion, group, new_run, sampled_run, writer
 
 from bgrpo.display.run_browser.page_server import page_server
 from bgrpo.display.run_browser.run_page import write_page
+from bgrpo.groups import Completion, ScoredGroup
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.runs.samples import SampledGroup, SampleReader
 from bgrpo.tasks.base import Problem
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.long,
 ]
 
+LEGEND = {"\u2028": "⟨U+2028⟩", "\u202e": "⟨U+202E⟩", "\u200b": "⟨U+200B⟩", "\0": "␀", "\x1b": "␛"}
 EVIL = "<img src=x onerror=alert(1)>\u2028</script><script>alert(2)</script><b>'\"&lt;"
 READY = "document.querySelectorAll('#table tbody tr').length"
 
@@ -46,6 +48,13 @@ def address(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         patch.setattr("bgrpo.display.run_browser.run_page.CHUNK_BYTES", 10_000)
         page = write_page(run, tmp_path_factory.mktemp("page") / "show")
     yield (page.folder / "index.html").as_uri()
+
+
+def seen(text: str) -> str:
+    """A text as the page shows it."""
+    for hidden, shown in LEGEND.items():
+        text = text.replace(hidden, shown)
+    return text
 
 
 def kept(run: RunFolder, step: int, place: int = 0) -> SampledGroup:
@@ -226,17 +235,17 @@ def test_whatever_a_run_wrote_is_shown_as_text(tab: Tab, tmp_path: Path, monkeyp
     tab.wait("document.querySelector('#difference caption')")
     tab.run("document.getElementById('words').value = 'onerror'; document.getElementById('search').requestSubmit()")
     tab.wait("document.querySelectorAll('#results li').length === 4")
-    assert tab.run("document.querySelectorAll('img, b img, script[src=\"\"], dd *, td.text *').length") == 0
+    assert tab.run("document.querySelectorAll('img, b img, script[src=\"\"], dd *, td.text div *').length") == 0
     assert tab.run("document.querySelectorAll('script').length") == 2
-    assert tab.run("document.querySelector('dd').textContent") == EVIL
-    assert column(tab, 2) == [EVIL] * 2
+    assert tab.run("document.querySelector('dd').textContent") == seen(EVIL)
+    assert column(tab, 2) == [seen(EVIL)] * 2
     assert tab.problems == []
 
 
 def test_a_run_without_samples_says_so_and_shows_no_empty_controls(tab: Tab, tmp_path: Path) -> None:
     page = write_page(new_run(tmp_path), tmp_path / "page")
     tab.open((page.folder / "index.html").as_uri())
-    assert "Set rollout.keep_samples" in tab.run("document.getElementById('notes').textContent")
+    assert "no step yet" in tab.run("document.getElementById('notes').textContent")
     assert tab.run("document.querySelector('main').hidden")
 
 
@@ -252,6 +261,130 @@ def test_the_page_fits_its_window_and_can_be_read(tab: Tab, address: str, width:
     assert unnamed == []
     low = tab.run(CONTRAST)
     assert low == [], low
+
+
+HIDDEN = [
+    "<end>",
+    "a\0b",
+    "\u202edesrever",
+    "\u200b",
+    "   ",
+    "\u200d",
+    "👩\u200d👩\u200d👧",
+    "\x1b[31m",
+    "שלום",
+    "one\ntwo",
+]
+
+
+def test_what_cannot_be_seen_of_a_text_is_shown(tab: Tab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a check that fails for a hidden character, or text that runs backwards, cannot be understood."""
+    monkeypatch.setattr(sampled_runs, "WORDS", HIDDEN)
+    run = new_run(tmp_path)
+    writer(run).write(1, [group([completion([*range(1, len(HIDDEN)), 0])])])
+    tab.open((write_page(run, tmp_path / "page").folder / "index.html").as_uri())
+    tab.wait(READY)
+    pieces = tab.run("[...document.querySelectorAll('#tree .token')].map((t) => t.firstChild.data)")
+    shown = ["a␀b", "⟨U+202E⟩desrever", "⟨U+200B⟩", "␣␣␣", "⟨U+200D⟩", HIDDEN[6], "␛[31m", "שלום", "one⏎two", "<end>"]
+    assert pieces == shown
+    assert column(tab, 2) == [seen(" ".join(HIDDEN[1:]))]
+
+
+SIZES = {0.0: "0.000", 1e-7: "1.0e−7", -4e-4: "−4.0e−4", 5e-4: "0.001", 0.25: "0.250", 3.2e11: "3.2e11", -2e6: "−2.0e6"}
+
+
+def test_values_of_any_size_are_told(tab: Tab, tmp_path: Path) -> None:
+    """A small one is not 0.000, and a large one not a row of digits: rewards, advantages, parts, metrics."""
+    run = new_run(tmp_path, "reward.parts={mine: {function: 'mine:score'}}")
+    found = [
+        completion([1, 2 + place, 0], outcome="scored", score=value, parts={"mine": value})
+        for place, value in enumerate(SIZES)
+    ]
+    writer(run).write(1, [ScoredGroup([1], found, list(SIZES), 0, 0)], {0: list(SIZES)})
+    for step, value in enumerate(SIZES, 1):
+        writer(run).write(step + 1, [group(found)])
+        run.append_metrics(step + 1, {"reward_mean": value, "kl": value})
+    tab.open((write_page(run, tmp_path / "page").folder / "index.html").as_uri())
+    tab.wait(READY)
+    texts = list(SIZES.values())
+    assert column(tab, 4) == column(tab, 7) == column(tab, 8) == texts
+    assert column(tab, 5) == [f"+{text}" if value > 0 else text for value, text in SIZES.items()]
+    assert tab.run("document.querySelector('#groups button').textContent") == "problem 0 · rewards −2.0e6 to 3.2e11"
+    for step, text in enumerate(texts, 1):
+        tab.run(f"location.hash = 'step={step + 1}'")
+        tab.wait(f"document.getElementById('step').value === '{step + 1}'")
+        assert tab.run("document.getElementById('figures').textContent").endswith(f"reward {text} · kl {text}")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "advantages", "said"),
+    [
+        ([1.0, 1.0, None], None, "left this group out, for its rewards do not differ"),
+        ([None, None, None], None, "left this group out, for its rewards do not differ"),
+        ([1.0, 0.0, None], None, "the update left this group out"),
+        ([1.0, 0.0, None], [0.5, -0.5, 0.0], "3 of 3 completions shown"),
+    ],
+)
+def test_a_group_without_advantages_says_why(
+    tab: Tab, tmp_path: Path, rewards: list[float | None], advantages: list[float] | None, said: str
+) -> None:
+    run = new_run(tmp_path)
+    found = [completion([1, word, 0], outcome="scored") for word in (2, 3, 4)]
+    writer(run).write(1, [ScoredGroup([1], found, rewards, 0, 0)], {0: advantages} if advantages else {})
+    tab.open((write_page(run, tmp_path / "page").folder / "index.html").as_uri())
+    tab.wait(READY)
+    assert tab.run("document.getElementById('status').textContent").endswith(said)
+
+
+@pytest.mark.parametrize(
+    "element", ["#table thead th:nth-child(5) button", "#groups button:last-child", "#same button"]
+)
+def test_the_focus_of_the_keyboard_stays_on_what_was_pressed(tab: Tab, address: str, element: str) -> None:
+    tab.open(f"{address}#step=3&group=0")
+    tab.wait(READY)
+    tab.run(f"document.querySelector('{element}').focus()")
+    key = tab.run("document.activeElement.dataset.key")
+    tab.run("document.activeElement.click()")
+    changed = ["#table [aria-sort=descending]", "#groups button:last-child[aria-pressed=true]", "#difference caption"]
+    tab.wait(f"document.querySelector('{', '.join(changed)}')")
+    assert tab.run("document.activeElement.dataset.key") == key
+    assert tab.run(f"document.activeElement === document.querySelector('{element}')")
+
+
+def test_any_metric_can_be_drawn_with_its_running_mean(tab: Tab, tmp_path: Path) -> None:
+    run = sampled_run(tmp_path, 60, 2)
+    tab.open(f"{(write_page(run, tmp_path / 'page').folder / 'index.html').as_uri()}#step=60&group=0")
+    tab.wait(READY)
+    assert tab.run("[...document.querySelectorAll('#curve-of option')].map((o) => o.value)") == ["reward", "kl"]
+    choose(tab, "curve-of", "kl")
+    assert tab.run("document.getElementById('curve').ariaLabel") == "Mean kl of each step, from 0.001 to 0.060"
+    said = tab.run("document.getElementById('range').textContent")
+    assert said == "from 0.001 to 0.060; the strong line is the mean of 3 steps"
+    raw, mean = tab.run(
+        "[...document.querySelectorAll('#curve path')].map((p) => p.getAttribute('d').split('L').at(-1))"
+    )
+    assert float(raw.split()[1]) == 4.0
+    assert float(mean.split()[1]) == pytest.approx(4.0 + 56 / 59, abs=0.06)  # the mean lags one step behind
+    others = [int(text) for text in tab.run("[...document.querySelectorAll('#same button')].map((b) => b.textContent)")]
+    there = [step for step in range(1, 60) if 3 in {kept(run, step, place).problem for place in (0, 1)}]
+    assert others == sorted({there[0], *there[-11:]})
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_names_and_texts_stay_within_their_boxes(tab: Tab, tmp_path: Path, width: int) -> None:
+    run = new_run(tmp_path)
+    verdict = {"outcome": "error", "detail": "y" * 400, "parts": {"p" * 60: 0.5}}
+    found = [completion([1, word, 0], **verdict) for word in (2, 3)]
+    long = [Completion(item.tokens, item.logprobs, True, "long " * 3000, item.judged) for item in found]
+    writer(run).write(1, [group(long)])
+    tab.open((write_page(run, tmp_path / "page").folder / "index.html").as_uri(), width)
+    tab.wait(READY)
+    wide = (
+        "[...document.querySelectorAll('#tree, #tree *')].filter((e) => e.scrollWidth > e.clientWidth && e.clientWidth)"
+    )
+    assert tab.run(f"{wide}.length") == 0
+    assert max(tab.run("[...document.querySelectorAll('#table tr')].map((row) => row.clientHeight)")) < 300
+    assert tab.run("document.documentElement.scrollWidth") == width
 
 
 def test_six_parts_fit_the_table_and_the_score_is_drawn(tab: Tab, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_of_named_parts_the_score_is_drawn_and_every_part_is_told(tmp_path: Path
         "reward.combine=normalize_then_sum",
         "reward.parts.bleu={metric: bleu, weight: 0.5}",
         "reward.parts.right={check: true}",
+        "reward.parts.copies={metric: self_bleu, weight: -0.25}",
         "reward.parts.size={metric: completion_words, weight: 0}",
     )
     write_step(run, 1)
@@ -85,7 +86,7 @@ def test_of_named_parts_the_score_is_drawn_and_every_part_is_told(tmp_path: Path
     (entry,) = index["steps"]
     assert index["curve"] == "score" and (entry["score"], entry["reward"]) == (0.625, 0.0)
     assert entry["metrics"] == {"kl": 0.5, "part bleu": 0.25, "part size": 3.0}
-    told = "simple, 0.5 bleu + 1 right, each by its group's mean and deviation first, watched: size"
+    told = "simple, 0.5 bleu + 1 right − 0.25 copies, each by its group's mean and deviation first, watched: size"
     assert index["facts"]["reward"] == told
     assert index_of(write_page(sampled_run(tmp_path / "other", 1), tmp_path / "plain").folder)["curve"] == "reward"
 
@@ -108,16 +109,35 @@ def test_a_page_written_again_shows_what_has_come_since(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "why"), [((), "older bgrpo"), (("rollout.keep_samples=0",), "keep_samples is 0")]
+    ("overrides", "steps", "why"),
+    [
+        ((), 0, "This run has made no step yet. Call bgrpo show again"),
+        ((), 3, "an older bgrpo, or were removed"),
+        (("rollout.keep_samples=0",), 0, "keep_samples is 0. Set it"),
+        (("rollout.keep_samples=0",), 3, "keep_samples is 0. Set it"),
+    ],
 )
-def test_a_run_without_samples_says_what_to_set(
-    tmp_path: Path, overrides: tuple[str, ...], why: str, capsys: pytest.CaptureFixture[str]
+def test_a_run_without_samples_says_why_and_what_to_do(
+    tmp_path: Path, overrides: tuple[str, ...], steps: int, why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = new_run(tmp_path, *overrides)
+    for step in range(1, steps + 1):
+        run.append_metrics(step, {"reward_mean": 0.0})
     assert main(["show", str(run.path), "--no-serve"]) == 0
     said = capsys.readouterr().out
-    assert why in said and "Set rollout.keep_samples" in said
+    assert why in said
     assert index_of(run.path / "show")["notes"]
+
+
+def test_how_far_a_run_has_come_and_how_much_of_it_is_kept(tmp_path: Path) -> None:
+    run = sampled_run(tmp_path, 2, 6, "steps=7", "rollout.prompts_per_step=1")
+    facts = index_of(write_page(run, tmp_path / "page").folder)["facts"]
+    assert (facts["steps"], facts["kept"]) == ("2 of 7", "1 of 1 groups a step")
+    run = sampled_run(tmp_path / "epochs", 2, 6, "epochs=3", "rollout.prompts_per_step=4")
+    assert index_of(write_page(run, tmp_path / "page").folder)["facts"]["steps"] == "2"
+    run.update(problems={}, steps=12)
+    facts = index_of(write_page(run, tmp_path / "page").folder)["facts"]
+    assert (facts["steps"], facts["kept"]) == ("2 of 12", "2 of 4 groups a step")
 
 
 def test_damaged_samples_are_counted_and_damaged_metrics_do_not_matter(tmp_path: Path) -> None:

@@ -5,15 +5,18 @@
   const steps = index.steps;
   const places = new Map(steps.map((entry, place) => [entry.step, place]));
   const NONE = "–";
-  const KNOWN = ["correct", "wrong"]; // outcomes with a colour of their own
+  const STYLES = new Map([["correct", "good"], ["wrong", "bad"], ["scored", "plain"]]); // others stand out
   const MANY_COLUMNS = 8; // of a table: with more, cells are narrower
+  const BESIDE_COLUMNS = 4; // of two tables side by side: rank, log-probability, reward, advantage
   const MAX_RESULTS = 200;
+  const MAX_STEPS = 12; // named as those that kept a problem
+  const SMOOTHING = 20; // a curve's strong line is the mean over steps / SMOOTHING steps
   const MAX_CHUNKS = 32; // kept in memory, about a megabyte each
   const MAX_DIFFERENCE = 600; // tokens of a text that are compared one by one
   const SVG = "http://www.w3.org/2000/svg";
   const at = (id) => document.getElementById(id);
 
-  const state = { step: 0, group: 0, other: null, sort: "rank", down: false, hit: null };
+  const state = { step: 0, group: 0, other: null, sort: "rank", down: false, hit: null, curve: index.curve };
 
   // --- small things ---
 
@@ -28,12 +31,46 @@
     return typeof value === "number" ? value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−") : NONE;
   }
 
-  function signed(value, digits = 2) {
-    return typeof value === "number" && Number(value.toFixed(digits)) > 0 ? `+${number(value, digits)}` : number(value, digits);
+  /** A reward, an advantage, a metric: three digits after the point, unless that shows nothing or too much. */
+  function figure(value) {
+    const size = Math.abs(value ?? 0);
+    if ((size >= 1e-9 && size < 5e-4) || size >= 1e6) return value.toExponential(1).replace("e+", "e").replaceAll("-", "−");
+    return number(value, 3);
+  }
+
+  function signed(value) {
+    const text = figure(value);
+    return value > 0 && text !== "0.000" ? `+${text}` : text;
+  }
+
+  /** A text with what could not be seen of it, or would change how the rest is seen. */
+  function visible(text) {
+    return text
+      .replace(/[\0-\x08\x0b-\x1f]/g, (character) => String.fromCharCode(0x2400 + character.charCodeAt(0)))
+      .replace(/[\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g, code);
+  }
+
+  /** The same of a token, which may be nothing but blanks, or half of an emoji. */
+  function visibleToken(piece) {
+    if (/^ +$/.test(piece)) return "␣".repeat(piece.length);
+    if (/^[\u200c\u200d\ufe0f]+$/.test(piece)) return [...piece].map(code).join("");
+    return visible(piece).replace(/\n/g, "⏎").replace(/\t/g, "⇥");
+  }
+
+  function code(character) {
+    return `⟨U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  }
+
+  /** Put children in place of an element's own; the keyboard's focus stays on what it was on. */
+  function put(element, ...children) {
+    const focused = element.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+    element.replaceChildren(...children);
+    if (focused === undefined) return;
+    [...element.querySelectorAll("[data-key]")].find((one) => one.dataset.key === focused)?.focus({ preventScroll: true });
   }
 
   function outcomeOf(completion) {
-    const style = KNOWN.includes(completion.outcome) ? completion.outcome : "";
+    const style = STYLES.get(completion.outcome) ?? "";
     return make("span", { className: `outcome ${style}`, title: completion.detail }, completion.outcome);
   }
 
@@ -89,16 +126,16 @@
     const columns = [
       { name: "rank", value: (c) => c.rank, show: (c) => String(c.rank) },
       { name: "log-probability", value: (c) => c.logprob, show: (c) => number(c.logprob) },
-      { name: "reward", value: (c) => c.reward, show: (c) => number(c.reward, 3) },
-      { name: "advantage", value: (c) => c.advantage, show: (c) => signed(c.advantage, 3) },
+      { name: "reward", value: (c) => c.reward, show: (c) => figure(c.reward) },
+      { name: "advantage", value: (c) => c.advantage, show: (c) => signed(c.advantage) },
       { name: "tokens", value: (c) => c.length, show: (c) => String(c.length) },
     ];
     if (completions.some((c) => c.score !== null)) {
-      columns.push({ name: "score", value: (c) => c.score, show: (c) => number(c.score, 3) });
+      columns.push({ name: "score", value: (c) => c.score, show: (c) => figure(c.score) });
     }
     for (const part of new Set(completions.flatMap((c) => Object.keys(c.parts)))) {
       const value = (c) => (Object.hasOwn(c.parts, part) ? c.parts[part] : null);
-      columns.push({ name: `part ${part}`, part, value, show: (c) => number(value(c), 3) });
+      columns.push({ name: `part ${part}`, part, value, show: (c) => figure(value(c)) });
     }
     return columns;
   }
@@ -141,9 +178,8 @@
 
   function tokenOf({ token, piece, logprob }) {
     const likely = logprob === null ? 1 : Math.exp(logprob);
-    const shown = piece.replace(/\n/g, "⏎").replace(/\t/g, "⇥");
     const title = `token ${token}, log-probability ${number(logprob, 4)}, probability ${number(100 * likely, 1)} %`;
-    const element = make("span", { className: "token", title }, shown, make("small", {}, number(logprob)));
+    const element = make("span", { className: "token", title }, visibleToken(piece), make("small", {}, number(logprob)));
     element.style.setProperty("--unlikely", String(1 - Math.min(1, likely)));
     return element;
   }
@@ -155,13 +191,13 @@
     if (rest > 0) leaf.append(make("span", { className: "quiet" }, `… ${rest} more tokens`));
     leaf.append(make("b", {}, `#${completion.rank}`), outcomeOf(completion));
     leaf.append(`Σ ${number(completion.logprob)}`, ...columns.slice(2).flatMap((column) => leafValue(column, completion)));
-    if (completion.detail) leaf.append(make("span", { className: "quiet" }, completion.detail));
+    if (completion.detail) leaf.append(make("span", { className: "quiet" }, visible(completion.detail)));
     return leaf;
   }
 
   function leafValue(column, completion) {
     const skipped = column.name === "tokens" || column.value(completion) === null;
-    return skipped ? [] : [make("span", {}, `${column.part ?? column.name} ${column.show(completion)}`)];
+    return skipped ? [] : [make("span", {}, make("bdi", {}, column.part ?? column.name), ` ${column.show(completion)}`)];
   }
 
   function branchOf(first, before, columns) {
@@ -198,10 +234,15 @@
     const isSorted = column.name === state.sort;
     const arrow = isSorted ? (state.down ? "\u00a0↓" : "\u00a0↑") : "";
     const button = make("button", { type: "button" }, (column.part ?? column.name) + arrow);
+    button.dataset.key = column.name;
     button.onclick = () => sortBy(column.name, isSorted ? !state.down : column.name !== "rank");
     const head = make("th", { scope: "col" }, button);
     head.setAttribute("aria-sort", isSorted ? (state.down ? "descending" : "ascending") : "none");
     return head;
+  }
+
+  function textCell(text) {
+    return make("td", { className: "text" }, make("div", { className: "long" }, visible(text)));
   }
 
   function tableOf(completions, columns, sortable) {
@@ -212,7 +253,7 @@
       const row = make("tr", {}, make("td", {}, rank.show(completion)));
       row.dataset.rank = completion.rank;
       row.append(make("td", { className: "label" }, outcomeOf(completion)));
-      row.append(make("td", { className: "text" }, completion.text + (completion.finished ? "" : " [cut]")));
+      row.append(textCell(completion.text + (completion.finished ? "" : " [cut]")));
       row.append(...rest.map((column) => make("td", {}, column.show(completion))));
       return row;
     });
@@ -226,32 +267,40 @@
   async function drawDifference(group, turn) {
     const place = state.other === null ? -1 : places.get(state.other) ?? -1;
     const others = steps.filter((entry) => entry.step !== group.step && entry.problems.includes(group.problem));
-    at("same").replaceChildren(others.length ? `Problem ${group.problem} was kept at step` : "", ...others.slice(0, 12).map(stepButton));
+    const label = others.length > MAX_STEPS ? `${others.length} steps, among them` : "step";
+    put(at("same"), others.length ? `Problem ${group.problem} was kept at ${label}` : "", ...nearestOf(others, group.step).map(stepButton));
     if (place < 0) {
-      at("difference").replaceChildren();
+      put(at("difference"), make("p", { className: "quiet" }, "Give a step to compare this group with."));
       return;
     }
     const theirs = await groupsOf(place);
     if (turn !== turns) return;
     const same = theirs.find((candidate) => candidate.problem === group.problem);
     const [before, after] = state.other < group.step ? [same, group] : [group, same];
-    if (same) at("difference").replaceChildren(...differenceOf(before, after));
-    else at("difference").replaceChildren(...besideOf(group, theirs[Math.min(state.group, theirs.length - 1)]));
+    if (same) put(at("difference"), ...differenceOf(before, after));
+    else put(at("difference"), ...besideOf(group, theirs[Math.min(state.group, theirs.length - 1)]));
+  }
+
+  /** The first one, the last one, and those nearest to a step, in order. */
+  function nearestOf(entries, step) {
+    const [first, last] = [entries[0], entries.at(-1)];
+    const far = (entry) => (entry === first || entry === last ? -1 : Math.abs(entry.step - step));
+    return [...entries].sort((a, b) => far(a) - far(b)).slice(0, MAX_STEPS).sort((a, b) => a.step - b.step);
   }
 
   function stepButton(entry) {
     const button = make("button", { type: "button" }, String(entry.step));
+    button.dataset.key = entry.step;
     button.onclick = () => go({ other: entry.step });
     return button;
   }
 
   function besideOf(...groups) {
-    const columns = columnsOf(groups.flatMap((group) => group.completions));
+    const columns = columnsOf(groups.flatMap((group) => group.completions)).slice(0, BESIDE_COLUMNS);
     const panels = groups.map((group) => {
-      const table = tableOf(sorted(chosen(group.completions), columns), columns, false);
+      const table = tableOf(sorted(chosen(group.completions), columnsOf(group.completions)), columns, false);
       const title = make("p", { className: "quiet" }, `Step ${group.step}, problem ${group.problem}: `);
-      title.append(make("span", { className: "text" }, group.prompt));
-      return make("div", {}, title, table);
+      return make("div", {}, title, make("div", { className: "text long" }, visible(group.prompt)), table);
     });
     const text = `Step ${groups[1].step} kept no group of problem ${groups[0].problem}; two different problems stand side by side.`;
     return [make("p", { className: "quiet" }, text), make("div", { className: "beside" }, ...panels)];
@@ -264,14 +313,14 @@
     const rows = texts
       .map((text) => [text, then.get(text), now.get(text)])
       .filter(([, old, fresh]) => chosen([old, fresh].filter(Boolean)).length);
-    const names = [["rank", 0], ["logprob", 2], ["reward", 3], ["advantage", 3]];
+    const shown = [["rank", (value) => number(value, 0)], ["logprob", number], ["reward", figure], ["advantage", signed]];
     const heads = ["completion", "change", "rank", "log-probability", "reward", "advantage"].map((name, place) =>
       make("th", { scope: "col", className: place < 2 ? "label" : "" }, name));
     const body = rows.map(([text, old, fresh]) => {
       const change = old && fresh ? "in both" : fresh ? "new" : "gone";
       const style = old && fresh ? "" : fresh ? "up" : "down";
-      const cells = names.map(([name, digits]) => make("td", {}, `${number(old?.[name], digits)} → ${number(fresh?.[name], digits)}`));
-      return make("tr", {}, make("td", { className: "text" }, text), make("td", { className: `label ${style}` }, change), ...cells);
+      const cells = shown.map(([name, show]) => make("td", {}, `${show(old?.[name])} → ${show(fresh?.[name])}`));
+      return make("tr", {}, textCell(text), make("td", { className: `label ${style}` }, change), ...cells);
     });
     const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...body));
     table.prepend(make("caption", {}, `Problem ${after.problem}: step ${before.step} → step ${after.step}`));
@@ -290,9 +339,9 @@
     }
     const parts = [];
     for (let i = 0, j = 0; i < a.length || j < b.length; ) {
-      if (i < a.length && j < b.length && a[i] === b[j]) parts.push(a[i], " ".repeat(Number(!/^\s/.test(b[j + 1] ?? " ")))), (i += 1), (j += 1);
-      else if (j >= b.length || (i < a.length && longest[i + 1][j] >= longest[i][j + 1])) parts.push(make("del", {}, a[i++]), " ");
-      else parts.push(make("ins", {}, b[j++]), " ");
+      if (i < a.length && j < b.length && a[i] === b[j]) parts.push(visible(a[i]), " ".repeat(Number(!/^\s/.test(b[j + 1] ?? " ")))), (i += 1), (j += 1);
+      else if (j >= b.length || (i < a.length && longest[i + 1][j] >= longest[i][j + 1])) parts.push(make("del", {}, visible(a[i++])), " ");
+      else parts.push(make("ins", {}, visible(b[j++])), " ");
     }
     return parts;
   }
@@ -303,7 +352,7 @@
 
   async function search() {
     const mine = ++searches;
-    const words = at("words").value.toLowerCase();
+    const words = new RegExp(at("words").value.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "iu"); // lower case may be longer
     at("results").replaceChildren();
     at("clear").hidden = false;
     let count = 0;
@@ -313,7 +362,7 @@
         if (mine !== searches) return;
         for (const group of groups) {
           for (const completion of chosen(group.completions)) {
-            const where = [completion.text, group.prompt, completion.detail].find((text) => text.toLowerCase().includes(words));
+            const where = [completion.text, group.prompt, completion.detail].find((text) => words.test(text));
             if (where === undefined) continue;
             count += 1;
             if (count <= MAX_RESULTS) at("results").append(make("li", {}, resultOf(group, completion, where, words)));
@@ -328,12 +377,12 @@
   }
 
   function resultOf(group, completion, text, words) {
-    const start = text.toLowerCase().indexOf(words);
+    const { 0: match, index: start } = words.exec(text);
     const from = Math.max(0, start - 40);
-    const end = start + words.length;
+    const end = start + match.length;
     const label = `step ${group.step} · problem ${group.problem} · #${completion.rank} `;
-    const snippet = make("span", { className: "text" }, ` ${from ? "…" : ""}${text.slice(from, start)}`);
-    snippet.append(make("mark", {}, text.slice(start, end)), text.slice(end, end + 80));
+    const snippet = make("span", { className: "text" }, ` ${from ? "…" : ""}${visible(text.slice(from, start))}`);
+    snippet.append(make("mark", {}, visible(text.slice(start, end))), visible(text.slice(end, end + 80)));
     const button = make("button", { type: "button" }, label, outcomeOf(completion), snippet);
     button.onclick = () => go({ step: group.step, group: group.group, hit: completion.rank });
     return button;
@@ -352,12 +401,15 @@
     const entry = steps[places.get(state.step)];
     at("step").value = entry.step;
     at("slider").value = places.get(entry.step);
-    at("slider").setAttribute("aria-valuetext", `step ${entry.step}, ${index.curve} ${number(entry[index.curve], 3)}`);
+    at("slider").setAttribute("aria-valuetext", `step ${entry.step}, ${state.curve} ${figure(valueOf(entry))}`);
     at("back").disabled = places.get(entry.step) === 0;
     at("forward").disabled = places.get(entry.step) === steps.length - 1;
-    const figures = Object.entries(entry.metrics).map(([name, value]) => `${name.replaceAll("_", " ")} ${number(value, 3)}`);
-    const means = [...new Set([index.curve, "reward"])].map((name) => `${name} ${number(entry[name], 3)}`);
-    at("figures").textContent = [...means, ...figures].join(" · ");
+    const names = [...new Set([index.curve, "reward", ...Object.keys(entry.metrics)])];
+    const figures = names.flatMap((name, place) => [
+      place ? " · " : "",
+      make("span", {}, make("bdi", {}, name.replaceAll("_", " ")), ` ${figure(valueOf(entry, name))}`),
+    ]);
+    at("figures").replaceChildren(...figures);
     const x = String(xOf(places.get(entry.step)));
     const line = at("curve").querySelector("line");
     for (const [name, value] of Object.entries({ x1: x, x2: x, y1: "0", y2: "64" })) line.setAttribute(name, value);
@@ -367,31 +419,61 @@
     return steps.length > 1 ? (1000 * place) / (steps.length - 1) : 500;
   }
 
+  function valueOf(entry, name = state.curve) {
+    return (["reward", "score"].includes(name) ? entry[name] : entry.metrics[name]) ?? null;
+  }
+
   function drawCurve() {
-    const values = steps.map((entry) => entry[index.curve]).filter((value) => value !== null);
-    const [low, high] = values.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
+    const points = steps.map((entry, place) => [xOf(place), valueOf(entry)]).filter(([, value]) => value !== null);
+    const [low, high] = points.reduce(([least, most], [, value]) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
     const y = (value) => (high > low ? 60 - (56 * (value - low)) / (high - low) : 32);
-    const points = steps.flatMap((entry, place) => (entry[index.curve] === null ? [] : [`${xOf(place).toFixed(1)} ${y(entry[index.curve]).toFixed(1)}`]));
-    const path = document.createElementNS(SVG, "path");
-    path.setAttribute("d", points.length ? `M${points.join("L")}` : "");
-    at("curve").replaceChildren(path, document.createElementNS(SVG, "line"));
-    at("curve").setAttribute("aria-label", `Mean ${index.curve} of each step, from ${number(low, 3)} to ${number(high, 3)}`);
+    const width = Math.floor(points.length / SMOOTHING);
+    const path = (values, name) => {
+      const element = document.createElementNS(SVG, "path");
+      element.setAttribute("class", name);
+      element.setAttribute("d", values.length ? `M${values.map(([x, value]) => `${x.toFixed(1)} ${y(value).toFixed(1)}`).join("L")}` : "");
+      return element;
+    };
+    const means = points.map(([x], place) => {
+      const latest = points.slice(Math.max(0, place + 1 - width), place + 1);
+      return [x, latest.reduce((sum, [, value]) => sum + value, 0) / latest.length];
+    });
+    const paths = width > 1 ? [path(points, "faint"), path(means, "")] : [path(points, "")];
+    at("curve").replaceChildren(...paths, document.createElementNS(SVG, "line"));
+    const range = points.length ? `from ${figure(low)} to ${figure(high)}` : "not measured";
+    at("curve").setAttribute("aria-label", `Mean ${state.curve} of each step, ${range}`);
+    at("range").textContent = range + (width > 1 ? `; the strong line is the mean of ${width} steps` : "");
+  }
+
+  function resultsOf({ completions }) {
+    const right = completions.filter((c) => c.outcome === "correct").length;
+    if (index.outcomes.includes("correct")) return `${right} of ${completions.length} correct`;
+    const rewards = completions.map((c) => c.reward).filter((reward) => reward !== null);
+    const [least, most] = [figure(Math.min(...rewards)), figure(Math.max(...rewards))];
+    if (!rewards.length) return "no rewards";
+    return least === most ? `reward ${least}` : `rewards ${least} to ${most}`;
+  }
+
+  /** Why the update left a group out. */
+  function leftOut({ completions }) {
+    if (completions.some((c) => c.advantage !== null)) return "";
+    const differ = new Set(completions.map((c) => c.reward).filter((reward) => reward !== null)).size > 1;
+    return `; no advantages: the update left this group out${differ ? "" : ", for its rewards do not differ"}`;
   }
 
   function drawGroups(groups) {
     const buttons = groups.map((group, place) => {
-      const right = group.completions.filter((c) => c.outcome === "correct").length;
-      const text = `problem ${group.problem}` + (index.outcomes.includes("correct") ? ` · ${right} of ${group.completions.length} correct` : "");
-      const button = make("button", { type: "button" }, text);
+      const button = make("button", { type: "button" }, `problem ${group.problem} · ${resultsOf(group)}`);
+      button.dataset.key = place;
       button.setAttribute("aria-pressed", String(place === state.group));
       button.onclick = () => go({ group: place });
       return button;
     });
-    at("groups").replaceChildren(...buttons);
+    put(at("groups"), ...buttons);
     const group = groups[state.group];
     const passages = (group.passages ?? []).map((text, number) => [`passage ${number + 1}`, text]);
     const fields = [["prompt", group.prompt], ...passages, ["answer", group.answer], ["category", group.category]];
-    at("problem").replaceChildren(...fields.filter(([, text]) => text).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
+    at("problem").replaceChildren(...fields.filter(([, text]) => text).flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, visible(text))]));
   }
 
   let turns = 0;
@@ -412,9 +494,9 @@
       at("turn").textContent = state.down ? "largest first" : "smallest first";
       const completions = sorted(chosen(group.completions), columns);
       drawTree(completions, columns);
-      at("table").replaceChildren(tableOf(completions, columns, true));
+      put(at("table"), tableOf(completions, columns, true));
       const kept = group.size > group.completions.length ? `; ${group.size - group.completions.length} more were not kept` : "";
-      at("status").textContent = `${completions.length} of ${group.completions.length} completions shown${kept}`;
+      at("status").textContent = `${completions.length} of ${group.completions.length} completions shown${kept}${leftOut(group)}`;
       markHit();
       await drawDifference(group, turn);
     } catch (error) {
@@ -464,6 +546,11 @@
       const share = Math.max(0, Math.min(1, (event.clientX - box.left) / box.width));
       go({ step: steps[Math.round(share * (steps.length - 1))].step });
     };
+    at("curve-of").onchange = () => {
+      state.curve = at("curve-of").value;
+      drawCurve();
+      drawSteps();
+    };
     at("other").onchange = () => {
       const text = at("other").value;
       go({ other: text === "" ? null : steps[nearest(Number(text))].step });
@@ -491,6 +578,8 @@
   document.querySelector("main").hidden = false;
   at("outcome").append(...index.outcomes.map((outcome) => make("option", { value: outcome }, outcome)));
   at("slider").max = steps.length - 1;
+  const curves = [...new Set([index.curve, "reward", ...steps.flatMap((entry) => Object.keys(entry.metrics))])];
+  at("curve-of").append(...curves.map((name) => make("option", { value: name }, name.replaceAll("_", " "))));
   drawCurve();
   listen();
   readAddress();

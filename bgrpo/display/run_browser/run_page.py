@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
             chunks.add(group)
     chunks.close()
     steps = run.metrics()
-    notes = [*_notes(config, bool(chunks.steps), every, reader.damaged), *filter(None, [missing_steps(run)])]
+    notes = [*_notes(config, chunks.steps, bool(steps), every, reader.damaged), *filter(None, [missing_steps(run)])]
     notes += audit(config.reward, steps)
     metrics = {line["step"]: line for line in steps}
     index = {
@@ -116,6 +117,9 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
             "reward": _reward_of(config),
             "advantage": config.advantage_kind,
             "status": run.status,
+            "steps": _steps_of(run, config, steps),
+            "kept": f"{min(config.rollout.keep_samples, config.rollout.prompts_per_step)} of "
+            f"{config.rollout.prompts_per_step} groups a step",
         },
         "curve": "score" if config.reward.parts else "reward",
         "notes": notes,
@@ -130,12 +134,20 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
     return notes
 
 
+def _steps_of(run: RunFolder, config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> str:
+    """How far the run has come, and of how many, where that is known."""
+    info = run.info()  # where there are epochs, their steps are known once the problems are counted
+    total = config.steps if config.epochs is None else info.get("steps") if "problems" in info else None
+    made = max((line["step"] for line in steps), default=0)
+    return f"{made} of {total}" if isinstance(total, int) else f"{made}"
+
+
 def _reward_of(config: TrainConfig) -> str:
     """How rank shapes the reward; of named parts, what is added up and what is only watched."""
     parts = config.reward.parts
-    weighted = [f"{part.weight:g} {name}" for name, part in parts.items() if part.weight]
+    weighted = " + ".join(f"{part.weight:g} {name}" for name, part in parts.items() if part.weight)
     watched = [name for name, part in parts.items() if not part.weight]
-    texts = [config.reward_kind, " + ".join(weighted)]
+    texts = [config.reward_kind, weighted.replace(" + -", " − ")]
     texts += ["each by its group's mean and deviation first"] if config.reward.combine != "sum" else []
     texts += [f"watched: {', '.join(watched)}"] if watched else []
     return ", ".join(filter(None, texts))
@@ -149,13 +161,19 @@ def _metrics_of(config: TrainConfig, line: dict[str, Any]) -> dict[str, Any]:
     return {"reward": line.get("reward_mean"), "score": line.get("score_mean"), "metrics": metrics}
 
 
-def _notes(config: TrainConfig, any_steps: bool, every: int, damaged: int) -> list[str]:
+def _notes(config: TrainConfig, shown: Collection[int], trained: bool, every: int, damaged: int) -> list[str]:
     notes = []
-    if not any_steps:
+    if not shown and not config.rollout.keep_samples:
         notes.append(
-            "This run has kept no completions"
-            + (": rollout.keep_samples is 0" if not config.rollout.keep_samples else " yet, or is of an older bgrpo")
-            + ". Set rollout.keep_samples to the number of groups to keep of each step, then train, or resume the run."
+            "This run has kept no completions: rollout.keep_samples is 0. Set it to the number of groups to keep of "
+            "each step, then train, or resume the run."
+        )
+    elif not shown and not trained:
+        notes.append("This run has made no step yet. Call bgrpo show again when it has.")
+    elif not shown:
+        notes.append(
+            "This run's steps have no completions that can be read: they are of an older bgrpo, or were "
+            "removed, or not kept. Train, or resume the run, to get some."
         )
     if every > 1:
         notes.append(f"There are more samples than a page can hold: one of every {every} steps is here.")
