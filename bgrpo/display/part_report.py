@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COLORS = ("#1f6fb2", "#d55e00", "#009e73", "#cc79a7", "#8c6bb1", "#b8860b", "#56b4e9", "#444444")  # colour-blind safe
 SHARES_TITLE = "parts' shares of the variance in groups"
 TENTH = 10
+LEGEND_COLUMNS, LABEL_CHARACTERS = 3, 16
 Steps = Sequence[Mapping[str, Any]]
 
 
@@ -57,9 +58,19 @@ def draw_shares(axes: Axes, steps: Steps, names: Sequence[str], width: int) -> N
         key = f"part/{name}/share"
         known = [(step["step"], step[key]) for step in steps if step.get(key) is not None]
         means = [fmean(value for _, value in known[max(0, i + 1 - width) : i + 1]) for i in range(len(known))]
-        axes.plot([step for step, _ in known], means, color=COLORS[number % len(COLORS)], linewidth=1.5, label=name)
+        label = name if len(name) <= LABEL_CHARACTERS else f"{name[: LABEL_CHARACTERS - 1]}…"
+        axes.plot([step for step, _ in known], means, color=COLORS[number % len(COLORS)], linewidth=1.5, label=label)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(loc="best", frameon=False, fontsize=8)
+    axes.legend(  # below: with several parts no corner is free of lines
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.22),
+        ncols=LEGEND_COLUMNS,
+        frameon=False,
+        fontsize=8,
+        borderpad=0,
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
 
 
 def _mean(steps: Steps, part: str, key: str) -> float | None:

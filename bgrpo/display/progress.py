@@ -42,11 +42,11 @@ class Column(NamedTuple):
 
 
 TRAINING_COLUMNS = (
-    Column("reward", "reward_mean", ".3f"),
-    Column("score", "score_mean", ".3f"),
+    Column("reward", "reward_mean", "z.3f"),
+    Column("score", "score_mean", "z.3f"),
     Column("solved groups", "solved_groups", ".0%"),
     Column("top-1", "top1_accuracy", ".0%"),
-    Column("KL", "kl", ".4f"),
+    Column("KL", "kl", "z.4f"),
     Column("rollouts/s", "rollouts_per_s", ".0f"),
     Column("staleness", "staleness", ".0f"),
     Column("errors", "outcome/error", ".0f", unless_zero=True),

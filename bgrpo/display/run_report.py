@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rich.table import Table
@@ -53,7 +54,9 @@ PANELS = (
     Panel("entropy", "entropy (nats per token)", False),
     Panel("informative_groups", "groups whose rewards differ", True),
 )
+SCORE = Panel("score_mean", "mean score (weighted sum of the parts)", False)
 MAX_PANELS = 4
+LINES, CHARACTERS_PER_INCH = 2, 11.5  # of each warning below the picture
 EXACT = ("solved_groups", "top1_accuracy")  # say nothing about a function's graded rewards
 FAMILIES = ("beam@", "pass@")
 SHARES = ("greedy", "top1", ORACLE, WIN_RATE)
@@ -135,7 +138,8 @@ def plot_report(
     figure = Figure(figsize=(9 if comparison is None else 14, 6.4), dpi=DPI, layout=layout)
     figure.suptitle(f"{name} · {config.algorithm}", fontsize=15, color=INK, fontweight="bold")
     told = [*failures_of_steps(metrics), *conclusions(config, metrics)]
-    label = "\n".join(line if len(line) <= 150 else f"{line[:150]}…" for line in told)
+    width = int(figure.get_figwidth() * CHARACTERS_PER_INCH)
+    label = "\n".join(part for line in told for part in wrap(line, width, max_lines=LINES, placeholder=" …"))
     figure.supxlabel(label, fontsize=9, color=WARNING, parse_math=False)
     left, *right = figure.subfigures(1, 1 if comparison is None else 2, squeeze=False)[0]
     _draw_curves(left, metrics, config.reward)
@@ -146,7 +150,10 @@ def plot_report(
 
 def _draw_curves(figure: SubFigure, metrics: Sequence[Mapping[str, Any]], reward: RewardSection) -> None:
     known = {key for line in metrics for key, value in line.items() if value is not None}
-    panels = [panel for panel in PANELS if panel.key in known and not (reward.is_graded and panel.key in EXACT)]
+    first = SCORE if reward.parts and SCORE.key in known else PANELS[0]  # rewards may be normalised to a mean of 0
+    panels = [
+        panel for panel in (first, *PANELS[1:]) if panel.key in known and not (reward.is_graded and panel.key in EXACT)
+    ]
     parts = parts_with_shares(reward, metrics)
     panels = panels[: MAX_PANELS - bool(parts)]
     if not panels:
@@ -301,11 +308,11 @@ def _outcome_table(evaluation: Evaluation) -> Table:
 
 def _number_text(metric: str, value: float, sign: bool = False) -> str:
     plus = "+" if sign else ""
-    return format(value, f"{plus}.3f") if not is_fraction(metric) else f"{100 * value:{plus}.1f}%"
+    return format(value, f"{plus}z.3f") if not is_fraction(metric) else f"{100 * value:{plus}z.1f}%"
 
 
 def _interval_text(metric: str, interval: Interval, sign: bool = False) -> str:
-    scale, form = (100, ".1f") if is_fraction(metric) else (1, ".3f")
+    scale, form = (100, "z.1f") if is_fraction(metric) else (1, "z.3f")
     form = f"+{form}" if sign else form
     bounds = f"[{scale * interval.low:{form}}, {scale * interval.high:{form}}]"
     return f"{_number_text(metric, interval.mean, sign)} {bounds}"

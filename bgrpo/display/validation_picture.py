@@ -63,6 +63,6 @@ def plot_validations(metrics: Sequence[Mapping[str, Any]], name: str, out: Path)
         if all(map(is_fraction, drawn)):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if len(drawn) > 1:
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend(loc="best", edgecolor="none", framealpha=0.8, fontsize=8)
         tidy(axes, "y")
     write_png(figure, out)

@@ -114,7 +114,9 @@ def _why(config: TrainConfig, steps: Sequence[Mapping[str, Any]]) -> str:
         return "most completions were cut off; raise rollout.max_new_tokens"
     size = config.rollout.group_size
     if config.reward.is_graded:
-        scores = ", ".join(str(getattr(part, part.source)) for part in config.reward.named_parts.values())
+        parts = {name: part for name, part in config.reward.named_parts.items() if part.weight}
+        sources = [str(getattr(part, part.source)) for part in parts.values()]
+        scores = ", ".join(parts if config.reward.parts else sources)
         return (
             f"the rewards within each group were equal; look at the scores of {scores}, or take a larger "
             f"rollout.group_size (now {size})"

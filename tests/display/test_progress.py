@@ -129,3 +129,11 @@ def test_a_notebook_draws_with_widgets_or_gets_plain_lines(monkeypatch: pytest.M
         with TrainingProgress(1, "run", console=console) as progress:
             progress.update(1, {"reward_mean": 0.5})
         assert "run: step 1/1 · reward 0.500" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    """Rewards that are normalised within groups have a mean of 0, up to rounding."""
+    out = io.StringIO()
+    with TrainingProgress(1, "r", console=Console(file=out, force_terminal=False)) as progress:
+        progress.update(1, {"reward_mean": -1e-16, "score_mean": 0, "kl": -1e-7})
+    assert out.getvalue() == "r: step 1/1 · reward 0.000 · score 0.000 · KL 0.0000\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,33 @@ def test_a_function_s_graded_rewards_are_not_drawn_as_right_or_wrong(drawing: Ca
     assert "groups whose rewards differ" in graded and not right_or_wrong & graded
 
 
+def test_of_named_parts_the_score_is_drawn_and_the_legend_hides_no_line(drawing: Callable[..., Figure]) -> None:
+    """Rewards of normalised parts have a mean of 0 in every step: their curve is rounding noise."""
+    names = ["a", "b", "c", "d", "name_of_" + "x" * 32]
+    shares = {f"part/{name}/share": place / 10 for place, name in enumerate(names)}
+    metrics = _metrics(30, reward_mean=1e-16, score_mean=0.4, **shares)
+    reward = {"parts": {name: {"metric": "bleu"} for name in names}, "combine": "normalize_then_sum"}
+    panels = _panels(drawing(metrics, reward=reward))
+    assert "mean reward" not in panels
+    assert set(panels["mean score (weighted sum of the parts)"].lines[0].get_ydata()) == {0.4}
+    axes = panels["parts' shares of the variance in groups"]
+    legend = axes.get_legend()
+    assert legend is not None and not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert (
+        axes.get_window_extent().width
+        > 0.8 * panels["mean score (weighted sum of the parts)"].get_window_extent().width
+    )
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_warnings_are_told_to_their_end_within_the_picture(drawing: Callable[..., Figure], bars: bool) -> None:
+    figure = drawing(_metrics(3, **{"outcome/truncated": 3.0}), _comparison() if bars else None)
+    assert " ".join(figure.get_supxlabel().split()).endswith("or start from a policy that ends its answers")
+    (label,) = [text for text in figure.texts if text.get_text() == figure.get_supxlabel()]
+    box = label.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
 def test_the_picture_says_what_kept_a_run_from_learning(drawing: Callable[..., Figure]) -> None:
     assert drawing(_metrics(3)).get_supxlabel() == ""
     assert "none of the 3 steps made an update" in drawing(_metrics(3, groups_used=0)).get_supxlabel()
@@ -183,6 +211,14 @@ def test_intervals_stand_in_brackets_on_every_console() -> None:
     assert "50.0% [0.0, 100.0]" in text and "-0.500 [-1.500, 0.500]" in text and "\\" not in text
 
 
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    written = io.StringIO()
+    before = Evaluation(["x"] * 2, {"greedy": [1e-5, 0.0], "greedy_reward": [1e-4, 0.0]}, {}, "d")
+    after = Evaluation(["x"] * 2, {"greedy": [0.0, 0.0], "greedy_reward": [-1e-4, 0.0]}, {}, "d")
+    PlainConsole(file=written, width=100).print(comparison_table(EvaluationComparison(before, after)))
+    assert "+0.000" in written.getvalue() and not re.search(r"-0\.0+\b", written.getvalue())
+
+
 def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they say: it is no markup, and does not crowd out the curves."""
     drawn: list[Figure] = []
@@ -192,7 +228,8 @@ def test_failed_checks_stand_below_the_picture(monkeypatch: pytest.MonkeyPatch) 
     plot_report(train_config(), steps, None, "run", Path("nowhere.png"))
     drawn[0].draw_without_rendering()
     text = drawn[0].get_supxlabel()
-    assert text.startswith("error in 6 of 10 checks, the first: ValueError: $x_$") and len(text) < 160
+    assert text.startswith("error in 6 of 10 checks, the first: ValueError: $x_$") and text.endswith("…")
+    assert len(text.splitlines()) == 2
 
 
 def test_searches_with_different_outcomes_share_a_table() -> None:
