@@ -374,6 +374,25 @@ def test_pretraining_shows_its_arithmetic(overrides: list[str], expected: str) -
         load_config(PretrainConfig, None, overrides)
 
 
+@pytest.mark.parametrize("name", ["a b", "ä", "", "1st", "x" * 60, 7, None, True, 0.5])
+def test_a_part_whose_name_does_not_fit_is_told_what_would(name: Any) -> None:
+    with pytest.raises(UserError) as refusal:
+        build_config(TrainConfig, {"reward": {"parts": {name: {"metric": "bleu"}, "right": {"check": True}}}}, "test")
+    assert str(refusal.value).endswith(
+        "is no name that may stand here: expected a letter, then up to 40 letters, digits and _"
+    )
+    assert str(refusal.value).startswith("test: reward.parts: ")
+
+
+@pytest.mark.parametrize("section", ["task.options", "task.train.options"])
+def test_a_key_of_a_mapping_that_is_no_text_is_told(section: str) -> None:
+    tree: Any = {7: 1}
+    for name in reversed(section.split(".")):
+        tree = {name: tree}
+    with pytest.raises(UserError, match=rf"test: {section}: 7 is no name that may stand here: expected a text"):
+        build_config(TrainConfig, tree, "test")
+
+
 @settings(deadline=None)
 @given(workers=st.integers(1, 6), minibatches=st.integers(1, 4), prompts=st.integers(1, 64), group=st.integers(2, 50))
 def test_groups_are_whole_or_refused(workers: int, minibatches: int, prompts: int, group: int) -> None:

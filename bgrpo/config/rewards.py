@@ -35,7 +35,9 @@ Reward = Annotated[float, Field(ge=-(10**6), le=10**6)]
 PART_SOURCES = ("check", "function", "metric", "model", "url")
 _OF_SOURCE = {"model": ("label", "separator"), "url": ("token_variable",)}
 _OF_MODELS = ("max_tokens", "too_long", "dtype")
-PartName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$")]
+PartName = Annotated[
+    str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,40}$", description="a letter, then up to 40 letters, digits and _")
+]
 
 
 class PartSection(Section):

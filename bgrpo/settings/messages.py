@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -14,6 +14,7 @@ from bgrpo.settings.typed import MAX_SHOWN, UNKNOWN, alternatives, below
 from bgrpo.settings.values import Section
 
 MAX_PROBLEMS = 3
+NAME = "[key]"  # pydantic's last word on where, when the key itself is wrong
 _WITH_COMMAS = re.compile(r"[-+]?[0-9]{1,20}(,[0-9]{1,20}){1,5}")
 
 
@@ -30,12 +31,23 @@ def explain(section: type[Section], error: ValidationError) -> str:
 def _problem(section: type[Section], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return unknown_key(_dotted(item["loc"]), section)
+    if item["loc"][-1:] == (NAME,):
+        return _misnamed(section, *item["loc"][:-1])
     key, annotation = _place(section, item["loc"])
     if item["type"] == "value_error":
         message = item["msg"].removeprefix("Value error, ")
         given = "" if isinstance(item["input"], dict | list) else f"={shown(item['input'])}"
         return f"{key}{given}: {message}" if key else message
     return f"{key}={shown(item['input'])}: expected {describe(annotation)}{_written(item['input'], annotation)}"
+
+
+def _misnamed(section: type[Section], *location: Any) -> str:
+    """Of a name that the keys of a mapping may not have."""
+    *place, name = location
+    key, annotation = _place(section, place)
+    kinds = [get_args(part)[0] for part in alternatives(annotation) if get_origin(part) is dict]
+    told = [field.description for kind in kinds for field in getattr(kind, "__metadata__", ()) if field.description]
+    return f"{key}: {shown(name)} is no name that may stand here: expected {' or '.join(told) or 'a text'}"
 
 
 def _written(given: Any, annotation: Any) -> str:

@@ -272,7 +272,7 @@ def test_a_score_from_elsewhere_that_is_beyond_all_bounds_is_a_failure(
     [
         ({"parts": {"a": {}}}, "names none of check, function, metric"),
         ({"parts": {"a": {"check": True, "metric": "bleu"}}}, "names check and metric of check, function"),
-        ({"parts": {"a b": {"check": True}}}, "reward.parts.a b"),
+        ({"parts": {"a b": {"check": True}}}, "reward.parts: 'a b' is no name"),
         ({"parts": {"a": {"check": True, "weight": 0}}}, "every part has weight 0"),
         ({"parts": {"a": {"check": True}, "b": {"check": True}}}, "parts a and b are both the task's check"),
         ({"parts": {"a": {"check": True}}, "function": "m:f"}, "function=m:f and parts are both set"),
