@@ -91,12 +91,17 @@ def comparison_table(comparison: EvaluationComparison, title: str = "before and 
         style = _difference_style(row)
         difference = _interval_text(row.metric, row.difference, sign=True)
         table.add_row(
-            metric_label(row.metric),
+            _label_of_some(row.metric, row.problems, len(comparison.before.categories)),
             _interval_text(row.metric, row.before),
             _interval_text(row.metric, row.after),
             Text(difference, style=style or ""),
         )
     return table
+
+
+def _label_of_some(metric: str, known: int, problems: int) -> str:
+    """A metric's label; it tells how many of the problems have it, where some have not."""
+    return metric_label(metric) + (f"\nof {known:,} problems" if known < problems else "")
 
 
 def evaluation_tables(evaluation: Evaluation, title: str) -> list[Table]:
@@ -106,7 +111,9 @@ def evaluation_tables(evaluation: Evaluation, title: str) -> list[Table]:
     metrics.add_column("value", justify="right", no_wrap=True)
     for name, interval in evaluation.intervals().items():
         if name != REPEATED:
-            metrics.add_row(metric_label(name), _interval_text(name, interval))
+            known = sum(not math.isnan(value) for value in evaluation.values[name])
+            label = _label_of_some(name, known, len(evaluation.categories))
+            metrics.add_row(label, _interval_text(name, interval))
     return [metrics, *_category_tables(evaluation), _outcome_table(evaluation)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,14 @@ _MOST_BYTES = 1 << 30
 
 
 class ComparisonRow(NamedTuple):
-    """One metric before and after training; ``difference`` is paired by problem."""
+    """One metric before and after training, over the ``problems`` that have it in both; ``difference`` is paired.
+
+    Where checks fail, or a part does not apply, the two have it for different problems, and their means over those
+    could not be compared.
+    """
 
     metric: str
+    problems: int
     before: Interval
     after: Interval
     difference: Interval
@@ -51,21 +57,32 @@ class EvaluationComparison:
 
     @cached_property
     def _rows(self) -> list[ComparisonRow]:
-        names = [name for name in self.before.values if name in self.after.values]
-        columns = {("before", name): self.before.values[name] for name in names}
-        columns |= {("after", name): self.after.values[name] for name in names}
-        pairs = {name: zip(self.before.values[name], self.after.values[name], strict=True) for name in names}
-        columns |= {("difference", name): [after - before for before, after in pairs[name]] for name in names}
-        found = intervals(columns, self.seed)
+        found: dict[tuple[str, str], list[float]] = {}
+        problems = {}
+        for name in self.before.values:
+            pairs = list(zip(self.before.values[name], self.after.values.get(name, ()), strict=False))
+            both = [pair if not any(map(math.isnan, pair)) else (math.nan, math.nan) for pair in pairs]
+            problems[name] = sum(not math.isnan(before) for before, _ in both)
+            if problems[name]:
+                found["before", name] = [before for before, _ in both]
+                found["after", name] = [after for _, after in both]
+                found["difference", name] = [after - before for before, after in both]
+        each = intervals(found, self.seed)
         return [
-            ComparisonRow(name, found["before", name], found["after", name], found["difference", name])
-            for name in names
+            ComparisonRow(name, count, each["before", name], each["after", name], each["difference", name])
+            for name, count in problems.items()
+            if count
         ]
 
     def save(self, path: Path) -> None:
         """Write both evaluations and the table of means and intervals as JSON, with a checksum."""
         table = {
-            row.metric: {key: list(value) for key, value in row._asdict().items() if key != "metric"}
+            row.metric: {
+                "before": list(row.before),
+                "after": list(row.after),
+                "difference": list(row.difference),
+                "problems": row.problems,
+            }
             for row in self.rows()
         }
         tree = {"table": table, "seed": self.seed, "before": self.before.to_dict(), "after": self.after.to_dict()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ class MeasuredFile:
         yield ("after" if self.before is not None else "policy"), self.after
 
     def differences(self, seed: int) -> dict[str, Interval]:
-        """After less before, paired by problem, of every metric that both have."""
+        """After less before, of every metric, over the problems that have it in both."""
         if self.before is None:
             return {}
         rows = EvaluationComparison(self.before, self.after, seed).rows()
@@ -74,7 +75,8 @@ def as_csv(files: Sequence[MeasuredFile], seed: int) -> str:
         for name, evaluation in file.policies():
             for metric, each in evaluation.intervals(seed).items():
                 if metric != REPEATED:
-                    writer.writerow([file.name, name, "", len(file.problems), metric, *map(_number, each)])
+                    known = sum(not math.isnan(value) for value in evaluation.values[metric])
+                    writer.writerow([file.name, name, "", known, metric, *map(_number, each)])
             for category, row in evaluation.by_category().items():
                 problems = row["problems"]
                 for metric in evaluation.values:

@@ -79,7 +79,12 @@ def summary(result: RunResult) -> dict[str, Any]:
         "metrics": None
         if comparison is None
         else {
-            row.metric: {"before": row.before, "after": row.after, "difference": row.difference}
+            row.metric: {
+                "before": row.before,
+                "after": row.after,
+                "difference": row.difference,
+                "problems": row.problems,
+            }
             for row in comparison.rows()
         },
     }

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgrpo.api.run import as_text
 from bgrpo.config import TrainConfig, build_config
+from bgrpo.display.run_report import comparison_table
 from bgrpo.errors import UserError
 from bgrpo.evaluation.comparison import EvaluationComparison
 from bgrpo.evaluation.intervals import bootstrap_interval, paired_difference
@@ -302,6 +305,26 @@ def test_graded_metrics_of_known_scores() -> None:
     assert metrics.keys() | {"greedy_b", "sample_b"} == set(known)
     assert evaluation.values["greedy_reward"][5] == -1.0 and math.isnan(evaluation.values["greedy_reward"][6])
     assert evaluation.failures() == ["error in 8 of 48 checks, the first: why"]
+
+
+SOME = st.one_of(st.just(math.nan), st.floats(-10, 10))
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs=st.lists(st.tuples(SOME, SOME), min_size=7, max_size=7))
+def test_before_and_after_are_of_the_problems_that_have_a_value_in_both(pairs: list[tuple[float, float]]) -> None:
+    first = evaluate(GradingDecoder(), PROBLEMS, [1], samples=0, seed=0, measures=GRADED)
+    before, after = (replace(first, values={"greedy_reward": [pair[i] for pair in pairs]}) for i in range(2))
+    rows = EvaluationComparison(before, after).rows()
+    both = [(x, y) for x, y in pairs if not math.isnan(x) and not math.isnan(y)]
+    assert len(rows) == bool(both), "what no problem has twice cannot be compared"
+    for row in rows:
+        assert row.problems == len(both)
+        assert row.before.mean == pytest.approx(sum(x for x, _ in both) / len(both))
+        assert row.after.mean == pytest.approx(sum(y for _, y in both) / len(both))
+        assert row.difference.mean == pytest.approx(row.after.mean - row.before.mean, abs=1e-9)
+        table = as_text(comparison_table(EvaluationComparison(before, after)), 100)
+        assert (f"of {len(both)} problems" in table) == (len(both) < 7)
 
 
 def test_problems_without_a_value_count_in_no_mean_no_interval_and_survive_a_file(tmp_path: Path) -> None:
