@@ -20,7 +20,7 @@ from bgrpo.evaluation.many_files import MeasuredFile, as_csv, as_tree, by_cell
 from bgrpo.evaluation.metrics import Evaluation, Measures, evaluate
 from bgrpo.files import write_atomically
 from bgrpo.policies.io import LoadedPolicy
-from bgrpo.runs.preparation import policy_digest
+from bgrpo.runs.same_input import policy_digest
 from bgrpo.tasks.base import Problem, Task
 from bgrpo.tasks.data_streams import grid_of, quantities_of
 from bgrpo.training.measuring import judged_decoder

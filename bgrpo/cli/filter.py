@@ -184,7 +184,7 @@ def _readable_batches(
 
 def _journal(solving: Solving, policy: LoadedPolicy, out: Path) -> Any:
     """What was decoded so far, beside the file that is to be written."""
-    from bgrpo.runs.preparation import policy_digest
+    from bgrpo.runs.same_input import policy_digest
 
     config = solving.decoding.config
     of = {

@@ -1,4 +1,15 @@
-"""The one typed configuration tree, a module for each part of it; here, what the rest of the package needs of it."""
+"""The one typed configuration tree; here, what the rest of the package needs of it.
+
+| keys | module |
+|---|---|
+| ``algorithm``, ``steps``, ``epochs``, ``seed``; what must fit together; defaults of algorithms | :mod:`.training` |
+| ``task.*`` | :mod:`.problems` |
+| ``policy.*``, ``rollout.*``, ``verifier.*`` | :mod:`.rollouts` |
+| ``reward.*``, ``reward_model.*``, ``advantage.*`` | :mod:`.rewards`, :mod:`.metric_names` |
+| ``learner.*`` | :mod:`.learner`, :mod:`.loss`, :mod:`.lora` |
+| ``evaluation.*``, ``checkpoint.*``, ``tracking.*``, ``budget.*``, ``run.*``, ``watchdog.*`` | :mod:`.upkeep` |
+| those of ``bgrpo pretrain`` | :mod:`.pretraining` |
+"""
 
 from bgrpo.config.loading import (
     SHIPPED_CONFIGS,

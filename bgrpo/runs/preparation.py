@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,13 +15,13 @@ from bgrpo.errors import UserError
 from bgrpo.files import sha256
 from bgrpo.groups import Verdict
 from bgrpo.policies.adapter import linear_layers, sizes
-from bgrpo.policies.flat_weights import flatten_parameters
 from bgrpo.policies.io import LoadedPolicy, load_policy
 from bgrpo.policies.lora import adapted_layers, check_alike, check_exact
 from bgrpo.runs.kept_policies import refuse_changed
 from bgrpo.runs.mlflow_tracking import check_tracking
 from bgrpo.runs.prompt_lengths import fit_prompts
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.runs.same_input import Inputs, KnownInput, policy_digest, policy_input
 from bgrpo.scoring.attempts import trial_of
 from bgrpo.scoring.judge import Judge
 from bgrpo.scoring.readable_groups import decode_settings_of
@@ -33,18 +32,6 @@ from bgrpo.tasks.splits import Splits, load_splits, place_of_split
 SPLITS = ("train", "validation", "test")
 CHECKPOINT_BYTES = 12
 """Of a checkpoint for each weight: fp32, and Adam's two moments."""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownInput:
-    """Something that a run computes its result from: where it is, and the digest of what is there."""
-
-    path: str
-    digest: str
-
-
-Inputs = dict[str, KnownInput]
-"""By what it is for: ``policy``, ``reference``, or a key of the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,48 +182,6 @@ def checkpoint_room(policy: LoadedPolicy, has_reference: bool, lora: LoraSection
         paths = adapted_layers(policy.base, lora.target_modules, lora.rank)
         learned = sum(lora.rank * sum(sizes(layers[path])) for path in paths)
     return (CHECKPOINT_BYTES + 4 + (4 if has_reference else 0)) * learned
-
-
-def record_input(folder: RunFolder, inputs: Inputs) -> None:
-    """Keep digests of what a run computes its result from, in ``run.json``: inputs, and the files in ``data/``."""
-    folder.update(inputs=_digests(folder, inputs))
-
-
-def check_same_input(folder: RunFolder, inputs: Inputs) -> None:
-    """Refuse to go on with a run from other input than it began with. What it has no digest of is not compared.
-
-    Args:
-        folder: of the run.
-        inputs: as they are now.
-
-    Raises:
-        UserError: names what has changed.
-    """
-    saved, now = folder.info().get("inputs") or {}, _digests(folder, inputs)
-    changed = [name for name in sorted(saved) if saved[name] != now.get(name)] if isinstance(saved, dict) else []
-    if changed:
-        where = inputs[changed[0]].path if changed[0] in inputs else folder.path / changed[0]
-        raise UserError(
-            f"run {folder.name} cannot be resumed: its {changed[0]} ({where}) is not what it was started with: put it "
-            f"back, or start a new run"
-        )
-
-
-def _digests(folder: RunFolder, inputs: Inputs) -> dict[str, str]:
-    found = {f"data/{path.name}": sha256(path) for path in sorted(folder.data.iterdir()) if path.is_file()}
-    return found | {name: known.digest for name, known in inputs.items()}
-
-
-def policy_input(policy: LoadedPolicy) -> KnownInput:
-    """A policy as an input."""
-    return KnownInput(policy.path, policy_digest(policy))
-
-
-def policy_digest(policy: LoadedPolicy) -> str:
-    """Of a policy's weights and vocabulary."""
-    digest = hashlib.sha256(flatten_parameters(policy.model).data)
-    digest.update(repr(sorted(policy.tokenizer.get_vocab().items())).encode())
-    return digest.hexdigest()
 
 
 def save_problems(splits: Splits, folder: RunFolder) -> None:

@@ -12,16 +12,9 @@ from bgrpo.display.terminal import progress_bar
 from bgrpo.learning.learner_state import training_store
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.missing_steps import missing_steps
-from bgrpo.runs.preparation import (
-    Preparation,
-    check_input,
-    check_same_input,
-    checkpoint_room,
-    load_problems,
-    record_input,
-    save_problems,
-)
+from bgrpo.runs.preparation import Preparation, check_input, checkpoint_room, load_problems, save_problems
 from bgrpo.runs.run_folder import ROOM, RunFolder, check_place
+from bgrpo.runs.same_input import check_same_input, record_input
 from bgrpo.training.run_attempt import new_run, resumed_run, say, say_begins_again
 from bgrpo.waits import waiting
 

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from bgrpo.distributed.pool.pool_decisions import PoolState
 from bgrpo.distributed.pool.pool_records import Command, Dispatch, Load
-from bgrpo.distributed.pool.pool_state import PoolState
 
 ACTORS, REQUESTS, STEPS = 3, 8, 12
 

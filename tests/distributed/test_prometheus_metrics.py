@@ -18,8 +18,8 @@ import torch
 from learner_cases import scored
 
 from bgrpo.config import RewardSection, TrainConfig
+from bgrpo.distributed.pool.pool_decisions import PoolState
 from bgrpo.distributed.pool.pool_records import ActorState, PoolLimits
-from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.rollout import service_metrics
 from bgrpo.distributed.rollout.service import start_service
 from bgrpo.distributed.rollout.service_metrics import ServiceMetrics, WeightSync, pool_samples

@@ -15,8 +15,8 @@ import pytest
 from pooled_actors import Echo
 
 from bgrpo.distributed.pool.actor_pool import ActorPool, Place, PoolError, remote_class
+from bgrpo.distributed.pool.pool_decisions import PoolState
 from bgrpo.distributed.pool.pool_records import PoolLimits
-from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.train.failures import read_failures, record_failure
 from bgrpo.distributed.watch.run_log import start_run_log
 

@@ -19,16 +19,9 @@ from bgrpo.decoding.support import service_of
 from bgrpo.errors import UserError
 from bgrpo.policies.io import SHIPPED_POLICY, save_policy
 from bgrpo.policies.model import build_policy
-from bgrpo.runs.preparation import (
-    check_input,
-    check_policy,
-    check_same_input,
-    load_problems,
-    policy_digest,
-    record_input,
-    save_problems,
-)
+from bgrpo.runs.preparation import check_input, check_policy, load_problems, save_problems
 from bgrpo.runs.run_folder import RunFolder
+from bgrpo.runs.same_input import check_same_input, policy_digest, record_input
 from bgrpo.tasks.base import Problem
 from bgrpo.tasks.polynomial.tokenizer import build_tokenizer
 from bgrpo.tasks.splits import Splits

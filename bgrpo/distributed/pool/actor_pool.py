@@ -1,4 +1,4 @@
-"""Carries out the commands of :class:`.pool_state.PoolState` with Ray actors. Lives inside an asyncio event loop."""
+"""Carries out the decisions of :class:`.pool_decisions.PoolState` with Ray actors, in an asyncio event loop."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayError
 
+from bgrpo.distributed.pool.pool_decisions import PoolState
 from bgrpo.distributed.pool.pool_records import (
     ActorState,
     Answer,
@@ -33,7 +34,6 @@ from bgrpo.distributed.pool.pool_records import (
     Unplaceable,
 )
 from bgrpo.distributed.pool.pool_scaling import ScalingLimits
-from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.session.ray_errors import explain, is_node_loss
 from bgrpo.errors import RunError, UserError
 from bgrpo.training.stacks import NO_ANSWER, current_stacks, describe_processes

@@ -1,4 +1,4 @@
-"""What :mod:`.state` keeps, and the commands it gives."""
+"""What :mod:`.pool_decisions` keeps, and the commands it gives."""
 
 from __future__ import annotations
 

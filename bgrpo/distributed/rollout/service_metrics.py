@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from bgrpo.distributed.pool.actor_pool import ActorPool
+from bgrpo.distributed.pool.pool_decisions import PoolState
 from bgrpo.distributed.pool.pool_records import ActorState
-from bgrpo.distributed.pool.pool_state import PoolState
 from bgrpo.distributed.watch.prometheus import REFRESH_S, MetricsRecorder, Sample
 from bgrpo.groups import ScoredGroup
 

@@ -26,8 +26,9 @@ from bgrpo.policies.io import LoadedPolicy, check_target
 from bgrpo.pretraining.pretrain import export_best, make_data, pretraining_store, train
 from bgrpo.runs.checkpoints import CheckpointStore
 from bgrpo.runs.mlflow_tracking import Tracker, check_tracking, open_command, tracking_uri
-from bgrpo.runs.preparation import Inputs, check_policy, check_same_input, policy_input, record_input
+from bgrpo.runs.preparation import check_policy
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
+from bgrpo.runs.same_input import Inputs, check_same_input, policy_input, record_input
 from bgrpo.runs.stopping import StopSignals, status_of, stop_signals
 from bgrpo.training.metrics_tail import MetricsTail
 from bgrpo.training.run_attempt import (

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bgrpo.distributed.pool.pool_decisions import PoolState
 from bgrpo.distributed.pool.pool_records import (
     Answer,
     Command,
@@ -25,7 +26,6 @@ from bgrpo.distributed.pool.pool_records import (
     Unplaceable,
 )
 from bgrpo.distributed.pool.pool_scaling import ScalingLimits
-from bgrpo.distributed.pool.pool_state import PoolState
 
 LIMITS = PoolLimits(
     placement_s=200,

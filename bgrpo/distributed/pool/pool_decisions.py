@@ -9,7 +9,7 @@ is recognised and ignored.
        └────────────────────┴──── died, past its time limit, or silent ────┴────────────────────────┘
                                                  └──► dead ──(back-off)──► Spawn of another actor
 
-With a :class:`.scaling.PoolScaler` the number of slots follows the requests. A slot that goes gives up an idle
+With a :class:`.pool_scaling.PoolScaler` the number of slots follows the requests. A slot that goes gives up an idle
 actor at once, and a busy one when it has finished its request.
 
 Stand-ins are actors beyond that number. They start once all others are up and rest, without weights, until others are
