@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ray.tune import Trainable
@@ -26,3 +27,12 @@ class ScriptedTrial(Trainable):
         run.append_metrics(done, {f"validation/{self._job.metric}": score})
         result = {PERCENT: 100 * done / REPORTS, SCORE: score}
         return result | ({"done": True, OUTCOME: "finished", REASON: ""} if done == REPORTS else {})
+
+
+class EndlessTrial(ScriptedTrial):
+    """One that begins, and then never reports anything."""
+
+    def step(self) -> dict[str, Any]:
+        self._job.folder.mkdir(parents=True, exist_ok=True)
+        time.sleep(3600)
+        return {}

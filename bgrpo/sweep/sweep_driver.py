@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,12 +185,11 @@ class _Sweep:
             display.note(f"{name}: running trials save a checkpoint, then the sweep stops, within {SAVE_S:.0f} s")
             return SAVE_S
 
-        abandoned = threading.Event()
         with (
             tempfile.TemporaryDirectory(prefix="bgrpo-tune-") as storage,
             self._signals.gently(ask),
             last_words(lambda status, cause: self._how_to_go_on),
-            Background(lambda: run_on_tune(self._sweep, searcher, storage, abandoned), abandoned.set) as trials,
+            Background(lambda: run_on_tune(self._sweep, searcher, storage), searcher.abandon) as trials,
             display,
         ):
             while not trials.wait(POLL_S):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import pytest
 from ray.tune.schedulers import TrialScheduler
-from sweep_fakes import ScriptedTrial
+from sweep_fakes import EndlessTrial, ScriptedTrial
 from sweep_runs import tiny_sweep
 
+from bgrpo.chaos.faults import wait_until
 from bgrpo.errors import UserError
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_driver import run_sweep
@@ -24,6 +24,7 @@ from bgrpo.sweep.tune.tune_run import run_on_tune
 from bgrpo.sweep.tune.tune_schedulers import make_scheduler
 from bgrpo.sweep.tune.tune_searcher import PlanSearcher
 from bgrpo.sweep.tune.tune_trial import OUTCOME, PERCENT, REASON, SCORE
+from bgrpo.training.run_attempt import Background
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def run_scripted(sweep: SweepConfig, tmp_path: Path) -> tuple[SweepFolder, Plan]
     folder = SweepFolder.create(sweep, None)
     plan = Plan(sweep)
     searcher = PlanSearcher(sweep, folder, plan, TrialConfigs(sweep, folder.trials), None, lambda line: None)
-    run_on_tune(sweep, searcher, tmp_path / "tune", threading.Event(), ScriptedTrial)
+    run_on_tune(sweep, searcher, tmp_path / "tune", ScriptedTrial)
     return folder, plan
 
 
@@ -163,6 +164,18 @@ def test_tune_runs_the_plan_and_cuts_the_worse_half(sweep: SweepConfig, tmp_path
     assert "cut by asha" in next(trial.reason for trial in trials if trial.state == "stopped")
     assert plan.is_done
     assert folder.read_plan().trials == plan.trials
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_that_is_abandoned_leaves_no_thread_in_ray(sweep: SweepConfig, tmp_path: Path) -> None:
+    folder = SweepFolder.create(sweep, None)
+    configs = TrialConfigs(sweep, folder.trials)
+    searcher = PlanSearcher(sweep, folder, Plan(sweep), configs, None, lambda line: None)
+    with Background(lambda: run_on_tune(sweep, searcher, tmp_path / "tune", EndlessTrial), searcher.abandon) as trials:
+        wait_until(lambda: trials.wait(0) or any(folder.trials.iterdir()), "a trial", 240)
+        assert not trials.wait(0), trials.error
+    assert trials.wait(200)
 
 
 @pytest.mark.ray

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,14 @@ def run_on_tune(
     sweep: SweepConfig,
     searcher: PlanSearcher,
     storage: Path | str,
-    abandoned: threading.Event,
     trainable: type[tune.Trainable] = SweepTrial,
 ) -> None:
-    """Run what ``searcher`` hands out until it is over and every trial has ended.
+    """Run what ``searcher`` hands out until it is over and every trial has ended, or it is abandoned.
 
     Args:
         sweep: says which scheduler cuts trials.
         searcher: keeps the plan.
         storage: folder for Tune's own files, of no use afterwards.
-        abandoned: once it is set, trials that still run are ended, without a checkpoint.
         trainable: of the trials; gets its :class:`bgrpo.sweep.tune.tune_trial.TrialJob` as ``config["job"]``.
     """
     os.environ.update(ENVIRONMENT)
@@ -58,7 +55,7 @@ def run_on_tune(
             name="trials",
             storage_path=str(storage),
             verbose=0,
-            callbacks=[_End(abandoned)],
+            callbacks=[_End(searcher)],
             failure_config=tune.FailureConfig(max_failures=PROCESS_LOSSES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the runs have their own
         ),
@@ -68,11 +65,11 @@ def run_on_tune(
 class _End(tune.Callback):
     """Ends Tune's loop where it is, which ends what it has started."""
 
-    def __init__(self, abandoned: threading.Event) -> None:
-        self._abandoned = abandoned
+    def __init__(self, searcher: PlanSearcher) -> None:
+        self._searcher = searcher
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self._abandoned.is_set():
+        if self._searcher.abandoned:
             raise RunError("the sweep was stopped")
 
 

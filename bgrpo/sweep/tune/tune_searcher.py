@@ -33,6 +33,10 @@ class PlanSearcher(Searcher):
         configs: makes their training configurations.
         parent_run: MLflow run of the sweep; None when nothing is recorded.
         note: prints a line for people.
+
+    Attributes:
+        stopping: no trial is to be started any more.
+        abandoned: those that run are to be ended, without a checkpoint.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class PlanSearcher(Searcher):
     ) -> None:
         super().__init__()
         self.plan = plan
-        self.stopping = False
+        self.stopping = self.abandoned = False
         self._sweep = sweep
         self._folder = folder
         self._configs = configs
@@ -73,6 +77,10 @@ class PlanSearcher(Searcher):
         """True when no trial is to be started any more."""
         with self._lock:
             return self.stopping or self.plan.is_done
+
+    def abandon(self) -> None:
+        """End the trials that run, wherever they are; see :attr:`abandoned`."""
+        self.abandoned = True
 
     def suggest(self, trial_id: str) -> Any:
         """The trial to start now; None, to be asked again, when none is pending or has room."""
