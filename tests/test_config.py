@@ -331,6 +331,10 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
             "reward.parts.q.metric=rouge_x",
             r"reward\.parts\.q\.metric='rouge_x': expected one of exact_match, .*, embedding_similarity$",
         ),
+        (
+            "reward.parts.q.weigth=2",
+            r"unknown key 'reward\.parts\.q\.weigth'; did you mean 'reward\.parts\.q\.weight'\?",
+        ),
         ("reward.parts.q.metric=exact_macth", r"did you mean exact_match\?"),
         ("algorithm=grpo reward.kind=rank", r"needs ranked beams, but algorithm=grpo draws completions"),
         ("rollout.search=stochastic_beam reward.kind=rank", r"beams, but rollout\.search=stochastic_beam draws"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from bgrpo.api.policy import PolicyLike, load_policy
 from bgrpo.config import TrainConfig, unknown_metric
@@ -99,7 +99,7 @@ class Given:
         """
         if problems is None:
             return
-        if isinstance(problems, str) and (problems in shipped_tasks() or _FUNCTION.fullmatch(problems)):
+        if is_task_name(problems):
             self.keys["task.name"] = problems
             return
         splits = problems if isinstance(problems, Mapping) else {"train": problems}
@@ -218,6 +218,11 @@ class Given:
                 "name, 'check', a reward model's folder or id, or the URL of a reward server"
             )
         return _named_part(reward)
+
+
+def is_task_name(problems: Any) -> TypeGuard[str]:
+    """Whether a task is named, a shipped one or ``module:Class``, which brings its own problems."""
+    return isinstance(problems, str) and (problems in shipped_tasks() or _FUNCTION.fullmatch(problems) is not None)
 
 
 def _is_weighted(rewards: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from bgrpo.api.given import Given, Problems, Rewards
+from bgrpo.api.given import Given, Problems, Rewards, is_task_name
 from bgrpo.api.policy import LARGEST_SEED, MAX_NEW_TOKENS, AllowedLike, PolicyLike, Prompt, load_policy, whole
 from bgrpo.api.run import as_text
 from bgrpo.api.training import Keys, check_keys, names_task, split_config
@@ -18,7 +18,7 @@ from bgrpo.evaluation.metrics import Evaluation, Measures
 from bgrpo.groups import Group, Search
 from bgrpo.runs.run_folder import RunFolder, load_new_config
 from bgrpo.scoring.failed_checks import truncation
-from bgrpo.tasks.base import Problem, load_file, load_task, shipped_tasks
+from bgrpo.tasks.base import Problem, load_file, load_task
 from bgrpo.tasks.splits import load_test
 
 WIDEST, MOST_SAMPLES = 10**5, 10**5
@@ -183,7 +183,7 @@ def _as_test(problems: Problems | None) -> Problems | None:
     """Problems that are given for no split are to be measured on."""
     if problems is None or isinstance(problems, Mapping):
         return problems
-    return problems if isinstance(problems, str) and problems in shipped_tasks() else {"test": problems}
+    return problems if is_task_name(problems) else {"test": problems}
 
 
 def _test_problems(config: TrainConfig) -> list[Problem]:

@@ -198,7 +198,7 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
 
     from bgrpo.runs.run_folder import RunFolder
     from bgrpo.sweep.report.sweep_records import is_sweep, read_sweep
-    from bgrpo.sweep.report.sweep_report import find_folder, finite, summary_tree, write_report_of, write_run_report
+    from bgrpo.sweep.report.sweep_report import find_folder, finite, summary_tree, write_run_report, write_sweep_report
     from bgrpo.sweep.report.sweep_summary import summarize
 
     folder = find_folder(name, runs)
@@ -208,8 +208,8 @@ def rebuild_report(name: str, runs: Path, as_json: bool) -> int:
     with PlainConsole(stderr=True).status("drawing"):
         if is_sweep(folder):
             summary = summarize(read_sweep(folder))
-            path, result = write_report_of(summary), summary_tree(summary)
-            lines = [summary.verdict.headline, *summary.verdict.sentences, *summary.verdict.cautions]
+            path, result = write_sweep_report(summary), summary_tree(summary)
+            lines = summary.verdict.lines()
         else:
             path, lines, parts = write_run_report(RunFolder(folder.resolve()))
             result = {"conclusions": lines}

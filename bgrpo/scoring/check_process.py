@@ -69,6 +69,7 @@ class CheckProcess:
         self._link: CheckLink | None = None
         self._form = ITEMS
         self.tried: Verdict | None = None
+        self._fault: Verdict | None = None  # of the newest call that ended the child
         fault = self._start()
         if fault is not None:
             self.close()
@@ -148,7 +149,8 @@ class CheckProcess:
         """Start the child and try it; what is wrong, None when nothing is. Where it is of no use there is no link."""
         target, answers = self._setup["target"], list[Verdict]()
         self._link = CheckLink(self._output)
-        with waiting(f"{self._named()} to be imported", START_LIMIT_S):
+        again = f" again: in the last call {self._fault.detail}" if self._fault is not None else ""
+        with waiting(f"{self._named()} to be imported{again}", START_LIMIT_S):
             fault = self._ask(self._setup, 1, answers, START_LIMIT_S)
         if fault is not None:
             return replace(fault, detail=f"{target!r}: on import, {fault.detail}")
@@ -190,4 +192,5 @@ class CheckProcess:
         else:
             return None
         self._end_child()
+        self._fault = fault
         return fault

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from bgrpo.settings.key_table import describe, known_keys
 from bgrpo.settings.spelling import nearest_keys
-from bgrpo.settings.typed import MAX_SHOWN, UNKNOWN, alternatives, below
+from bgrpo.settings.typed import MAX_SHOWN, UNKNOWN, alternatives, below, is_section
 from bgrpo.settings.values import Section
 
 MAX_PROBLEMS = 3
@@ -97,6 +97,11 @@ def unknown_key(key: str, section: type[Section]) -> str:
     """Says that there is no such key, and which one was probably meant; nothing where no guess is good."""
     if key in known_keys(section):
         return f"{key}: expected in sections, as {key.replace('.', ': {')}: …{'}' * key.count('.')}"
-    meant = nearest_keys(key, known_keys(section))
+    parent = key.rpartition(".")[0]
+    inner = (
+        [part for part in alternatives(below(section, parent)) if is_section(part)] if parent else []
+    )  # of a mapping
+    beside = [f"{parent}.{name}" for part in inner for name in part.model_fields]  # also of sections in a mapping
+    meant = nearest_keys(key, dict.fromkeys([*known_keys(section), *beside]))
     hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
     return f"unknown key {shown(key)}{hint}"

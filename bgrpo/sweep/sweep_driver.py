@@ -25,7 +25,10 @@ from bgrpo.runs.preparation import check_input, check_policy
 from bgrpo.runs.run_folder import RunFolder, check_place, flatten
 from bgrpo.runs.stopping import StopSignals, last_words, status_of, stop_signals
 from bgrpo.sweep.cluster_room import arithmetic, most_at_a_time, total
+from bgrpo.sweep.report.sweep_records import read_sweep
 from bgrpo.sweep.report.sweep_report import write_sweep_report
+from bgrpo.sweep.report.sweep_summary import summarize
+from bgrpo.sweep.report.sweep_verdict import Verdict
 from bgrpo.sweep.search_space import number_of_points
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_display import SweepDisplay, TrialProgress, time_left
@@ -61,6 +64,7 @@ class SweepResult:
     trials: dict[str, int]  # number in each state
     selection: dict[str, dict[str, Any]]  # see bgrpo.sweep.sweep_plan.Plan.selection
     report: Path | None  # page to open; None for an interrupted sweep
+    verdict: Verdict | None  # likewise
 
 
 def sweep_and_announce(
@@ -164,8 +168,10 @@ class _Sweep:
             state = _state(plan)
             searcher.close(state)
             self._close_cut_runs(plan)
-            report = None if state == "interrupted" else write_sweep_report(folder.path)
-            if report is not None:
+            report, verdict = None, None
+            if state != "interrupted":
+                reported = summarize(read_sweep(folder.path))
+                report, verdict = write_sweep_report(reported), reported.verdict
                 tracker.artifact(report.parent, "report")
             status = MLFLOW_STATUS[state]
         except Stopped as stop:
@@ -174,7 +180,7 @@ class _Sweep:
         finally:
             tracker.finish(status)
         counts = {name: sum(trial.state == name for trial in plan.trials) for name in TRIAL_STATES}
-        return SweepResult(folder, state, counts, plan.selection(), report)
+        return SweepResult(folder, state, counts, plan.selection(), report, verdict)
 
     def _run_trials(self, searcher: PlanSearcher, display: SweepDisplay) -> None:
         if searcher.is_over:
@@ -268,6 +274,7 @@ def _summary(result: SweepResult) -> dict[str, Any]:
         "report": None if result.report is None else str(result.report),
         "trials": result.trials,
         "selection": result.selection,
+        "verdict": None if result.verdict is None else [*result.verdict.lines()],
     }
 
 
@@ -279,6 +286,7 @@ def _announce(result: SweepResult, console: Console) -> None:
         f"best of {arm}: {chosen['trial']}, {chosen['metric']} {chosen['value']:.3f} on the validation problems"
         for arm, chosen in result.selection.items()
     ]
+    lines += [] if result.verdict is None else result.verdict.lines()
     if result.report is None:
         lines.append(f"go on with: bgrpo sweep --resume {result.folder.path}")
     else:

@@ -211,11 +211,14 @@ def import_named(target: str, asked: str, expected: str) -> Any:
         raise UserError(f"{asked}: expected {expected}")
     with _users_code(f"{asked}: importing {module_name}"):
         try:
-            found = getattr(importlib.import_module(module_name), attribute, None)
+            module = importlib.import_module(module_name)
+            found = getattr(module, attribute, None)
         except ImportError as error:
             raise UserError(f"{asked}: cannot import it ({error})") from error
     if found is None:
-        raise UserError(f"{asked}: cannot import it: module {module_name} has no {attribute}")
+        meant = nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise UserError(f"{asked}: cannot import it: module {module_name} has no {attribute}{hint}")
     return found
 
 

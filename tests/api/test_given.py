@@ -17,6 +17,7 @@ from torch.nn import Linear
 
 import bgrpo
 from bgrpo.api.given import Given
+from bgrpo.api.measuring import _as_test
 from bgrpo.config import TrainConfig, load_config
 from bgrpo.groups import Verdict
 from bgrpo.runs.run_folder import RunFolder
@@ -249,6 +250,7 @@ def test_a_task_by_name() -> None:
         given = Given()
         given.add_problems(name, task_is_named=False)
         assert given.keys == {"task.name": name}
+        assert _as_test(name) == name, "its own problems, not a file"
     given = Given()
     given.add_problems("train.txt", task_is_named=True)
     assert given.keys == {"task.train.file": "train.txt"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from bgrpo.cli.app import main
+from bgrpo.sweep.report.sweep_verdict import Verdict
 from bgrpo.sweep.sweep_config import SweepConfig
 from bgrpo.sweep.sweep_folder import SweepFolder
 
@@ -21,7 +23,7 @@ from bgrpo.sweep.sweep_folder import SweepFolder
         (["--config", "quikc"], "no shipped configuration of that name"),
         (["--config", "quick", "confirm_seed=3"], "did you mean 'confirm_seeds'"),
         (["--config", "quick", "budget.kind=epochs"], "budget.kind"),
-        (["--config", "quickstart"], "unknown key 'algorithm'"),
+        (["--config", "quickstart"], "quickstart: this is a configuration for bgrpo train"),
         (["--resume", "nowhere"], "no sweep 'nowhere'"),
         (["--config", "quick", "--retry-failed"], "--retry-failed needs --resume"),
         (["--config", "quick", "--max-concurrent", "0"], "--max-concurrent"),
@@ -76,6 +78,22 @@ def test_a_job_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent[2] == (url, "ray_jobs.sweep", arguments)
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["for people", "as JSON"])
+def test_the_end_of_a_sweep_tells_its_verdict(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bgrpo.sweep.sweep_driver as driver
+
+    SweepFolder.create(SweepConfig.model_validate({"run": {"dir": str(tmp_path), "name": "mine"}}), None)
+    verdict = Verdict("No difference shown.", sentences=["a against b: +0.0"], cautions=["Budgets differ."])
+    result = driver.SweepResult(SweepFolder(tmp_path / "mine"), "finished", {"finished": 6}, {}, tmp_path, verdict)
+    monkeypatch.setattr(driver, "run_sweep", lambda *_: result)
+    assert main(["sweep", "--resume", str(tmp_path / "mine"), *options]) == 0
+    printed = capsys.readouterr().out
+    lines = json.loads(printed)["verdict"] if options else printed.splitlines()
+    assert [line for line in lines if line in verdict.lines()] == verdict.lines()
+
+
 def test_resuming_takes_the_options_that_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bgrpo.sweep.sweep_driver as driver
 
@@ -86,7 +104,9 @@ def test_resuming_takes_the_options_that_may_change(tmp_path: Path, monkeypatch:
         sweep: SweepConfig, name: str | None, folder: SweepFolder | None, console: Any, retry_failed: bool
     ) -> driver.SweepResult:
         ran.append((sweep.max_concurrent, folder, retry_failed))
-        return driver.SweepResult(SweepFolder(tmp_path / "mine"), "failed", {"failed": 6}, {}, tmp_path / "index.html")
+        return driver.SweepResult(
+            SweepFolder(tmp_path / "mine"), "failed", {"failed": 6}, {}, tmp_path / "index.html", None
+        )
 
     monkeypatch.setattr(driver, "run_sweep", run_sweep)
     assert main(["sweep", "--resume", str(tmp_path / "mine"), "--max-concurrent", "1"]) == 1

@@ -91,6 +91,16 @@ def test_of_named_parts_the_score_is_drawn_and_every_part_is_told(tmp_path: Path
     assert index_of(write_page(sampled_run(tmp_path / "other", 1), tmp_path / "plain").folder)["curve"] == "reward"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "order"),
+    [((), "rank"), (("algorithm=grpo",), "draw"), (("rollout.search=stochastic_beam",), "draw")],
+)
+def test_samples_have_no_rank(overrides: tuple[str, ...], order: str, tmp_path: Path) -> None:
+    run = new_run(tmp_path, *overrides)
+    write_step(run, 1)
+    assert index_of(write_page(run, tmp_path / "page").folder)["order"] == order
+
+
 def test_a_page_is_bounded_by_leaving_out_steps_evenly_and_says_so(tmp_path: Path) -> None:
     run = sampled_run(tmp_path, 40)
     size = sum(path.stat().st_size for path in run.samples.iterdir())

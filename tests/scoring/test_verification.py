@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from attempts import attempt, attempts
 
 from bgrpo.config import TrainConfig
 from bgrpo.errors import UserError
+from bgrpo.scoring import check_process
 from bgrpo.scoring.check_process import CheckProcess
 from bgrpo.scoring.judge import Judge
 
@@ -100,6 +102,21 @@ def test_equal_items_are_checked_once(checks: CheckProcess, tmp_path: Path) -> N
     results = checks.run(attempts(*((prompt, f"count {log}") for prompt in "pqpp")))
     assert len(results) == 4
     assert log.read_text() == "called\n" * 2
+
+
+def test_a_child_that_starts_again_tells_why(checks: CheckProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a function that always hangs looks like a module that takes long to be imported."""
+    told: list[str] = []
+
+    def waiting(what: str, limit_s: float | None = None) -> AbstractContextManager[None]:
+        told.append(what)
+        return nullcontext()
+
+    monkeypatch.setattr(check_process, "waiting", waiting)
+    assert outcome_of(checks, "x") == "scored 1.0 " and not told
+    assert outcome_of(checks, "sleep").startswith("timeout")
+    assert outcome_of(checks, "y") == "scored 1.0 "
+    assert told[0].endswith("to be imported again: in the last call the check took longer than 1 s")
 
 
 def test_a_child_killed_by_somebody_else_costs_nothing(checks: CheckProcess, tmp_path: Path) -> None:

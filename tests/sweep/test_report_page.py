@@ -127,7 +127,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep in which bgrpo_rank is better, with its report."""
     folder = tmp_path_factory.mktemp("sweeps") / "planted"
     fabricate_sweep(folder, Fabrication(PLANTED, seeds=3, problems=300, points=2))
-    write_sweep_report(folder)
+    write_sweep_report(summarize(read_sweep(folder)))
     return folder
 
 
@@ -169,7 +169,7 @@ def test_every_column_of_the_tables_is_visible_in_a_small_window(planted: Path, 
     folder = planted
     if seeds != 3:
         folder = fabricate_sweep(tmp_path / "many", Fabrication(PLANTED, seeds=seeds, problems=60, points=1))
-    tables = Tables(write_sweep_report(folder).read_text("utf-8"))
+    tables = Tables(write_sweep_report(summarize(read_sweep(folder))).read_text("utf-8"))
     by_heading = {name: end for widths in tables.widths for name, end in widths.items()}
     assert {"gain [95 % bootstrap over seeds]", "adjusted p", "conclusion", "GPU-hours"} <= by_heading.keys()
     assert {name: end for name, end in by_heading.items() if end > tables.window} == {}
@@ -209,7 +209,7 @@ def test_hostile_text_is_escaped(planted: Path, tmp_path: Path) -> None:
     }
     write_plan(folder, plan)
     (folder / "sweep.yaml").write_text("metric: beam_rank_score # </pre><script>alert(2)</script>\n", "utf-8")
-    page = _page(write_sweep_report(folder))
+    page = _page(write_sweep_report(summarize(read_sweep(folder))))
     assert "script" not in {tag for tag, _ in page.tags}
     assert "<script>alert(1)</script>" in page.text
     assert "<script>alert(2)</script>" in page.text
@@ -231,7 +231,7 @@ def test_a_sweep_that_runs_and_one_with_failures(planted: Path, tmp_path: Path) 
         file.write('{"step": 21, "kl": 0.')
     plan["state"] = "running"
     write_plan(folder, plan)
-    text = _page(write_sweep_report(folder)).text
+    text = _page(write_sweep_report(summarize(read_sweep(folder)))).text
     assert "training diverged at step 7: KL 24" in text
     assert "Confirm trials of bgrpo_rank that failed: 1;" in text
     assert "without a result yet: bgrpo_rank 2" in text
@@ -242,7 +242,7 @@ def test_a_sweep_that_runs_and_one_with_failures(planted: Path, tmp_path: Path) 
 def test_a_search_without_any_step_still_has_a_page(tmp_path: Path) -> None:
     folder = fabricate_sweep(tmp_path / "early", Fabrication({"grpo": Arm()}, seeds=1, problems=5, steps=1))
     shutil.rmtree(folder / "trials" / "grpo-confirm-seed1000")
-    page = _page(write_sweep_report(folder))
+    page = _page(write_sweep_report(summarize(read_sweep(folder))))
     assert page.open == []
     assert "No result yet" in page.text
     assert list((folder / "report").glob("*.png")) == []
@@ -279,7 +279,7 @@ def test_a_report_that_cannot_be_written_is_a_users_error(planted: Path, tmp_pat
     shutil.copytree(planted, folder, ignore=shutil.ignore_patterns("report"))
     (folder / "report").write_text("in the way", "utf-8")
     with pytest.raises(UserError, match="the report cannot be written"):
-        write_sweep_report(folder)
+        write_sweep_report(summarize(read_sweep(folder)))
 
 
 def test_the_sentence_about_widths_says_whether_it_halves(planted: Path) -> None:

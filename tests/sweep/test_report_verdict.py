@@ -88,6 +88,25 @@ def test_a_planted_effect_is_found_and_its_arm_named(seeds: int) -> None:
     assert found["none"] + found["base"] <= 0.1
 
 
+@pytest.mark.parametrize(
+    ("values", "metric", "told"),
+    [
+        ([1.0] * 50, "greedy", "highest"),
+        ([0.0] * 50, "beam_rank_score", "lowest"),
+        ([1.0] * 45 + [0.0] * 5, "greedy", None),
+        ([1.0] * 50, "greedy_reward", None),  # may be anything
+    ],
+)
+def test_a_metric_without_room_for_a_difference_is_told(values: list[float], metric: str, told: str | None) -> None:
+    results = {arm: dict.fromkeys(range(4), values) for arm in ("base", "other")}
+    cautions = [line for line in decide(results, "base", metric, Circumstances()).lines() if "cannot tell" in line]
+    assert len(cautions) == (told is not None)
+    assert told is None or f"its {told} value" in cautions[0]
+    assert not [
+        line for line in decide({"base": results["base"]}, "base", metric, Circumstances()).lines() if "room" in line
+    ]
+
+
 def test_a_better_baseline_is_named() -> None:
     results = _results({"base": 1.0, "other": 0.0}, 4, 300, 0.02, np.random.default_rng(0))
     verdict = decide(results, "base", "greedy", Circumstances())

@@ -93,7 +93,7 @@ def test_what_different_rewards_measure_differently_decides_nothing() -> None:
 def test_a_graded_sweep_has_a_verdict_tables_and_pictures(tmp_path: Path) -> None:
     what = Fabrication({"grpo": Arm(gain=0.1), "bgrpo": Arm("bgrpo", gain=0.9)}, points=2, graded=True)
     folder = fabricate_sweep(tmp_path / "sweep", what)
-    page = write_sweep_report(folder).read_text("utf-8")
+    page = write_sweep_report(summarize(read_sweep(folder))).read_text("utf-8")
     summary = summarize(read_sweep(folder))
     assert summary.metric == "greedy_reward" and summary.verdict.winner == "bgrpo"
     assert {"greedy_reward", "greedy_overlap", "best_reward@3", "win_rate"} == set(summary.metrics)

@@ -126,6 +126,7 @@ def test_whatever_it_returns(returned: str, write: Any, capsys: pytest.CaptureFi
         ("class Mine: pass\n", "is a type without check(), load()"),
         ("Mine = 3\n", "expected the class of a task"),
         ("Mine = None\n", "has no Mine"),
+        ("Mien = 1\n_Mime = 2\n", "has no Mine; did you mean Mien?"),
         ("def Mine(): pass\n", "is a function without check(), load(), expected the class of a task"),
         ("def __getattr__(name): raise RuntimeError(name)\n", "RuntimeError: "),
         ("\x00", "importing"),

@@ -124,7 +124,7 @@
 
   function columnsOf(completions) {
     const columns = [
-      { name: "rank", value: (c) => c.rank, show: (c) => String(c.rank) },
+      { name: "rank", label: index.order, value: (c) => c.rank, show: (c) => String(c.rank) },
       { name: "log-probability", value: (c) => c.logprob, show: (c) => number(c.logprob) },
       { name: "reward", value: (c) => c.reward, show: (c) => figure(c.reward) },
       { name: "advantage", value: (c) => c.advantage, show: (c) => signed(c.advantage) },
@@ -197,7 +197,7 @@
 
   function leafValue(column, completion) {
     const skipped = column.name === "tokens" || column.value(completion) === null;
-    return skipped ? [] : [make("span", {}, make("bdi", {}, column.part ?? column.name), ` ${column.show(completion)}`)];
+    return skipped ? [] : [make("span", {}, make("bdi", {}, column.part ?? column.label ?? column.name), ` ${column.show(completion)}`)];
   }
 
   function branchOf(first, before, columns) {
@@ -230,10 +230,10 @@
   // --- tables ---
 
   function headOf(column, sortable) {
-    if (!sortable) return make("th", { scope: "col" }, column.part ?? column.name);
+    if (!sortable) return make("th", { scope: "col" }, column.part ?? column.label ?? column.name);
     const isSorted = column.name === state.sort;
     const arrow = isSorted ? (state.down ? "\u00a0↓" : "\u00a0↑") : "";
-    const button = make("button", { type: "button" }, (column.part ?? column.name) + arrow);
+    const button = make("button", { type: "button" }, (column.part ?? column.label ?? column.name) + arrow);
     button.dataset.key = column.name;
     button.onclick = () => sortBy(column.name, isSorted ? !state.down : column.name !== "rank");
     const head = make("th", { scope: "col" }, button);
@@ -314,7 +314,7 @@
       .map((text) => [text, then.get(text), now.get(text)])
       .filter(([, old, fresh]) => chosen([old, fresh].filter(Boolean)).length);
     const shown = [["rank", (value) => number(value, 0)], ["logprob", number], ["reward", figure], ["advantage", signed]];
-    const heads = ["completion", "change", "rank", "log-probability", "reward", "advantage"].map((name, place) =>
+    const heads = ["completion", "change", index.order, "log-probability", "reward", "advantage"].map((name, place) =>
       make("th", { scope: "col", className: place < 2 ? "label" : "" }, name));
     const body = rows.map(([text, old, fresh]) => {
       const change = old && fresh ? "in both" : fresh ? "new" : "gone";
@@ -490,7 +490,7 @@
       const group = groups[state.group];
       const columns = columnsOf(group.completions);
       if (!columns.some((column) => column.name === state.sort)) [state.sort, state.down] = ["rank", false];
-      at("sort").replaceChildren(...columns.map(({ name }) => make("option", { value: name, selected: name === state.sort }, name)));
+      at("sort").replaceChildren(...columns.map(({ name, label }) => make("option", { value: name, selected: name === state.sort }, label ?? name)));
       at("turn").textContent = state.down ? "largest first" : "smallest first";
       const completions = sorted(chosen(group.completions), columns);
       drawTree(completions, columns);

@@ -16,6 +16,7 @@ from typing import Any
 from bgrpo.config import PretrainConfig, TrainConfig
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_path
+from bgrpo.groups import RANKED
 from bgrpo.runs.audit import audit
 from bgrpo.runs.missing_steps import missing_steps
 from bgrpo.runs.run_folder import RunFolder
@@ -121,6 +122,7 @@ def _write_data(run: RunFolder, config: TrainConfig, folder: Path, max_bytes: in
             "kept": f"{min(config.rollout.keep_samples, config.rollout.prompts_per_step)} of "
             f"{config.rollout.prompts_per_step} groups a step",
         },
+        "order": "rank" if config.decode_mode in RANKED else "draw",  # of a group's completions: samples have no rank
         "curve": "score" if config.reward.parts else "reward",
         "notes": notes,
         "chunks": chunks.count,

@@ -24,8 +24,8 @@ from bgrpo.runs.missing_steps import missing_steps
 from bgrpo.runs.run_folder import RunFolder
 from bgrpo.sweep.report.sweep_page import render_page
 from bgrpo.sweep.report.sweep_pictures import draw_pictures
-from bgrpo.sweep.report.sweep_records import AMOUNTS, SweepRecord, TrialRecord, is_sweep, read_steps, read_sweep
-from bgrpo.sweep.report.sweep_summary import SweepSummary, summarize
+from bgrpo.sweep.report.sweep_records import AMOUNTS, SweepRecord, TrialRecord, is_sweep, read_steps
+from bgrpo.sweep.report.sweep_summary import SweepSummary
 
 CURVES = ("validation/", "outcome/", "part/")  # prefixes
 SINGLE_CURVES = (
@@ -42,20 +42,15 @@ SINGLE_CURVES = (
 FORMULA_STARTS = ("=", "+", "-", "@", "\t")
 
 
-def write_sweep_report(folder: Path) -> Path:
+def write_sweep_report(summary: SweepSummary) -> Path:
     """Write ``report/`` in a sweep's folder: index.html, pictures, trials.csv, curves.csv and summary.json.
 
     Returns:
         Path of ``index.html``.
 
     Raises:
-        UserError: not a sweep's folder, or it cannot be written.
+        UserError: it cannot be written.
     """
-    return write_report_of(summarize(read_sweep(folder)))
-
-
-def write_report_of(summary: SweepSummary) -> Path:
-    """The files of :func:`write_sweep_report`, for numbers that are worked out already."""
     report = summary.sweep.folder / "report"
     try:
         report.mkdir(exist_ok=True)

@@ -172,4 +172,6 @@ def _budget(sweep: SweepRecord) -> str:
     if not isinstance(budget, dict) or "kind" not in budget:
         return ""
     amount = budget.get("amount")
-    return f"{amount:,} {budget['kind']}" if isinstance(amount, int | float) else str(budget["kind"])
+    if not isinstance(amount, int | float):
+        return str(budget["kind"])
+    return f"{int(amount) if amount == amount // 1 else amount:,} {budget['kind']}"

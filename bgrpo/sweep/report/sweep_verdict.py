@@ -14,12 +14,14 @@ from enum import StrEnum
 
 import numpy as np
 
-from bgrpo.display.run_report import is_fraction, metric_label
+from bgrpo.display.run_report import is_bounded, is_fraction, metric_label
 from bgrpo.evaluation.intervals import Interval
 from bgrpo.sweep.report.paired_statistics import PairedEffect, holm, paired_effect
 
 MIN_SEEDS = 3
 LEVEL = 0.05
+NO_ROOM = 0.005
+"""So near to 0 or 1 a mean has no room for a difference that matters."""
 BUDGET_TOLERANCE = 0.05
 
 BySeed = Mapping[int, Sequence[float]]
@@ -69,6 +71,10 @@ class Verdict:
     cautions: list[str] = field(default_factory=list)  # what weakens it
     comparisons: list[ArmComparison] = field(default_factory=list)  # the numbers behind it
 
+    def lines(self) -> list[str]:
+        """All of it, for a terminal."""
+        return [self.headline, *self.sentences, *self.cautions]
+
 
 def compare_arms(results: Results, baseline: str) -> list[ArmComparison]:
     """Every other arm against the baseline, paired by seed and problem, adjusted for their number."""
@@ -115,7 +121,22 @@ def decide(results: Results, baseline: str, metric: str, circumstances: Circumst
         basis += f" Problems without a score in some run, which no comparison counts: {told}."
     if circumstances.budget:
         basis += f" Budget of each trial: {circumstances.budget}."
-    return Verdict(headline, winner, [*sentences, basis], _cautions(comparisons, circumstances), comparisons)
+    cautions = [*_no_room(results, metric), *_cautions(comparisons, circumstances)]
+    return Verdict(headline, winner, [*sentences, basis], cautions, comparisons)
+
+
+def _no_room(results: Results, metric: str) -> list[str]:
+    """A metric that is at an end of its range for every arm cannot show a difference."""
+    means = [_mean(by_seed) for by_seed in results.values() if by_seed]
+    if not is_bounded(metric) or len(means) < 2:
+        return []
+    for end, name in ((1.0, "highest"), (0.0, "lowest")):
+        if all(abs(mean - end) <= NO_ROOM for mean in means):
+            return [
+                f"{metric_label(metric)} of every arm is at, or next to, its {name} value, where it cannot tell them "
+                f"apart: take harder problems, a smaller budget, or another metric."
+            ]
+    return []
 
 
 def difference_text(metric: str, interval: Interval) -> str:
