@@ -1,4 +1,4 @@
-"""The forms that users' reward functions have, and what they may return. Their processes: :mod:`.check_process`.
+"""The forms that users' reward functions have, and what they may return. Their processes: ``check_process.py``.
 
 - ``f(prompt, completion)``: one completion at a time; further parameters are filled from the problem's columns.
 - ``f(prompts, completions, **columns)``: as TRL calls it: all completions of several groups, each with its prompt; a

@@ -55,7 +55,7 @@ def single(policy_dir: Path) -> Iterator[Client]:
             policy_dir,
             rollout={"actors": 1, "timeout_s": 3.0},
             reward={"function": "reward_functions:parity_with_accidents"},
-            verifier={"processes": 2, "timeout_s": 0.4},
+            verifier={"processes": 2, "timeout_s": 2.0},
         )
     ) as client:
         yield client

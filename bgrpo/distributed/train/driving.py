@@ -33,7 +33,7 @@ WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
 SILENCE_S = 30.0
 """``watchdog.silence_s`` of runs that have no such setting."""
 
-ABORT_S = 3.0
+ABORT_S = 5.0
 """What the controller may take to end the workers, before it is ended itself: they go with it."""
 
 SILENCE_VARIABLE = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
