@@ -111,8 +111,7 @@ def evaluation_tables(evaluation: Evaluation, title: str) -> list[Table]:
     metrics.add_column("value", justify="right", no_wrap=True)
     for name, interval in evaluation.intervals().items():
         if name != REPEATED:
-            known = sum(not math.isnan(value) for value in evaluation.values[name])
-            label = _label_of_some(name, known, len(evaluation.categories))
+            label = _label_of_some(name, evaluation.known(name), len(evaluation.categories))
             metrics.add_row(label, _interval_text(name, interval))
     return [metrics, *_category_tables(evaluation), _outcome_table(evaluation)]
 

@@ -59,8 +59,8 @@ class EvaluationComparison:
     def _rows(self) -> list[ComparisonRow]:
         found: dict[tuple[str, str], list[float]] = {}
         problems = {}
-        for name in self.before.values:
-            pairs = list(zip(self.before.values[name], self.after.values.get(name, ()), strict=False))
+        for name in (name for name in self.before.values if name in self.after.values):
+            pairs = zip(self.before.values[name], self.after.values[name], strict=True)
             both = [pair if not any(map(math.isnan, pair)) else (math.nan, math.nan) for pair in pairs]
             problems[name] = sum(not math.isnan(before) for before, _ in both)
             if problems[name]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bgrpo.evaluation.comparison import EvaluationComparison
+from bgrpo.evaluation.comparison import ComparisonRow, EvaluationComparison
 from bgrpo.evaluation.intervals import Interval, intervals
 from bgrpo.evaluation.metrics import REPEATED, Evaluation
 from bgrpo.tasks.base import Problem
@@ -39,12 +38,9 @@ class MeasuredFile:
             yield "before", self.before
         yield ("after" if self.before is not None else "policy"), self.after
 
-    def differences(self, seed: int) -> dict[str, Interval]:
-        """After less before, of every metric, over the problems that have it in both."""
-        if self.before is None:
-            return {}
-        rows = EvaluationComparison(self.before, self.after, seed).rows()
-        return {row.metric: row.difference for row in rows}
+    def compared(self, seed: int) -> list[ComparisonRow]:
+        """Before and after, of every metric, over the problems that have it in both."""
+        return [] if self.before is None else EvaluationComparison(self.before, self.after, seed).rows()
 
 
 def as_tree(files: Sequence[MeasuredFile], seed: int) -> list[dict[str, Any]]:
@@ -60,8 +56,8 @@ def as_tree(files: Sequence[MeasuredFile], seed: int) -> list[dict[str, Any]]:
                 "solved_within": evaluation.solved_within(),
                 "failed_checks": evaluation.failures(),
             }
-        if differences := file.differences(seed):
-            tree["difference"] = {metric: each._asdict() for metric, each in differences.items()}
+        if rows := file.compared(seed):
+            tree["difference"] = {row.metric: row.difference._asdict() for row in rows}
         found.append(tree)
     return found
 
@@ -75,16 +71,16 @@ def as_csv(files: Sequence[MeasuredFile], seed: int) -> str:
         for name, evaluation in file.policies():
             for metric, each in evaluation.intervals(seed).items():
                 if metric != REPEATED:
-                    known = sum(not math.isnan(value) for value in evaluation.values[metric])
-                    writer.writerow([file.name, name, "", known, metric, *map(_number, each)])
+                    writer.writerow([file.name, name, "", evaluation.known(metric), metric, *map(_number, each)])
             for category, row in evaluation.by_category().items():
                 problems = row["problems"]
                 for metric in evaluation.values:
                     if category and metric != REPEATED:
                         writer.writerow([file.name, name, category, problems, metric, _number(row[metric]), "", ""])
-        for metric, each in file.differences(seed).items():
-            if metric != REPEATED:
-                writer.writerow([file.name, "difference", "", len(file.problems), metric, *map(_number, each)])
+        for pair in file.compared(seed):
+            if pair.metric != REPEATED:
+                numbers = map(_number, pair.difference)
+                writer.writerow([file.name, "difference", "", pair.problems, pair.metric, *numbers])
     return text.getvalue()
 
 

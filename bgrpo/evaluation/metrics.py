@@ -111,6 +111,10 @@ class Evaluation:
             "ranks": self.ranks,
         }
 
+    def known(self, metric: str) -> int:
+        """How many problems have a value of the metric."""
+        return sum(not math.isnan(value) for value in self.values[metric])
+
     def failures(self) -> list[str]:
         """One line per kind of failure in the checks; empty when all came to a verdict."""
         return describe_failures(self.totals(), self.details)

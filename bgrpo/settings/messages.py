@@ -98,10 +98,8 @@ def unknown_key(key: str, section: type[Section]) -> str:
     if key in known_keys(section):
         return f"{key}: expected in sections, as {key.replace('.', ': {')}: …{'}' * key.count('.')}"
     parent = key.rpartition(".")[0]
-    inner = (
-        [part for part in alternatives(below(section, parent)) if is_section(part)] if parent else []
-    )  # of a mapping
-    beside = [f"{parent}.{name}" for part in inner for name in part.model_fields]  # also of sections in a mapping
+    inner = [part for part in alternatives(below(section, parent)) if is_section(part)] if parent else []
+    beside = [f"{parent}.{name}" for part in inner for name in part.model_fields]  # sections in a mapping
     meant = nearest_keys(key, dict.fromkeys([*known_keys(section), *beside]))
     hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
     return f"unknown key {shown(key)}{hint}"
