@@ -310,7 +310,9 @@ def _named(task: Task, call: str) -> AbstractContextManager[None]:
 def _are_problems(problems: Any) -> bool:
     return isinstance(problems, list) and all(
         isinstance(problem, Problem)
-        and all(isinstance(text, str) for text in (problem.prompt, problem.answer, problem.category))
+        and isinstance(problem.prompt, str)
+        and isinstance(problem.answer, str)
+        and isinstance(problem.category, str)
         for problem in problems
     )
 

@@ -44,11 +44,14 @@ class Target:
 
     def __init__(self, f: Polynomial) -> None:
         self.names, self.terms, self.degree = f.names, f.terms, f.degree
+        self._exact: fmpz_poly | fmpz_mpoly | None = None
 
-    @cached_property
+    @property
     def exact(self) -> fmpz_poly | fmpz_mpoly:
-        """f, dense in one variable or sparse in several."""
-        return _exact(self.terms, len(self.names))
+        """f, dense in one variable or sparse in several; needed for nearly every line of a file."""
+        if self._exact is None:
+            self._exact = _exact(self.terms, len(self.names))
+        return self._exact
 
     @cached_property
     def on_line(self) -> nmod_poly:
@@ -69,14 +72,17 @@ def has_left_factor(f: Target, h: Polynomial, integral: bool) -> bool:
     f(0), then the constant term of (f - f(0)) / h1, and so on, all integers by Gauss's lemma. And g has integer
     coefficients exactly when k^i divides the i-th of them.
     """
-    if f.degree % h.degree or any(key >> EXPONENT_BITS * len(f.names) for key in h.terms):
+    if f.degree % h.degree or max(h.terms) >> EXPONENT_BITS * len(f.names):
         return False
     if len(f.names) == 1 and f.degree <= SMALL_DEGREE:
         of_f, of_h = f.exact, _dense(h.terms)
         if isinstance(of_f, fmpz_poly) and max(of_f.height_bits(), of_h.height_bits()) <= SMALL_BITS:
-            of_h -= of_h[0]
+            of_h[0] = 0
             content = int(of_h.content())
-            return _divides_throughout(f, of_h / content, content if integral else 1)
+            digits = _digits(of_f, of_h if content == 1 else of_h / content)
+            return digits is not None and (
+                content == 1 or not integral or not any(digit % content**i for i, digit in enumerate(digits))
+            )
     h1, content = _primitive({key: coefficient for key, coefficient in h.terms.items() if key})
     exact = _exact(h1, len(f.names))
     digits = _digits(f.on_line, _on_line(exact, h1, f.names))
@@ -142,17 +148,24 @@ def _divides_throughout(f: Target, h1: Any, step: int) -> bool:
         power *= step
 
 
-def _digits(f: nmod_poly, h: nmod_poly) -> list[int] | None:
-    """Coefficients of the g with f = g(h), or None if there is none; [] if h is constant, when nothing is known."""
-    if h.degree() < 1:
+def _digits(f: Any, h: Any) -> list[int] | None:
+    """Coefficients of the g with f = g(h), or None if there is none; [] if h is constant, when nothing is known.
+
+    Both are polynomials modulo the prime, or both of integers and h primitive. Then no quotient is rounded if g exists
+    (Gauss's lemma), and one that is rounded leaves no constant.
+    """
+    degree = h.degree()
+    if degree < 1:
         return []
     digits = []
-    while f:
+    while f.degree() >= degree:
         f, digit = divmod(f, h)
         if digit.degree() > 0:
             return None
         digits.append(int(digit[0]))
-    return digits
+    if f.degree() > 0:
+        return None
+    return [*digits, int(f[0])] if f else digits
 
 
 def _check_expansion(outer: Polynomial, inners: Sequence[Polynomial], variables: int) -> None:
@@ -228,10 +241,8 @@ def _exact(terms: Terms, variables: int) -> fmpz_poly | fmpz_mpoly:
 
 
 def _dense(terms: Terms) -> fmpz_poly:
-    coefficients = [0] * (max(terms, default=-1) + 1)
-    for exponent, coefficient in terms.items():
-        coefficients[exponent] = coefficient
-    return fmpz_poly(coefficients)
+    coefficient = terms.get
+    return fmpz_poly([coefficient(exponent, 0) for exponent in range(max(terms, default=-1) + 1)])
 
 
 def _sparse(terms: Terms, variables: int) -> fmpz_mpoly:

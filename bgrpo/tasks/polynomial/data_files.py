@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count as count_from
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from bgrpo.errors import UserError
 from bgrpo.files import atomic_file, readable_file
@@ -31,8 +31,7 @@ MAX_LINE_BYTES = 1 << 20
 MAX_BYTES = 1 << 34
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line of a data file: its 1-based number, prompt text without separator, and answer ("" if there is none)."""
 
     number: int
@@ -167,7 +166,7 @@ def generate_file(
 
 def _split(path: Path, number: int, text: str) -> Line:
     expanded, separator, answer = text.partition(SEPARATOR)
-    if separator and expanded and not _SEPARATOR.search(answer) and "?" not in expanded:  # nearly every line
+    if separator and expanded and SEPARATOR not in answer and "?" not in text:  # nearly every line
         return Line(number, expanded.rstrip(), answer.lstrip())
     parts = [part.strip() for part in _SEPARATOR.split(text, maxsplit=3)]
     if len(parts) == 3 and not parts[2]:

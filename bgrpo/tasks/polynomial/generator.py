@@ -61,6 +61,7 @@ class Generated:
         return f"{self.expanded} {SEPARATOR} {self.answer}"
 
 
+@lru_cache(maxsize=1 << 10)
 def category(variables: int, degree: int, inner_degree: int) -> str:
     """Label of a problem in breakdowns: ``outer_inner`` degrees in one variable, ``v<variables>_d<degree>`` in several.
 

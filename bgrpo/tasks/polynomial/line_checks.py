@@ -8,6 +8,7 @@ is imported or run again in them. They end with their input, hence with the prog
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import queue
@@ -107,9 +108,11 @@ def _category(target: Target, answer: str) -> str:
     """Label by degrees, see :func:`bgrpo.tasks.polynomial.generator.category`."""
     inner_degree = 0
     if len(target.names) <= 1:
-        with contextlib.suppress(NotationError):
+        try:
             parts = split_answer(answer)
             inner_degree = read_inner(parts[-1], target.names).degree if len(parts) <= 2 else 0
+        except NotationError:
+            pass  # it is counted as such, and its inner degree is not known
     return category(len(target.names), target.degree, inner_degree)
 
 
@@ -181,6 +184,8 @@ def _ask(child: subprocess.Popen[bytes], path: Path, ring: Ring, for_training: b
 
 def _serve() -> None:
     """The child: a line of JSON and a block after the other, each answered by one line of JSON."""
+    gc.freeze()  # what is loaded stays, and hardly anything that comes is in a cycle
+    gc.set_threshold(100_000)
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     while line := requests.readline():
         head = json.loads(line)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 SEPARATOR = "⁇"
@@ -50,9 +50,9 @@ class NotationError(ValueError):
     """The text is not an expression of the notation, or it passes a limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Polynomial:
-    """An expanded polynomial with integer coefficients.
+    """An expanded polynomial with integer coefficients; not to be changed.
 
     Attributes:
         names: variables; the position is the one in packed exponents. Not all of them need occur.
@@ -61,14 +61,16 @@ class Polynomial:
 
     names: tuple[str, ...]
     terms: Terms
+    _degree: int = field(default=-1, init=False, repr=False, compare=False)
 
     @property
     def degree(self) -> int:
         """Total degree; 0 for constants, zero included."""
-        if len(self.names) <= 1:
-            return max(self.terms, default=0)
-        # A number is congruent to the sum of its digits modulo its base less one, and MAX_DEGREE is below that.
-        return max([key % _EXPONENT_MASK for key in self.terms], default=0)
+        if self._degree < 0:
+            # A number is congruent to the sum of its digits modulo its base less one, and MAX_DEGREE is below that.
+            keys = self.terms if len(self.names) <= 1 else [key % _EXPONENT_MASK for key in self.terms]
+            self._degree = max(keys) if keys else 0
+        return self._degree
 
     def without_idle_variables(self) -> Polynomial:
         """The same in the variables that occur: ``+ b0 * P 0 b1`` and ``^ b1 P 0`` name b1, but it does not occur."""
@@ -150,7 +152,7 @@ def _sum_of_terms(text: str, known: tuple[str, ...], budget: Budget) -> Polynomi
     if found is None:
         return None
     pieces = f"{found[1]}+{found[2]}".translate(_SHORT_FORM).split("+")  # "", "-3", "2a", "-1a2"
-    if max(map(len, pieces)) > _QUICK_LENGTH:
+    if len(text) > _QUICK_LENGTH and max(map(len, pieces)) > _QUICK_LENGTH:
         return None
     terms: Terms = {}
     for piece in pieces[:0:-1]:

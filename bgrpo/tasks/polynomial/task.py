@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -56,11 +58,13 @@ class PolynomialTask:
         """
         outcomes: Counter[str] = Counter()
         problems: list[Problem] = []
-        for block in checked_blocks(path, self.ring, for_training, progress):
-            outcomes.update(block.outcomes)
-            problems += [
-                Problem(prompt, answer, sys.intern(label), line=line) for prompt, answer, label, line in block.problems
-            ]
+        with _uncollected():
+            for block in checked_blocks(path, self.ring, for_training, progress):
+                outcomes.update(block.outcomes)
+                problems += [
+                    Problem(prompt, answer, sys.intern(label), line=line)
+                    for prompt, answer, label, line in block.problems
+                ]
         if for_training and not allow_bad:
             _refuse_bad(path, outcomes)
         if not problems:
@@ -146,6 +150,18 @@ class PolynomialTask:
         from bgrpo.tasks.polynomial.speed import measure_speed
 
         return measure_speed(seconds)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the search for garbage in cycles, which would look at all problems loaded so far again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _refuse_bad(path: Path, outcomes: Counter[str]) -> None:
