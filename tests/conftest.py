@@ -13,9 +13,11 @@ import pytest
 from hypothesis import settings
 
 from bgrpo import waits
+from bgrpo.runs.environment import LIGHT_ENVIRONMENT
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.update(LIGHT_ENVIRONMENT)  # as in commands
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,6 +53,13 @@ def pytest_collection_finish() -> None:
     """Libraries and tests stay: no collection of garbage need look at them again. Every trainer begins with one."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_libraries() -> Iterator[None]:
+    """So do the libraries that the files before have imported."""
+    gc.freeze()
+    yield
 
 
 @pytest.fixture(autouse=True)

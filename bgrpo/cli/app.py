@@ -11,6 +11,7 @@ import io
 import os
 import select
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +41,7 @@ from bgrpo.cli.arguments import (
 from bgrpo.cli.problem_commands import register
 from bgrpo.errors import RunError, Stopped, UserError, one_line
 from bgrpo.files import FULL, LOST
+from bgrpo.runs.environment import LIGHT_ENVIRONMENT
 from bgrpo.runs.redaction import redacted_output, remember_secrets
 from bgrpo.runs.stopping import end_of
 from bgrpo.settings.spelling import nearest
@@ -678,6 +680,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if arguments is None:
         sys.path.append(here)  # a user's tasks and reward functions are found here, as with python -m
+        for name, value in LIGHT_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     remember_secrets(given)
     with redacted_output():
         status = _flushed(given)
@@ -727,9 +731,15 @@ def _nobody_reads() -> bool:
     return any(event & select.POLLERR for _, event in ends.poll(0))
 
 
+@cache
+def _commands() -> Any:
+    """All commands; made once, since making them takes most of what it takes to read a command line."""
+    return typer.main.get_command(app)
+
+
 def _run(given: list[str]) -> int:
     try:
-        return app(given or ["--help"], prog_name="bgrpo", standalone_mode=False) or 0
+        return _commands()(given or ["--help"], prog_name="bgrpo", standalone_mode=False) or 0
     except UserError as error:
         message, status = str(error), 2
     except RunError as error:

@@ -115,7 +115,7 @@ def test_a_reward_that_rises_while_what_is_watched_falls_is_told_at_the_end(
 @pytest.mark.parametrize(
     "keys",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.long),
         {"rollout.search": "stochastic_beam", "advantage.kind": "set_estimator", "rollout.max_staleness": 1},
     ],
     ids=["beams", "without replacement, ahead"],
@@ -258,6 +258,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
+@pytest.mark.long
 def test_a_closed_terminal_saves_what_was_learned(
     tmp_path: Path, policy_folder: Path, rows: list[dict[str, Any]]
 ) -> None:

@@ -54,7 +54,7 @@ def test_an_error_that_names_no_path_is_no_users_error(monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can try as another user")
-@pytest.mark.parametrize("mode", [0o755, 0o700])
+@pytest.mark.parametrize("mode", [pytest.param(0o755, marks=pytest.mark.long), 0o700])
 def test_another_users_run_may_be_looked_at_or_not_and_never_written(mode: int, tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
         if folder.owner() == "root" and folder.name.startswith(("pytest-", "test_", tmp_path.name)):

@@ -132,7 +132,7 @@ def test_a_reward_actor_that_is_killed_changes_nothing(here: Path, composite: Ru
     assert compare_metrics(composite.folder.metrics(), result.folder.metrics()) == []
 
 
-@pytest.mark.parametrize("starved", [2, 3])
+@pytest.mark.parametrize("starved", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_reward_model_without_memory_is_asked_again_then_the_cause_is_told(
     starved: int, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,7 +273,7 @@ tracker.finish("FINISHED")
 """
 
 
-@pytest.mark.parametrize(("when", "lines"), [("early", 1), ("late", 2)])
+@pytest.mark.parametrize(("when", "lines"), [pytest.param("early", 1, marks=pytest.mark.long), ("late", 2)])
 def test_a_full_disk_costs_a_line_and_the_store_can_be_used_again(tmp_path: Path, when: str, lines: int) -> None:
     """A second line, at the end, says what is missing."""
     done = subprocess.run(

@@ -25,9 +25,9 @@ from bgrpo.distributed.train.learner_watch import read_open_ends
 from bgrpo.distributed.train.process_group import LearnerGroupConfig
 from bgrpo.errors import DivergenceError, LostRunError, RunError, UserError
 from bgrpo.files import FULL, NO_ROOM
-from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT
+from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT, LIGHT_ENVIRONMENT
 
-WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT}
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT, **LIGHT_ENVIRONMENT}
 """Threads that wait for each other sleep: where they spin on shared cores, a small update takes 20 times as long."""
 
 SILENCE_S = 30.0
