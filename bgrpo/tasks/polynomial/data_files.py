@@ -24,6 +24,7 @@ from bgrpo.tasks.polynomial.options import GeneratorOptions
 from bgrpo.tasks.polynomial.verifier import Ring, check
 
 _SEPARATOR = re.compile("[" + "".join(SEPARATORS) + "]")
+_SEPARATOR_BYTES = SEPARATOR.encode()
 MAX_BAD_LISTED = 10
 PROGRESS_EVERY = 1000  # lines
 BLOCK_BYTES = 1 << 18
@@ -89,6 +90,12 @@ def read_blocks(path: Path) -> Iterator[Block]:
 def lines_of(path: Path, block: Block) -> Iterator[Line]:
     """Lines of a block that are not blank; raises UserError as :func:`read_lines`."""
     for number, raw in enumerate(block.text.split(b"\n"), start=block.number):
+        expanded, separator, answer = raw.partition(_SEPARATOR_BYTES)
+        if separator and expanded.isascii() and answer.isascii() and b"?" not in raw and len(raw) <= MAX_LINE_BYTES:
+            line = Line(number, expanded.decode().strip(), answer.decode().strip())
+            if line.expanded:  # nearly every line
+                yield line
+                continue
         if len(raw) > MAX_LINE_BYTES:
             raise UserError(f"{path}:{number}: more than {MAX_LINE_BYTES:,} bytes: expected 'expanded ⁇ answer'")
         try:
@@ -165,9 +172,6 @@ def generate_file(
 
 
 def _split(path: Path, number: int, text: str) -> Line:
-    expanded, separator, answer = text.partition(SEPARATOR)
-    if separator and expanded and SEPARATOR not in answer and "?" not in text:  # nearly every line
-        return Line(number, expanded.rstrip(), answer.lstrip())
     parts = [part.strip() for part in _SEPARATOR.split(text, maxsplit=3)]
     if len(parts) == 3 and not parts[2]:
         parts.pop()

@@ -27,8 +27,8 @@ from bgrpo.tasks.base import Outcome, Progress
 from bgrpo.tasks.polynomial.composition import Target
 from bgrpo.tasks.polynomial.data_files import Block, Line, lines_of, read_blocks
 from bgrpo.tasks.polynomial.generator import category
-from bgrpo.tasks.polynomial.notation import SEPARATOR, NotationError
-from bgrpo.tasks.polynomial.verifier import Ring, check, read_inner, read_target, split_answer
+from bgrpo.tasks.polynomial.notation import NotationError, parse
+from bgrpo.tasks.polynomial.verifier import Ring, check_answer, read_inner, split_answer
 
 PARALLEL_BYTES = 8 << 20
 """Files of this size take one process about two seconds; larger ones are checked by several."""
@@ -41,7 +41,7 @@ class CheckedBlock(NamedTuple):
     """What became of a block's lines.
 
     Attributes:
-        problems: prompt, answer, category and number of each line that stays.
+        problems: polynomial, answer, category and number of each line that stays.
         outcomes: outcome of its own answer -> lines, over all lines that have one.
     """
 
@@ -80,24 +80,25 @@ def check_block(path: Path, block: Block, ring: Ring, for_training: bool) -> Che
     Raises:
         UserError: a line that has another form, whose polynomial cannot be read, or, for training, without an answer.
     """
-    problems, outcomes = [], Counter[str]()
+    problems: list[tuple[str, str, str, int]] = []
+    outcomes: list[Outcome] = []
     for line in lines_of(path, block):
         target = _target(path, line)
         if not line.answer:
             if for_training:
                 raise UserError(f"{path}:{line.number}: no answer after the separator")
         else:
-            outcome = check(line.expanded, line.answer, ring)
-            outcomes[str(outcome)] += 1
+            outcome = check_answer(target, line.answer, ring)
+            outcomes.append(outcome)
             if outcome == Outcome.TRIVIAL:
                 continue
-        problems.append((f"{line.expanded} {SEPARATOR}", line.answer, _category(target, line.answer), line.number))
-    return CheckedBlock(problems, dict(outcomes))
+        problems.append((line.expanded, line.answer, _category(target, line.answer), line.number))
+    return CheckedBlock(problems, dict(Counter(map(str, outcomes))))
 
 
 def _target(path: Path, line: Line) -> Target:
     try:
-        return read_target(line.expanded)
+        return Target(parse(line.expanded))
     except NotationError as error:
         raise UserError(
             f"{path}:{line.number}: the polynomial {line.expanded[:40]!r}… cannot be read: {error}"

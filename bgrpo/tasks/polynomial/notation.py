@@ -134,10 +134,10 @@ def parse(text: str, known: tuple[str, ...] = (), budget: Budget | None = None) 
     """
     if len(text) > MAX_CHARACTERS:
         raise NotationError(f"{len(text)} characters, at most {MAX_CHARACTERS} are read")
-    budget = budget or Budget()
     written_out = _sum_of_terms(text, known, budget)
     if written_out is not None:
         return written_out
+    budget = budget or Budget()
     lexemes = _LEXEME.findall(text)
     names = _variables(lexemes, known)
     value = _Evaluator(names, budget).evaluate(lexemes)
@@ -146,7 +146,7 @@ def parse(text: str, known: tuple[str, ...] = (), budget: Budget | None = None) 
     return Polynomial(names, terms)
 
 
-def _sum_of_terms(text: str, known: tuple[str, ...], budget: Budget) -> Polynomial | None:
+def _sum_of_terms(text: str, known: tuple[str, ...], budget: Budget | None) -> Polynomial | None:
     """What :func:`parse` gives for a sum of terms in the variable a, at a third of the cost; None for other texts."""
     found = _SUM.fullmatch(text) if known in ((), ("a",)) else None
     if found is None:
@@ -162,8 +162,10 @@ def _sum_of_terms(text: str, known: tuple[str, ...], budget: Budget) -> Polynomi
             return None
         if value := int(number):
             terms[key] = value
-    budget.charge(text.count("*") + max(len(terms) - 1, 0))
-    budget.keep(len(terms))
+    if budget is not None or len(text) > _QUICK_LENGTH:  # a shorter one alone is within every limit
+        budget = budget or Budget()
+        budget.charge(text.count("*") + max(len(terms) - 1, 0))
+        budget.keep(len(terms))
     return Polynomial(("a",) if "a" in text else known, terms)
 
 

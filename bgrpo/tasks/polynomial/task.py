@@ -16,6 +16,7 @@ from bgrpo.tasks.polynomial.data_files import generate_file, verify_file
 from bgrpo.tasks.polynomial.degrees import GRID, QUANTITIES, key_of, quantities_of, read_records
 from bgrpo.tasks.polynomial.generator import generate
 from bgrpo.tasks.polynomial.line_checks import checked_blocks
+from bgrpo.tasks.polynomial.notation import SEPARATOR
 from bgrpo.tasks.polynomial.options import GENERATOR_HELP, GeneratorOptions
 from bgrpo.tasks.polynomial.verifier import Ring, check
 
@@ -62,8 +63,8 @@ class PolynomialTask:
             for block in checked_blocks(path, self.ring, for_training, progress):
                 outcomes.update(block.outcomes)
                 problems += [
-                    Problem(prompt, answer, sys.intern(label), line=line)
-                    for prompt, answer, label, line in block.problems
+                    Problem(f"{expanded} {SEPARATOR}", answer, sys.intern(label), line=line)
+                    for expanded, answer, label, line in block.problems
                 ]
         if for_training and not allow_bad:
             _refuse_bad(path, outcomes)

@@ -46,6 +46,14 @@ def check(prompt: str, completion: str, ring: Ring = "ZZ") -> Outcome:
     """
     try:
         f = read_target(prompt)
+    except NotationError:
+        return Outcome.UNPARSEABLE
+    return check_answer(f, completion, ring)
+
+
+def check_answer(f: Target, completion: str, ring: Ring) -> Outcome:
+    """As :func:`check`, for a prompt that was read."""
+    try:
         parts = split_answer(completion)
         if len(parts) == 1:
             return _check_inner(f, read_inner(parts[0], f.names), ring)
@@ -65,9 +73,9 @@ def read_target(prompt: str) -> Target:
     return Target(parse(split_prompt(prompt)))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=16)
 def read_inner(text: str, names: tuple[str, ...]) -> Polynomial:
-    """The inner polynomial of an answer, whose first variables are ``names``; kept for a while.
+    """The inner polynomial of an answer, whose first variables are ``names``; kept for its degree to be asked.
 
     Raises:
         NotationError: it cannot be read.
