@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -155,6 +156,8 @@ def test_a_cluster_that_died_is_told_apart_and_cleaned_up(
     folder.make()
     folder.write(state_of(head, ray_folder))
     head.kill()
+    while head.status() != psutil.STATUS_ZOMBIE:  # until then it lives
+        time.sleep(0.01)
     assert main(["cluster", "status", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == {"running": False, "leftover_processes": [left.pid]}
     assert main(["cluster", "status"]) == 1
