@@ -78,7 +78,7 @@ def test_the_bootstrap_of_three_is_their_range_and_of_many_is_normal() -> None:
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
 
 
-@settings(max_examples=10)  # each collects garbage, inside statsmodels
+@settings(max_examples=30)  # each collects garbage, inside statsmodels
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=6))
 def test_holms_adjustment_rejects_what_his_procedure_rejects(p_values: dict[str, float]) -> None:
     adjusted = holm(p_values)

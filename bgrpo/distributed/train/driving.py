@@ -29,7 +29,8 @@ from bgrpo.files import FULL, NO_ROOM
 from bgrpo.runs.environment import ALLOCATOR_ENVIRONMENT, LIGHT_ENVIRONMENT
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **ALLOCATOR_ENVIRONMENT, **LIGHT_ENVIRONMENT}
-"""Threads that wait for each other sleep: where they spin on shared cores, a small update takes 20 times as long."""
+"""Threads that wait for each other sleep: where they spin on shared cores, a small update takes 20 times as long.
+The rest: :mod:`bgrpo.runs.environment`."""
 
 SILENCE_S = 30.0
 """``watchdog.silence_s`` of runs that have no such setting."""

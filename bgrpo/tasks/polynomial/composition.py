@@ -48,7 +48,7 @@ class Target:
 
     @property
     def exact(self) -> fmpz_poly | fmpz_mpoly:
-        """f, dense in one variable or sparse in several; needed for nearly every line of a file."""
+        """f, dense in one variable or sparse in several; no cached_property, whose lock every line would pay."""
         if self._exact is None:
             self._exact = _exact(self.terms, len(self.names))
         return self._exact
@@ -151,8 +151,8 @@ def _divides_throughout(f: Target, h1: Any, step: int) -> bool:
 def _digits(f: Any, h: Any) -> list[int] | None:
     """Coefficients of the g with f = g(h), or None if there is none; [] if h is constant, when nothing is known.
 
-    Both are polynomials modulo the prime, or both of integers and h primitive. Then no quotient is rounded if g exists
-    (Gauss's lemma), and one that is rounded leaves no constant.
+    Both are polynomials modulo the prime, or both of integers and h primitive. Then every quotient has integers if g
+    exists (Gauss's lemma); and a rest that is constant shows f to be the quotient times h plus it, rounded or not.
     """
     degree = h.degree()
     if degree < 1:
